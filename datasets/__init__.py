@@ -1,0 +1,1 @@
+"""Datasets: each lists its samples; one loader serves them all."""

@@ -1,0 +1,25 @@
+"""Your own images: DIR/train/good is enough; test/<type> and ground_truth/<type> as in MVTec AD are optional."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets.industrial import list_categories, list_mvtec
+from datasets.samples import DatasetSpec, Sample
+
+
+def list_folder_categories(root: Path) -> list[str]:
+    """Categories below `root`, or the folder's own name if `root` itself holds train/good."""
+    if (root / "train" / "good").is_dir():
+        return [root.resolve().name]
+    return list_categories(root)
+
+
+def list_folder(root: Path, category: str) -> list[Sample]:
+    """Samples of one category; images without masks are fine (pixel metrics then need at least one mask)."""
+    if (root / "train" / "good").is_dir():
+        return list_mvtec(root.resolve().parent, category, need_masks=False)
+    return list_mvtec(root, category, need_masks=False)
+
+
+FOLDER = DatasetSpec("folder", list_folder_categories, list_folder, counts={}, has_masks=False)

@@ -1,0 +1,147 @@
+"""From samples to batches: decode once into a bounded cache, a data order that any step can be resumed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from datasets.samples import Sample
+from datasets.synthetic import add_defect
+from datasets.transforms import Decode, Normalise
+
+Batch = dict[str, Tensor]
+
+
+class ImageSet(Dataset):
+    """Samples as batches: image (B, 3, H, W), label (B,), mask (B, 1, H, W) in {0, 1}, index (B,).
+
+    A mask is there if every sample's is known: an anomalous one without a mask file leaves it out.
+    Decoded images are kept as uint8 up to `cache_gb`.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], decode: Decode, normalise: Normalise, *, cache_gb: float = 0
+    ) -> None:
+        self.samples, self.decode, self.normalise = list(samples), decode, normalise
+        self.has_masks = all(s.mask_path is not None or s.label == 0 for s in self.samples)
+        per_image = 3 * decode.size[0] * decode.size[1]
+        self.cached = min(len(self.samples), int(cache_gb * 2**30 / per_image))
+        self._cache: dict[int, np.ndarray] = {}
+
+    def fill_cache(self, *, quiet: bool = False) -> ImageSet:
+        """Decode what fits, in threads (Pillow releases the GIL); loader processes started later share it."""
+        todo = [i for i in range(self.cached) if i not in self._cache]
+        with ThreadPoolExecutor() as pool:
+            images = pool.map(lambda i: self.decode.image(self.samples[i].path), todo)
+            bar = tqdm(
+                images, total=len(todo), desc="decoding", unit="image", disable=True if quiet else None
+            )
+            self._cache.update(zip(todo, bar, strict=True))
+        return self
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        image = self._cache.get(index)
+        return self.decode.image(self.samples[index].path) if image is None else image
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8 in {0, 1}; zero for a normal image."""
+        path = self.samples[index].mask_path
+        return np.zeros(self.decode.size, np.uint8) if path is None else self.decode.mask(path)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The batch of these samples (called by DataLoader with a whole batch of indices)."""
+        batch = {
+            "image": self.normalise(np.stack([self.pixels(i) for i in indices])),
+            "label": torch.tensor([self.samples[i].label for i in indices]),
+            "index": torch.tensor(indices),
+        }
+        if self.has_masks:
+            batch["mask"] = torch.from_numpy(np.stack([self.mask(i) for i in indices]))[:, None]
+        return batch
+
+
+class SyntheticValidation(ImageSet):
+    """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
+
+    The defect of an image depends on the seed and the image's place alone.
+    """
+
+    def __init__(self, held_out: ImageSet, *, seed: int) -> None:
+        normal = held_out.samples
+        defective = [_with_defect(s) for s in normal]
+        super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
+        self.held_out, self.has_masks = held_out, True
+        self._defects = [
+            add_defect(held_out.pixels(i), np.random.default_rng([seed, i])) for i in range(len(normal))
+        ]
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        n = len(self._defects)
+        return self.held_out.pixels(index) if index < n else self._defects[index - n][0]
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8 in {0, 1}."""
+        n = len(self._defects)
+        return np.zeros(self.decode.size, np.uint8) if index < n else self._defects[index - n][1]
+
+
+def _with_defect(sample: Sample) -> Sample:
+    return Sample(sample.path, 1, None, sample.category, "validation", "synthetic", sample.group)
+
+
+class TrainingOrder(Sampler[list[int]]):
+    """Batches of indices from step `start` to `stop`: permutations of all samples, one after the other.
+
+    Batches run across epochs, so all have the same size. Step k is a function of the seed alone, hence a run can go
+    on anywhere without replaying what came before.
+    """
+
+    def __init__(self, samples: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, []
+        for step in range(self.start, self.stop):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.samples != epoch:
+                    epoch = position // self.samples
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.samples).tolist()
+                batch.append(order[position % self.samples])
+            yield batch
+
+
+def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int, pin: bool) -> DataLoader:
+    """Loader over the steps of `order`."""
+    return DataLoader(
+        data,
+        batch_sampler=order,
+        collate_fn=_as_is,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=False,
+    )
+
+
+def batches(data: ImageSet, batch_size: int, *, workers: int = 0) -> DataLoader:
+    """Loader over all samples in order, each once; the last batch may be smaller."""
+    return DataLoader(data, batch_size=batch_size, collate_fn=_as_is, num_workers=workers)
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,93 @@
+"""Decoding: files to uint8 arrays of the working size, and uint8 batches to normalised tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.samples import DatasetError
+
+MAX_PIXELS = 1 << 27  # 134 million: larger headers are refused before anything is decoded
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How a file becomes an array: centre crop (zero-padded where it exceeds the image), then resize.
+
+    size is (height, width); images are resized with antialiasing, masks with nearest neighbour, then thresholded
+    at `mask_threshold`, a share of the value range.
+    """
+
+    size: tuple[int, int]
+    resize: str = "bilinear"
+    center_crop: int | None = None
+    mask_threshold: float = 0.0
+
+    def image(self, path: Path) -> np.ndarray:
+        """File to (H, W, 3) uint8 RGB; grey images are repeated, alpha is dropped.
+
+        Raises:
+            DatasetError: if the file is no readable PNG, JPEG, BMP or TIFF, or has more than 2^27 pixels.
+        """
+        return np.asarray(self._fit(_open(path).convert("RGB"), FILTERS[self.resize]))
+
+    def mask(self, path: Path) -> np.ndarray:
+        """File to (H, W) uint8 in {0, 1}."""
+        grey = _open(path)
+        high = 65535 if grey.mode.startswith("I") else 255
+        values = np.asarray(grey if grey.mode.startswith(("I", "L")) else grey.convert("L"))
+        binary = Image.fromarray((values > self.mask_threshold * high).astype(np.uint8))
+        return np.asarray(self._fit(binary, Image.Resampling.NEAREST))
+
+    def _fit(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+        if self.center_crop is not None:
+            left, top = ((side - self.center_crop) // 2 for side in image.size)
+            image = image.crop((left, top, left + self.center_crop, top + self.center_crop))
+        height, width = self.size
+        return image if image.size == (width, height) else image.resize((width, height), resample)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DatasetError(
+                        f"{path} has {image.width} x {image.height} pixels; at most 2^27 are read"
+                    )
+                image.load()
+                return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(
+            f"{path} is no readable image ({type(error).__name__}); replace or remove it"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """uint8 RGB to the backbone's input: (value / 255 - mean) / std, per channel."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """(B, H, W, 3) uint8 to (B, 3, H, W) float32, channels last in memory."""
+        scale = 1 / (255 * np.asarray(self.std, dtype=np.float32))
+        offset = -np.asarray(self.mean, dtype=np.float32) / np.asarray(self.std, dtype=np.float32)
+        return torch.from_numpy(images * scale + offset).permute(0, 3, 1, 2)

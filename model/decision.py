@@ -1,0 +1,105 @@
+"""Anomaly map and score of an image from its 2n distance maps: the weighted decision mechanism (Sec. 4.5, Alg. 1).
+
+Legend: B images, L = 2n maps, K = H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FIXED_FRACTIONS = {"max": 0.0, "top1": 0.01, "top3": 0.03, "top5": 0.05, "top10": 0.10}  # Table 5
+
+
+@dataclass
+class Prediction:
+    """What every model says of a batch. anomaly_map: (B, H, W), higher is more anomalous. score: (B,)."""
+
+    anomaly_map: Tensor
+    score: Tensor
+
+
+def distance_map(teacher: Tensor, student: Tensor) -> Tensor:
+    """1 - cosine along channels (Eq. 1 at each position): two (B, C, H, W) to (B, H, W) in [0, 2]."""
+    return 1 - F.cosine_similarity(teacher.float(), student.float(), dim=1)
+
+
+def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: float) -> Tensor:
+    """v_w of Eq. 14 for each image, the share of pixels that decides, (B,).
+
+    The maxima of the L maps pass a softmax; those above its mean form P. `values` says what is averaged over P:
+    probability (as printed: alpha times it is at most alpha) or distance (the maxima themselves, released code).
+    If all are equal, none is above the mean; then all count.
+    """
+    maxima = torch.stack([m.flatten(1).amax(dim=1) for m in maps], dim=1)  # (B, L)
+    p = maxima.softmax(dim=1)
+    kept = p > p.mean(dim=1, keepdim=True)
+    kept = kept | ~kept.any(dim=1, keepdim=True)
+    averaged = p if values == "probability" else maxima
+    mean = (averaged * kept).sum(dim=1) / kept.sum(dim=1)
+    return (alpha * mean).clamp(min=beta)
+
+
+def top_mean(score_map: Tensor, share: Tensor) -> Tensor:
+    """Mean of the largest share of the pixels of each map: (B, H, W) and (B,) in [0, 1] to (B,).
+
+    The count is truncated, int(K * share), and at least one pixel. All images at once: one sorted prefix, its
+    cumulative sum, one gather.
+    """
+    flat = score_map.flatten(1)
+    count = (share.double() * flat.shape[1]).long().clamp(1, flat.shape[1])  # sync-free but for k below
+    largest = flat.topk(int(count.max()), dim=1).values.double().cumsum(dim=1)
+    return (largest.gather(1, count[:, None] - 1)[:, 0] / count).to(score_map.dtype)
+
+
+def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian with mirrored borders, as scipy.ndimage.gaussian_filter (truncate 4). (B, H, W)."""
+    if sigma == 0:
+        return maps
+    radius = int(4 * sigma + 0.5)
+    x = torch.arange(-radius, radius + 1, dtype=torch.float64, device=maps.device)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(maps.dtype)
+    out = maps[:, None]
+    out = F.conv2d(out[:, :, _mirrored(out.shape[2], radius, maps.device)], kernel.view(1, 1, -1, 1))
+    return F.conv2d(out[:, :, :, _mirrored(out.shape[3], radius, maps.device)], kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
+    """Indices that extend 0..size-1 by `radius` on both sides, the border pixel repeated (d c b a | a b c d)."""
+    index = torch.arange(-radius, size + radius, device=device) % (2 * size)
+    return torch.where(index < size, index, 2 * size - 1 - index)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The scoring path that every model, command and export shares; fields as in the config section `score`."""
+
+    decision: str
+    decision_values: str
+    alpha: float
+    beta: float
+    score_map: str
+    score_sigma: float
+    map_sigma: float
+
+    def __call__(self, maps: list[Tensor], size: tuple[int, int]) -> Prediction:
+        """Distance maps (B, h_i, w_i) to the map M_AS at `size` (their sum, upsampled) and the score.
+
+        Each image's result depends on that image alone.
+        """
+        total = sum(
+            F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
+        )
+        scored = total
+        if self.score_map == "legacy_exp":  # public code before May 2025: the top values are the low distances
+            scored = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
+        scored = gaussian_blur(scored, self.score_sigma)
+        if self.decision == "weighted":
+            share = decision_weight(maps, values=self.decision_values, alpha=self.alpha, beta=self.beta)
+        else:
+            share = torch.full((len(total),), FIXED_FRACTIONS[self.decision], device=total.device)
+        return Prediction(gaussian_blur(total, self.map_sigma), top_mean(scored, share))

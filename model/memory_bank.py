@@ -1,0 +1,78 @@
+"""The baseline of every table: nearest neighbours in a memory of training patches (the idea of PatchCore).
+
+Features of strides 8 and 16 are averaged over 3 x 3 neighbourhoods, brought to one size and concatenated; a random
+part of all training patches is kept; a patch's anomaly is its distance to the nearest kept one.
+
+Legend: B images, C channels, P patches of an image, M patches in the bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.backbone import BackboneInfo
+from model.decision import Decision, Prediction
+from utils.config import ModelConfig
+
+BLOCK = 1 << 24  # distances in memory at once
+
+
+class MemoryBank(nn.Module):
+    """Frozen backbone and a bank (M, C) of training patches, drawn at random with a fixed seed."""
+
+    def __init__(
+        self, backbone: nn.Module, info: BackboneInfo, config: ModelConfig, *, decision: Decision
+    ) -> None:
+        super().__init__()
+        self.info, self.config, self.decision = info, config, decision
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.register_buffer("bank", torch.zeros(0, sum(info.channels[-2:])))
+
+    def train(self, mode: bool = True) -> MemoryBank:
+        """Nothing is trained: stays in eval."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
+        """Fill the bank from batches of training normals (B, 3, H, W), `bank_fraction` of each batch's patches."""
+        generator = torch.Generator().manual_seed(seed)
+        kept = []
+        for batch in images:
+            patches = self._patches(batch).flatten(0, 1)
+            count = max(1, round(self.config.bank_fraction * len(patches)))
+            kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
+        self.bank = torch.cat(kept)
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""
+        if len(self.bank) == 0:
+            raise RuntimeError("the memory bank is empty; call fit on training normals, or load a fitted checkpoint")
+        patches = self._patches(images)
+        nearest = torch.stack([self._nearest(p) for p in patches])
+        grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]
+        return self.decision([nearest.view(-1, *grid)], tuple(images.shape[2:]))
+
+    def deploy(self) -> MemoryBank:
+        """The bank itself: there is nothing to fold that would matter."""
+        return self.eval()
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, P, C), P positions of the second-coarsest level."""
+        fine, coarse = self.backbone(images)[-2:]
+        fine, coarse = (F.avg_pool2d(f.float(), 3, stride=1, padding=1) for f in (fine, coarse))
+        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return torch.cat([fine, coarse], dim=1).flatten(2).transpose(1, 2)
+
+    def _nearest(self, patches: Tensor) -> Tensor:
+        """(P, C) to (P,): distance to the nearest patch of the bank."""
+        rows = max(1, BLOCK // len(self.bank))
+        return torch.cat([torch.cdist(p, self.bank).amin(dim=1) for p in patches.split(rows)])
+
+    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:
+        """As usual; the bank takes the stored size."""
+        self.bank = torch.empty_like(state["bank"], device=self.bank.device)
+        return super().load_state_dict(state, strict=strict, assign=assign)

@@ -1,0 +1,72 @@
+"""The student: a decoder that mirrors the backbone and restores each level's features (Sec. 3, Fig. 1 d).
+
+Legend: B images, C_i channels of level i (fine to coarse), w width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.layers import conv_bn, init_weights
+
+
+class DecoderBlock(nn.Module):
+    """Residual bottleneck block (1x1, 3x3, 1x1) with inner width half the output, as in WideResNet50-2.
+
+    The first block of a stage doubles the size by a 2 x 2 stride-2 transposed convolution in both paths.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, upsample: bool) -> None:
+        super().__init__()
+        inner = out_channels // 2
+        if upsample:
+            middle = nn.Sequential(nn.ConvTranspose2d(inner, inner, 2, stride=2, bias=False), nn.BatchNorm2d(inner))
+            self.shortcut = nn.Sequential(
+                nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False), nn.BatchNorm2d(out_channels)
+            )
+        else:
+            middle, self.shortcut = conv_bn(inner, inner, 3), nn.Identity()
+        self.body = nn.Sequential(
+            conv_bn(in_channels, inner, 1),
+            nn.ReLU(inplace=True),
+            middle,
+            nn.ReLU(inplace=True),
+            conv_bn(inner, out_channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H, W), or twice the size."""
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class Student(nn.Module):
+    """Decode the embedding into one feature map a level, returned fine to coarse like the teachers'.
+
+    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored). The
+    released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's level, or
+    the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's channels.
+    """
+
+    def __init__(
+        self, channels: tuple[int, ...], in_channels: int, *, width: float = 1, signed: bool = False
+    ) -> None:
+        super().__init__()
+        blocks = (3, 4) + (6,) * (len(channels) - 2)
+        self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
+        for c, count in zip(reversed(channels), blocks, strict=False):
+            inner = round(c * width)
+            stage = [DecoderBlock(in_channels, inner, upsample=True)]
+            stage += [DecoderBlock(inner, inner, upsample=False) for _ in range(count - 1)]
+            self.stages.append(nn.Sequential(*stage))
+            self.heads.append(nn.Conv2d(inner, c, 1) if signed or inner != c else nn.Identity())
+            in_channels = inner
+        init_weights(self)
+
+    def forward(self, embedding: Tensor) -> list[Tensor]:
+        """(B, C, H, W) to one (B, C_i, H_i, W_i) a level, fine to coarse."""
+        outputs, x = [], embedding
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            x = stage(x)
+            outputs.append(head(x))
+        return outputs[::-1]

@@ -1,0 +1,92 @@
+"""Shared helpers: small configurations, tiny datasets on disk, and the shared real images where they are there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SHARED = ROOT.parent / "shared"
+
+from utils.config import load_config  # noqa: E402
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def make_config():
+    """A configuration of the small backbone with random weights; keyword `set` holds dotted overrides."""
+
+    def make(path="configs/mvtec.yaml", category=None, **settings):
+        chosen = {
+            "model.backbone": LITE0,
+            "model.random_weights": True,
+            "model.width": 1.0,
+            "data.image_size": 64,
+            "train.epochs": None,
+            "train.precision": "fp32",
+            "train.device": "cpu",
+        }
+        chosen |= {key.replace("__", "."): value for key, value in settings.items()}
+        return load_config(ROOT / path, chosen, category=category)
+
+    return make
+
+
+def write_image(path: Path, rng: np.random.Generator, size=(48, 40), mode="RGB", spot: bool = False) -> None:
+    """A stripy picture (height, width); `spot` puts a bright square at rows 10..19, columns 10..19."""
+    height, width = size
+    stripes = 90 + 40 * np.sin(np.arange(width) / 3)[None] + rng.normal(0, 4, (height, width))
+    if spot:
+        stripes[10:20, 10:20] = 250
+    grey = Image.fromarray(np.clip(stripes, 0, 255).astype(np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grey.convert(mode).save(path)
+
+
+def write_mask(path: Path, size=(48, 40), value: int = 255) -> None:
+    """The mask of `write_image`'s spot."""
+    mask = np.zeros(size, np.uint8)
+    mask[10:20, 10:20] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+@pytest.fixture
+def mvtec_like(tmp_path):
+    """One category 'part' in MVTec AD's layout: 12 train, 4 good and 5 anomalous test images, odd files among them."""
+    rng = np.random.default_rng(0)
+    base = tmp_path / "data" / "part"
+    for i in range(12):
+        write_image(base / f"train/good/{i:03d}.{'PNG' if i % 2 else 'jpg'}", rng, mode="L" if i % 3 else "RGB")
+    for i in range(4):
+        write_image(base / f"test/good/{i:03d}.png", rng)
+    for i in range(3):
+        write_image(base / f"test/spot/{i:03d}.png", rng, spot=True)
+        write_mask(base / f"ground_truth/spot/{i:03d}_mask.png")
+    for i in range(2):
+        write_image(base / f"test/dot/{9 - i}.bmp", rng, spot=True)
+        write_mask(base / f"ground_truth/dot/{9 - i}.png")
+    (base / "test/spot/Thumbs.db").write_bytes(b"odd")
+    (base / "readme.txt").write_text("a text among the images")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def shared_data():
+    """Folder of the real images; the test is skipped where it is missing."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs ../shared/data, the real images beside the repository")
+    return SHARED / "data"

@@ -1,0 +1,397 @@
+"""The model's parts against their equations, and the wiring."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import nn
+
+from model import build_model
+from model.backbone import build_backbone, load_backbone_weights
+from model.bottleneck import MEM, Bottleneck, LargeKernelConv
+from model.decision import Decision, decision_weight, distance_map, gaussian_blur, top_mean
+from model.dfs import DomainRelatedFeatureSelection, selection_weight
+from model.layers import conv_bn, fold, fold_batch_norms
+from model.student import Student
+from model.teachers import FeatureScale
+
+WRN = (256, 512, 1024)
+
+
+def shake(module):
+    """Give batch norms statistics and weights that are not the identity."""
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 2)
+            nn.init.normal_(m.bias)
+            nn.init.normal_(m.running_mean)
+            nn.init.uniform_(m.running_var, 0.5, 2)
+    return module.eval()
+
+
+class TestFolding:
+    def test_equation_3_by_hand(self):
+        block = shake(conv_bn(3, 4, 3))
+        conv, norm = copy.deepcopy(block)
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        folded = fold(*block)
+        torch.testing.assert_close(folded.weight, conv.weight * factor.view(-1, 1, 1, 1))
+        torch.testing.assert_close(folded.bias, norm.bias - norm.running_mean * factor)
+
+    @pytest.mark.parametrize("make", [
+        lambda: conv_bn(4, 6, 3, stride=2, bias=True),
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 2, stride=2, bias=False), nn.BatchNorm2d(6)),
+        lambda: LargeKernelConv(4, 6, large=7, small=3, stride=2),
+    ])  # fmt: skip
+    def test_same_output(self, make):
+        block = shake(make()).double()
+        x = torch.randn(2, 4, 16, 16, dtype=torch.float64)
+        before = block(x)
+        if isinstance(block, LargeKernelConv):
+            after = block.deployed()
+        else:
+            fold_batch_norms(block)
+            after = block
+        torch.testing.assert_close(after(x), before, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("reparam", ["none", "parallel", "construct"])
+    def test_whole_model(self, make_config, reparam):
+        model = shake(build_model(make_config(model__mem_reparam=reparam)))
+        x = torch.randn(2, 3, 64, 64)
+        deployed = model.deploy()
+        assert not any(isinstance(m, nn.BatchNorm2d | LargeKernelConv) for m in deployed.modules())
+        with torch.inference_mode():
+            a, b = model.predict(x), deployed.predict(x)
+        torch.testing.assert_close(a.anomaly_map, b.anomaly_map, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a.score, b.score, rtol=1e-4, atol=1e-4)
+        with pytest.raises(RuntimeError, match="deploy"):
+            deployed.loss({"image": x}, 0.0)
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+class TestShapesAndSizes:
+    """Parameter counts of WideResNet50-2 as counted from the public code's used layers."""
+
+    @pytest.mark.parametrize(("options", "expected"), [
+        ({"kernels": (3, 3), "reparam": "construct"}, 70_422_528),
+        ({"kernels": (3, 3)}, 70_419_456),
+        ({"kernels": (3, 5)}, 112_362_496),
+        ({"kernels": (3, 7)}, 175_277_056),
+        ({"kernels": (3, 11)}, 364_020_736),
+        ({"mem": False}, 58_885_120),
+    ])  # fmt: skip
+    def test_bottleneck(self, options, expected):
+        with torch.device("meta"):
+            bottleneck = Bottleneck(WRN, **options)
+            out = bottleneck([torch.empty(2, c, 64 // 2**i, 64 // 2**i) for i, c in enumerate(WRN)])
+        assert parameters(bottleneck) == expected
+        assert out.shape == (2, 2048, 8, 8)
+
+    def test_student(self):
+        with torch.device("meta"):
+            student = Student(WRN, 2048)
+            shapes = [tuple(f.shape) for f in student(torch.empty(2, 2048, 8, 8))]
+        assert parameters(student) == 24_917_504
+        assert shapes == [(2, 256, 64, 64), (2, 512, 32, 32), (2, 1024, 16, 16)]
+
+    def test_wide_resnet_teacher(self):
+        net, info = build_backbone("wide_resnet50_2", (4, 8, 16), random_weights=True)
+        assert parameters(net) == 24_862_528 and info.channels == WRN and not info.signed
+        assert info.mean == pytest.approx((0.485, 0.456, 0.406))
+
+    @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+    @pytest.mark.parametrize("width", [1.0, 2.5])
+    def test_small_backbone(self, make_config, size, width):
+        model = build_model(make_config(model__width=width)).eval()
+        pairs = model.features(torch.randn(2, 3, *size))
+        assert len(pairs) == 6 and all(t.shape == s.shape for _, t, s in pairs)
+        assert pairs[0][1].shape[2:] == (size[0] // 4, size[1] // 4)
+        prediction = model.predict(torch.randn(2, 3, *size))
+        assert prediction.anomaly_map.shape == (2, *size) and prediction.score.shape == (2,)
+
+    def test_mem_splits_the_channels(self):
+        mem = MEM(8, 16, stride=1, kernels=(3, 7), reparam="none")
+        assert mem.small[0][0].weight.shape == (4, 4, 3, 3) and mem.large[0][0].weight.shape == (4, 4, 7, 7)
+        construct = MEM(8, 16, stride=1, kernels=(3, 7), reparam="construct").large[0][0]
+        assert construct.weight.shape == (4, 4, 3, 3) and construct.bias is not None
+
+
+class TestDFS:
+    def test_equations_4_to_6(self):
+        teacher, student = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 4, 5).double()
+        dfs = DomainRelatedFeatureSelection((3,), mode="prior", theta="learnable", theta_map="identity", stop_grad=False)
+        with torch.no_grad():
+            dfs.theta[0].copy_(torch.tensor([0.5, 1.0, 2.0]).view(1, 3, 1, 1))
+        expected = torch.empty_like(student)
+        for b in range(2):
+            for c in range(3):
+                f = teacher[b, c]
+                rho = teacher.max()
+                w = (f - rho).exp() / (f - rho).exp().sum()
+                expected[b, c] = student[b, c] * w * ([0.5, 1.0, 2.0][c] + f.mean())
+        torch.testing.assert_close(dfs(student, teacher, 0), expected)
+        assert selection_weight(teacher).sum(dim=(2, 3)).flatten().tolist() == pytest.approx([1.0] * 6)
+
+    def test_modes(self):
+        teacher, student = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+
+        def select(mode, stop_grad=False):
+            return DomainRelatedFeatureSelection(
+                (2,), mode=mode, theta="fixed", theta_map="identity", stop_grad=stop_grad
+            )
+
+        assert select("none")(student, teacher, 0) is student
+        torch.testing.assert_close(
+            select("all")(student, teacher, 0), student * (1 + teacher.mean((2, 3), keepdim=True))
+        )
+        teacher.requires_grad_()
+        assert select("prior")(student, teacher, 0).requires_grad
+        assert not select("prior", stop_grad=True)(student, teacher, 0).requires_grad
+
+    def test_theta_maps_and_registration(self):
+        released = DomainRelatedFeatureSelection((2,), mode="prior", theta="learnable", theta_map="clamp_sigmoid", stop_grad=False)
+        assert released.effective_theta(0).flatten().tolist() == [1.0, 1.0]
+        with torch.no_grad():
+            released.theta[0].fill_(-100.0)
+        assert released.effective_theta(0).flatten().tolist() == [0.5, 0.5]
+        assert "theta.0" in released.state_dict() and released.theta[0].requires_grad
+        fixed = DomainRelatedFeatureSelection((2,), mode="prior", theta="fixed", theta_map="identity", stop_grad=False)
+        assert not fixed.theta[0].requires_grad
+
+
+class TestDecision:
+    def maps(self, maxima):
+        return [torch.stack([torch.full((2, 2), v[i]) for v in maxima]) for i in range(len(maxima[0]))]
+
+    def test_equation_14_by_hand(self):
+        """Maxima 1, 1, 1, 0, 0, 0: p = e / (3 e + 3) for the first three, which are above the mean 1 / 6."""
+        maps = self.maps([[1.0, 1, 1, 0, 0, 0]])
+        p = np.e / (3 * np.e + 3)
+        weight = decision_weight(maps, values="probability", alpha=0.5, beta=0.01)
+        assert weight.item() == pytest.approx(0.5 * p, rel=1e-6)
+        assert decision_weight(maps, values="distance", alpha=0.5, beta=0.01).item() == pytest.approx(0.5)
+        assert decision_weight(maps, values="probability", alpha=0.01, beta=0.03).item() == pytest.approx(0.03)
+
+    def test_printed_constants_always_give_beta(self):
+        maps = [torch.rand(50, 3, 3) * 2 for _ in range(6)]
+        assert (decision_weight(maps, values="probability", alpha=0.01, beta=0.03) == 0.03).all()
+
+    def test_all_equal_is_a_number(self):
+        weight = decision_weight(self.maps([[0.4] * 6]), values="distance", alpha=1.0, beta=0.0)
+        assert weight.item() == pytest.approx(0.4)
+
+    def test_each_image_for_itself(self):
+        maps = [torch.rand(4, 3, 3) for _ in range(6)]
+        together = decision_weight(maps, values="distance", alpha=0.3, beta=0.0)
+        alone = [decision_weight([m[i : i + 1] for m in maps], values="distance", alpha=0.3, beta=0.0) for i in range(4)]
+        torch.testing.assert_close(together, torch.cat(alone))
+
+    def test_top_mean_against_a_loop(self):
+        maps, share = torch.randn(5, 7, 9), torch.tensor([0.0, 0.02, 0.1, 0.5, 1.0])
+        expected = []
+        for m, part in zip(maps, share.double()):
+            count = max(1, int(part * 63))
+            expected.append(m.flatten().sort(descending=True).values[:count].mean())
+        torch.testing.assert_close(top_mean(maps, share), torch.stack(expected))
+
+    @pytest.mark.parametrize("sigma", [0.7, 4.0])
+    def test_blur_is_scipys(self, sigma):
+        maps = np.random.default_rng(0).normal(size=(2, 20, 33))
+        expected = np.stack([gaussian_filter(m, sigma) for m in maps])
+        np.testing.assert_allclose(gaussian_blur(torch.from_numpy(maps), sigma).numpy(), expected, atol=1e-12)
+
+    def decide(self, **changes):
+        values = {"decision": "weighted", "decision_values": "distance", "alpha": 0.01, "beta": 0.03}
+        values |= {"score_map": "raw", "score_sigma": 0.0, "map_sigma": 0.0}
+        return Decision(**(values | changes))
+
+    @pytest.mark.parametrize(("name", "share"), [("max", 0), ("top1", 0.01), ("top3", 0.03), ("top5", 0.05), ("top10", 0.1)])
+    def test_fixed_fractions_of_table_5(self, name, share):
+        maps = [torch.rand(3, 4, 4), torch.rand(3, 8, 8)]
+        prediction = self.decide(decision=name)(maps, (32, 32))
+        total = sum(nn.functional.interpolate(m[:, None], size=32, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+        torch.testing.assert_close(prediction.anomaly_map, total)
+        torch.testing.assert_close(prediction.score, top_mean(total, torch.full((3,), share)))
+
+    def test_score_and_map_are_smoothed_apart(self):
+        maps = [torch.rand(2, 16, 16)]
+        plain, score, both = self.decide()(maps, (16, 16)), self.decide(score_sigma=2.0)(maps, (16, 16)), None
+        torch.testing.assert_close(plain.anomaly_map, score.anomaly_map)
+        assert (score.score < plain.score).all()
+        both = self.decide(map_sigma=2.0)(maps, (16, 16))
+        torch.testing.assert_close(both.score, plain.score)
+        torch.testing.assert_close(both.anomaly_map, gaussian_blur(plain.anomaly_map, 2.0))
+
+    def test_legacy_map(self):
+        maps = [torch.rand(2, 8, 8)]
+        prediction = self.decide(decision="max", score_map="legacy_exp")(maps, (8, 8))
+        total = prediction.anomaly_map
+        expected = 1 - (total - total.amax((1, 2), keepdim=True)).exp().amin((1, 2))
+        torch.testing.assert_close(prediction.score, (1 - (total.amin((1, 2)) - total.amax((1, 2))).exp()))
+        assert expected.shape[0] == 2
+
+    def test_distance_map(self):
+        t, s = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
+        expected = 1 - (t[0, :, 1, 0] @ s[0, :, 1, 0]) / (t[0, :, 1, 0].norm() * s[0, :, 1, 0].norm())
+        assert distance_map(t, s)[0, 1, 0].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+class TestFeatureScale:
+    @pytest.mark.parametrize("mode", ["none", "std", "standardise"])
+    def test_statistics(self, mode):
+        data = [[torch.randn(4, 3, 8, 8) * torch.tensor([1.0, 5, 0.2]).view(1, 3, 1, 1) + 2] for _ in range(3)]
+        scale = FeatureScale((3,), mode=mode, gain=0.5)
+        scale.fit(iter(data))
+        out = torch.cat([scale(batch)[0] for batch in data])
+        everything = torch.cat([batch[0] for batch in data])
+        if mode == "none":
+            torch.testing.assert_close(out, everything)
+        else:
+            assert out.std((0, 2, 3)).tolist() == pytest.approx([0.5] * 3, rel=1e-2)
+        if mode == "standardise":
+            assert out.mean((0, 2, 3)).tolist() == pytest.approx([0] * 3, abs=1e-5)
+
+    def test_a_dead_channel_stays_finite(self):
+        scale = FeatureScale((2,), mode="standardise", gain=1.0)
+        x = torch.randn(2, 2, 4, 4)
+        x[:, 1] = 3.0
+        scale.fit([[x]])
+        assert torch.isfinite(scale([x])[0]).all() and scale([x])[0][:, 1].abs().max() < 1e-3
+
+
+class TestWiring:
+    def test_cross_pairing(self, make_config):
+        """What is decoded from the target's features is compared with the source teacher, and the other way round."""
+        model = build_model(make_config()).eval()
+        with torch.no_grad():
+            for p in model.teachers.target.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            source, target = model.teachers(x)
+            from_target = model.student(model.bottleneck(target))
+            from_source = model.student(model.bottleneck(source))
+            pairs = model.features(x)
+        for level in range(3):
+            for (found_level, teacher, student), expected in (
+                (pairs[level], (source[level], from_target[level])),
+                (pairs[level + 3], (target[level], from_source[level])),
+            ):
+                assert found_level == level
+                torch.testing.assert_close(teacher, expected[0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(student, expected[1], rtol=1e-3, atol=1e-3)
+
+    def test_what_a_step_moves(self, make_config):
+        config = make_config(optim__lr_teacher=1e-3)
+        model = build_model(config).train()
+        before = copy.deepcopy(model.state_dict())
+        groups = model.parameter_groups(config.optim)
+        assert [(g["name"], g["lr"]) for g in groups] == [("student", 5e-3), ("teacher", 1e-3)] or groups[0]["lr"] > 0
+        optimizer = torch.optim.AdamW(groups)
+        model.loss({"image": torch.randn(4, 3, 64, 64)}, 0.0)["total"].backward()
+        optimizer.step()
+        moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+        assert {"dfs.theta.0", "dfs.theta.1", "dfs.theta.2"} <= moved  # theta learns
+        assert any(k.startswith("teachers.target") for k in moved)
+        assert not any(k.startswith("teachers.source") for k in moved)  # neither weights nor statistics
+        assert {k for k in moved if k.startswith("student")} and {k for k in moved if k.startswith("bottleneck")}
+
+    def test_released_theta_stays(self, make_config):
+        model = build_model(make_config(model__flavor="released"))
+        model.loss({"image": torch.randn(2, 3, 64, 64)}, 0.0)["total"].backward()
+        assert all(theta.grad is None for theta in model.dfs.theta)
+
+    def test_batch_norm_modes(self, make_config):
+        model = build_model(make_config())
+        model.train()
+        norms = {name: m.training for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        assert not any(v for k, v in norms.items() if k.startswith("teachers.source"))
+        assert all(v for k, v in norms.items() if not k.startswith("teachers.source"))
+        assert not any(m.training for m in model.eval().modules())
+
+    def test_each_image_alone(self, make_config):
+        model = shake(build_model(make_config()))
+        x = torch.randn(3, 3, 64, 64)
+        with torch.inference_mode():
+            together = model.predict(x)
+            alone = [model.predict(x[i : i + 1]) for i in range(3)]
+        torch.testing.assert_close(together.score, torch.cat([p.score for p in alone]), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("pairs", ["source", "target"])
+    def test_pairs_of_one_teacher(self, make_config, pairs):
+        model = build_model(make_config(loss__pairs=pairs))
+        parts = model.loss({"image": torch.randn(2, 3, 64, 64)}, 0.0)
+        assert torch.isfinite(parts["total"]) and 2.5 < parts["m"] * 3 < 3.01
+
+    def test_dfs_at_test(self, make_config):
+        config = make_config(model__dfs_at_test=True)
+        model = shake(build_model(config))
+        x = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            maps = [distance_map(t, model.dfs(s, t, level)) for level, t, s in model.features(x)]
+            torch.testing.assert_close(model.predict(x).anomaly_map, model.decision(maps, (64, 64)).anomaly_map)
+
+
+class TestBackbone:
+    def test_lite0_weights_map_one_to_one_and_see(self):
+        """The package's weights under timm's names recognise a cat among a thousand classes."""
+        timm = pytest.importorskip("timm")
+        from PIL import Image
+        from skimage import data
+
+        from model.backbone import lite0_state_dict
+
+        state = lite0_state_dict()
+        net = timm.create_model("tf_efficientnet_lite0").eval()
+        assert len(state) == 247 == sum(not k.endswith("num_batches_tracked") for k in net.state_dict())
+        net.load_state_dict(state, strict=False)
+        image = np.asarray(Image.fromarray(data.cat()).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+        with torch.inference_mode():
+            classes = net(torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)[None]).topk(3).indices[0]
+        assert set(classes.tolist()) & {281, 282, 283, 284, 285}  # ImageNet's domestic cats
+
+    def test_features_of_both_signs(self):
+        _, info = build_backbone("tf_efficientnet_lite0", (4, 8, 16), random_weights=True)
+        assert info.channels == (24, 40, 112) and info.signed and info.std == (0.5, 0.5, 0.5)
+
+    def test_local_weights(self, tmp_path):
+        net, _ = build_backbone("wide_resnet50_2", (4,), random_weights=True)
+        state = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()} | {"fc.weight": torch.ones(2, 2)}
+        torch.save(state, tmp_path / "w.pth")
+        loaded, _ = build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "w.pth"))
+        assert all((p == 0.5).all() for p in loaded.parameters())
+
+    def test_weights_of_another_backbone(self, tmp_path):
+        net, _ = build_backbone("tf_efficientnet_lite0", (4,), random_weights=True)
+        with pytest.raises(ValueError, match="no state dict of this backbone"):
+            load_backbone_weights(net, {"conv1.weight": torch.ones(1)}, source="file")
+        with pytest.raises(OSError, match="no weights file"):
+            build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "none.pth"))
+        (tmp_path / "bad.pth").write_bytes(b"no tensor")
+        with pytest.raises(ValueError, match="no plain PyTorch state dict"):
+            build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "bad.pth"))
+
+    def test_download_that_fails_says_what_to_do(self, monkeypatch):
+        import timm
+
+        real = timm.create_model
+
+        def offline(name, *args, pretrained=False, **kwargs):
+            if pretrained:
+                raise ConnectionError("no network")
+            return real(name, *args, pretrained=False, **kwargs)
+
+        monkeypatch.setattr("model.backbone.timm.create_model", offline)
+        with pytest.raises(OSError, match="--weights FILE, or take --backbone tf_efficientnet_lite0"):
+            build_backbone("wide_resnet50_2", (4, 8, 16))
+
+    def test_wrong_names(self):
+        with pytest.raises(ValueError, match="unknown backbone"):
+            build_backbone("wide_resnet_fifty", (4,))
+        with pytest.raises(ValueError, match="has strides"):
+            build_backbone("tf_efficientnet_lite0", (3, 8), random_weights=True)

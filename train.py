@@ -1,0 +1,317 @@
+"""Train a model and evaluate it: config -> data -> model -> loop -> last checkpoint -> results.
+
+    python train.py --config configs/mvtec.yaml --data-root DIR --category screw
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from datasets.build import SPECS, RunData, build_data, categories_of, dataset_root
+from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
+from datasets.transforms import Normalise
+from model import build_model
+from model.backbone import input_normalisation
+from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, restore_rng, rng_state
+from utils.cli import add_setting_flags, log, new_parser, overrides, run_command, say
+from utils.config import CONFIGS, FLAVORS, MODELS, SETTINGS, Config, load_config
+from utils.device import autocast, choose_device, choose_precision, peak_memory_gb, seed_everything
+from utils.evaluation import Scores, results_by_category, results_table, score_images, to_device, write_scores
+from utils.figures import example_page, write_png
+from utils.metrics import Results, mean_results
+from utils.results import finished_results, write_results
+from utils.runs import RunError, git_sha, locked, run_folder, write_text
+from utils.tracking import Tracker
+
+BEST = "best.pt"
+STATISTICS_IMAGES = 64  # training normals that feature statistics are taken from
+
+
+@dataclass
+class Run:
+    """All that the loop needs."""
+
+    config: Config
+    folder: Path
+    data: RunData
+    model: nn.Module
+    device: torch.device
+    quiet: bool
+    command: str
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser(__doc__.split("\n")[0])
+    parser.add_argument("--config", default=str(CONFIGS / "mvtec.yaml"), metavar="FILE", help="a file of configs/")
+    add_setting_flags(parser)
+    where = parser.add_argument_group("where results go")
+    where.add_argument("--output", default="checkpoints", metavar="DIR", help="folder of all runs")
+    where.add_argument("--name", help="name of the run folder; default: made from model, flavour, backbone and seed")
+    again = where.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    again.add_argument("--overwrite", action="store_true", help="start again where a run exists")
+    parser.add_argument("--list", action="store_true", help="list datasets, models, flavours and backbones, and stop")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train one run, or one a category, and print the results table."""
+    args = parse_arguments(argv)
+    if args.list:
+        say(choices())
+        return
+    chosen = overrides(args)
+    config = load_config(args.config, chosen)
+    names = ["all"] if config.model.setting == "multi-class" else categories_of(config.data)
+    results: dict[str, Results] = {}
+    folder = Path()
+    for name in names:
+        config = load_config(args.config, chosen | {"data.category": name}, category=name)
+        config = resolved(config)
+        folder = run_folder(config, Path(args.output), args.name)
+        with locked(folder):
+            found = train_run(config, folder, args, command=shlex.join(["python", "train.py", *argv]))
+        results.update({k: v for k, v in found.items() if k != "mean"})
+    if results:
+        results["mean"] = mean_results(list(results.values()))
+        say(results_table(results, notes=notes(config)))
+    say(f"run folder: {folder if len(names) == 1 else folder.parent.parent}")
+
+
+def choices() -> str:
+    """What can be chosen on the command line."""
+    rows = {"datasets": SPECS, "models": MODELS, "flavours (uninet)": FLAVORS, "settings": SETTINGS}
+    text = [f"{title}: {', '.join(names)}" for title, names in rows.items()]
+    text.append("backbones: wide_resnet50_2, tf_efficientnet_lite0 (no download), or any of timm's with features_only")
+    text.append("MVTec AD categories: " + ", ".join(SPECS["mvtec"].counts))
+    return "\n".join(text)
+
+
+def resolved(config: Config) -> Config:
+    """Fix what `auto` stands for on this machine, as it is part of the run."""
+    precision = choose_precision(config.train.precision, choose_device(config.train.device))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+
+
+def notes(config: Config) -> list[str]:
+    """What a reader must know about the numbers of the table."""
+    text = [f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"]
+    if config.eval.select == "best":
+        text.append("NOT A FAIR PROTOCOL: the best of several evaluations on the test set itself was kept")
+    if config.eval.split == "validation":
+        text.append("validation: held-out training normals with synthetic defects, for choosing settings only")
+    return text
+
+
+def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
+    """Train, evaluate and write one run; a finished one is reported as it is."""
+    done = finished_results(folder)
+    if done is not None and not args.overwrite:
+        log.info("%s is finished; --overwrite trains it again", folder)
+        return done
+    checkpoint = folder / FILE
+    if checkpoint.is_file() and not (args.resume or args.overwrite):
+        raise RunError(f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again")
+    if args.overwrite:
+        for path in folder.iterdir():
+            if path.is_file() and path.name != ".lock":
+                path.unlink()
+    device = choose_device(config.train.device)
+    seed_everything(config.train.seed)
+    data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
+    if config.train.epochs is not None:
+        steps = math.ceil(config.train.epochs * len(data.train) / config.train.batch_size)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=steps))
+    model = build_model(config, pretrained=not checkpoint.is_file()).to(device, memory_format=torch.channels_last)
+    log.info(describe(config, data, model))
+    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    run = Run(config, folder, data, model, device, args.quiet, command)
+    train_s = fit(run) if hasattr(model, "fit") else optimise(run)
+    return finish(run, train_s)
+
+
+def describe(config: Config, data: RunData, model: nn.Module) -> str:
+    """One line that identifies a run."""
+    total = sum(p.numel() for p in model.parameters())
+    return (
+        f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test images; "
+        f"{config.model.name} ({config.model.flavor}, {config.model.backbone}), {total / 1e6:.1f} M parameters, "
+        f"{config.train.iterations} steps of {config.train.batch_size}, {config.train.precision}, code {git_sha()}"
+    )
+
+
+def image_batches(data: ImageSet, device: torch.device, batch_size: int) -> Iterator[Tensor]:
+    """Batches of images alone, on the device."""
+    for batch in batches(data, batch_size):
+        yield to_device({"image": batch["image"]}, device)["image"]
+
+
+def fit(run: Run) -> float:
+    """Fit a model without gradient steps; return the seconds it took."""
+    run.data.train.fill_cache(quiet=run.quiet)
+    start = time.perf_counter()
+    run.model.fit(
+        image_batches(run.data.train, run.device, run.config.eval.batch_size), seed=run.config.train.seed
+    )
+    return time.perf_counter() - start
+
+
+def optimise(run: Run) -> float:
+    """The training loop: fixed length, the same for every model with a loss; return the seconds it took."""
+    config, model, device = run.config, run.model, run.device
+    train, optim = config.train, config.optim
+    run.data.train.fill_cache(quiet=run.quiet)
+
+    # --- optimiser and schedule --------------------------------------------------------------------------------
+    extra = {"eps": 1e-10, "amsgrad": True} if optim.preset == "multi-class" else {}
+    groups = model.parameter_groups(optim)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=optim.weight_decay, **extra)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
+
+    # --- restore, or start -------------------------------------------------------------------------------------
+    start, seconds = restore(run, optimizer, schedule)
+    if start == 0:
+        sample = ImageSet(run.data.train.samples[:STATISTICS_IMAGES], run.data.train.decode, run.data.train.normalise)
+        model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
+
+    # --- the loop ----------------------------------------------------------------------------------------------
+    order = TrainingOrder(len(run.data.train), train.batch_size, seed=train.seed, start=start, stop=train.iterations)
+    loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
+    tracker = Tracker(run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet)
+    model.train()
+    began = time.perf_counter()
+    for step, host_batch in enumerate(loader, start=start):
+        batch = to_device(host_batch, device)
+        with autocast(device, train.precision):
+            parts = model.loss(batch, step / train.iterations)
+        stop_if_not_finite(run, parts, host_batch, step)
+        optimizer.zero_grad(set_to_none=True)
+        parts["total"].backward()
+        optimizer.step()
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        schedule.step()
+
+        done = step + 1
+        tracker.step(done, parts, lr=rates, images=train.batch_size)
+        if config.eval.every and done % config.eval.every == 0:
+            look(run, tracker, done)
+        if done % train.save_every == 0 and done < train.iterations:
+            state = (optimizer.state_dict(), schedule.state_dict(), rng_state())
+            elapsed = seconds + time.perf_counter() - began
+            Checkpoint(config, model.state_dict(), done, elapsed, *state).save(run.folder / FILE)
+    tracker.close()
+    return seconds + time.perf_counter() - began
+
+
+def rate_at(step: int, config: Config) -> float:
+    """Factor on the learning rates at a step: warm-up, then constant, x 0.2 at 80 % (step), or cosine to 0."""
+    optim, total = config.optim, config.train.iterations
+    if step < optim.warmup:
+        return (step + 1) / optim.warmup
+    if optim.schedule == "step":
+        return 0.2 if step >= 0.8 * total else 1.0
+    if optim.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - optim.warmup) / max(1, total - optim.warmup)))
+    return 1.0
+
+
+def restore(
+    run: Run, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+) -> tuple[int, float]:
+    """Load the run's last checkpoint if there is one; return the finished steps and the seconds they took."""
+    path = run.folder / FILE
+    if not path.is_file():
+        return 0, 0.0
+    state = load_checkpoint(path)
+    restore_model(run.model, state.model, source=path)
+    if state.optimizer is not None and state.schedule is not None and state.rng is not None:
+        optimizer.load_state_dict(state.optimizer)
+        schedule.load_state_dict(state.schedule)
+        restore_rng(state.rng)
+    log.info("going on from step %d", state.iteration)
+    return state.iteration, state.seconds
+
+
+def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tensor], step: int) -> None:
+    """Stop at once on a loss that is no number, naming its parts and the images (a sync point)."""
+    if torch.isfinite(parts["total"]):
+        return
+    values = ", ".join(f"{k} {float(v):.4g}" for k, v in parts.items())
+    names = ", ".join(run.data.train.samples[i].path.name for i in batch["index"].tolist())
+    raise FloatingPointError(
+        f"the loss is not finite at step {step} ({values}; images {names}); lower optim.lr or use --precision fp32"
+    )
+
+
+def look(run: Run, tracker: Tracker, done: int) -> None:
+    """Evaluate during training, for curves; `select: best` keeps the state with the best result so far."""
+    config = run.config
+    if config.eval.split == "none":
+        return
+    data = run.data.evaluated(config.eval.split)
+    scores = score(run, data)
+    results = results_by_category(scores)
+    tracker.metrics(done, results, split=config.eval.split)
+    tracker.heatmaps(done, example_page(data, scores, 4))
+    mean = results["mean"]
+    log.info("step %d, %s: %s", done, config.eval.split, short(mean))
+    if config.eval.select == "best":
+        value = mean["image_auroc"] if mean["pro"] is None else mean["pro"]  # the released code's criterion
+        path = run.folder / BEST
+        if not path.is_file() or value > load_checkpoint(path).value:
+            Checkpoint(config, run.model.state_dict(), done, value=value).save(path)
+
+
+def finish(run: Run, train_s: float) -> dict[str, Results]:
+    """Keep the last (or best) state, evaluate it once, and write the run's files; metrics.json comes last."""
+    config, folder = run.config, run.folder
+    if config.eval.select == "best" and (folder / BEST).is_file():
+        restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
+    Checkpoint(config, run.model.state_dict(), config.train.iterations, train_s).save(folder / FILE)
+    results: dict[str, Results] = {}
+    timing = {"train_s": train_s, "s_per_iteration": train_s / config.train.iterations}
+    if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
+        data = run.data.evaluated(config.eval.split)
+        scores = score(run, data)
+        results = results_by_category(scores)
+        root = dataset_root(config.data)
+        write_scores(folder / "scores.csv", scores, root)
+        write_png(folder / "heatmaps.png", example_page(data, scores, 8))
+        timing["ms_per_image"] = scores.ms_per_image
+    timing["peak_memory_gb"] = peak_memory_gb(run.device)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    write_results(
+        folder, config, results, command=run.command, timing=timing, parameters=parameters, code=git_sha()
+    )
+    return results
+
+
+def score(run: Run, data: ImageSet) -> Scores:
+    """Score a set with the run's model."""
+    train, batch_size = run.config.train, run.config.eval.batch_size
+    return score_images(
+        run.model, data, batch_size=batch_size, device=run.device, precision=train.precision, quiet=run.quiet
+    )
+
+
+def short(mean: Results) -> str:
+    """The headline metrics in one line."""
+    names = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
+    return ", ".join(f"{name} {100 * mean[name]:.2f}" for name in names if mean[name] is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

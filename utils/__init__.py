@@ -1,0 +1,1 @@
+"""Configuration, run folders, checkpoints, metrics and figures: one subject a file."""

@@ -1,0 +1,113 @@
+"""Checkpoints: plain types and tensors, written atomically, read with weights_only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.config import Config, ConfigError, Tree, build
+from utils.runs import write_atomically
+
+FORMAT = 1
+FILE = "last.pt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, foreign, or does not fit; the message says which."""
+
+
+@dataclass
+class Checkpoint:
+    """A run's state after `iteration` steps; optimizer, schedule and rng are None in a finished run.
+
+    seconds: training time so far. value: of a state kept by `select: best`, the metric that made it the best.
+    """
+
+    config: Config
+    model: dict[str, Tensor]
+    iteration: int
+    seconds: float = 0.0
+    optimizer: Tree | None = None
+    schedule: Tree | None = None
+    rng: dict[str, Tensor] | None = None
+    value: float | None = None
+
+    def save(self, path: Path) -> None:
+        """Write in one step: a kill at any moment leaves the previous file or this one."""
+        tree = {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "model": self.model,
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "rng": self.rng,
+            "value": self.value,
+        }
+        write_atomically(path, lambda file: torch.save(tree, file))
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """The checkpoint file of a run folder, or the file itself.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    path = Path(run)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give a run folder that holds {FILE}, or the file")
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint on the CPU; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: if it is truncated, holds anything but plain types and tensors, or is of another program.
+    """
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and foreign files
+        raise CheckpointError(
+            f"{path} is no checkpoint of this program, or is damaged ({type(error).__name__}); nothing of it was run"
+        ) from error
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("model"), dict):
+        raise CheckpointError(f"{path} is no checkpoint of format {FORMAT} of this program")
+    try:
+        config = build(Config, tree["config"])
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
+    keys = ("model", "iteration", "seconds", "optimizer", "schedule", "rng", "value")
+    return Checkpoint(config, **{key: tree.get(key) for key in keys})
+
+
+def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
+    """Load all of `state` into `model`.
+
+    Raises:
+        CheckpointError: if a tensor is missing, left over, or has another shape.
+    """
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise CheckpointError(f"{source} does not fit this model: {first}") from error
+
+
+def rng_state() -> dict[str, Tensor]:
+    """States of torch's generators, CPU and all GPUs; the data order needs none (see TrainingOrder)."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda{i}": s for i, s in enumerate(gpus)}}
+
+
+def restore_rng(state: dict[str, Tensor]) -> None:
+    """Set the states that `rng_state` took, as far as the devices are there."""
+    torch.set_rng_state(state["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda{i}" in state:
+            torch.cuda.set_rng_state(state[f"cuda{i}"], i)

@@ -1,0 +1,115 @@
+"""What the commands share: flags to settings, one-line errors, exit codes, logging."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from datasets.samples import DatasetError
+from utils.checkpoint import CheckpointError
+from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError, parse_override
+from utils.runs import RunError
+
+log = logging.getLogger("uninet")
+USER_ERRORS = (DatasetError, CheckpointError, RunError, ValueError, OSError, FloatingPointError)
+
+# flag: setting
+FLAGS = {
+    "data_root": "data.root",
+    "category": "data.category",
+    "setting": "model.setting",
+    "model": "model.name",
+    "flavor": "model.flavor",
+    "backbone": "model.backbone",
+    "weights": "model.weights",
+    "iterations": "train.iterations",
+    "seed": "train.seed",
+    "device": "train.device",
+    "precision": "train.precision",
+    "select": "eval.select",
+    "eval": "eval.split",
+}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in the help, but none for flags that simply leave a setting to its config."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every command has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help, allow_abbrev=False)
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that set one configuration key each; unset ones leave the config's value."""
+    what = parser.add_argument_group("what to train, on what")
+    what.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
+    what.add_argument("--category", metavar="NAME", help="one category, or all")
+    what.add_argument("--setting", choices=SETTINGS, help="a model a category, or one for all")
+    what.add_argument("--model", choices=MODELS)
+    what.add_argument("--flavor", choices=FLAVORS, help="the equations as printed, or the public code's reading")
+    what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
+    what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
+    how = parser.add_argument_group("how")
+    how.add_argument("--iterations", type=int, metavar="N", help="optimiser steps; replaces train.epochs")
+    how.add_argument("--seed", type=int, metavar="S")
+    how.add_argument("--device", metavar="auto|cpu|cuda")
+    how.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    how.add_argument("--select", choices=("last", "best"), help="best looks at the test set, and says so")
+    how.add_argument("--eval", choices=("test", "validation", "none"), help="what to evaluate on")
+    how.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting of configs/base.yaml"
+    )
+
+
+def overrides(args: argparse.Namespace) -> dict[str, object]:
+    """Settings given on the command line, as dotted keys; --set comes last.
+
+    Raises:
+        ConfigError: for a --set that is not section.key=value.
+    """
+    chosen = {setting: getattr(args, flag, None) for flag, setting in FLAGS.items()}
+    chosen = {setting: value for setting, value in chosen.items() if value is not None}
+    chosen.update(parse_override(text) for text in getattr(args, "set", []))
+    if "train.iterations" in chosen:
+        chosen.setdefault("train.epochs", None)
+    return chosen
+
+
+def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's main: 0 when done, 2 for wrong usage, 1 for any other failure, which is told in one line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
+    if "--quiet" in argv:
+        log.setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main(argv)
+    except USER_ERRORS as error:
+        if "--debug" in argv:
+            raise
+        log.error("error: %s", " ".join(str(error).split()) or type(error).__name__)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        log.error("stopped; a run's state is kept as of its last checkpoint, --resume goes on from there")
+        return 1
+    return 0
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def say(text: str) -> None:
+    """Write a result to stdout (progress goes to stderr)."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

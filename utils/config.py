@@ -1,0 +1,344 @@
+"""Typed configuration: YAML layers merged in a fixed order, checked once, then frozen.
+
+Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a model
+without flavours) < the dataset's file < its block for the setting < its block for the flavour < its block for the
+category (only where model.category_exceptions is on) < the command line. `configs/base.yaml` holds every key with its meaning; other files hold differences only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MAX_CONFIG_BYTES = 1 << 18
+MODELS = ("uninet", "memory-bank")
+FLAVORS = ("paper", "released")
+SETTINGS = ("one-class", "multi-class")
+
+T = TypeVar("T")
+Tree = dict[str, "Tree | list | str | int | float | bool | None"]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of range; the message names the key and the fix."""
+
+
+def _number(low: float, high: float) -> dict[str, float]:
+    return {"low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, at which size, and what is held out. `image_size` is (height, width) in pixels."""
+
+    name: str
+    root: str | None
+    category: str
+    image_size: tuple[int, int] = field(metadata=_number(32, 4096))
+    resize: Literal["bilinear", "bicubic", "lanczos"]
+    center_crop: int | None = field(metadata=_number(32, 8192))
+    mask_threshold: float = field(metadata=_number(0, 1))
+    validation_fraction: float = field(metadata=_number(0, 0.9))
+    calibration_fraction: float = field(metadata=_number(0, 0.9))
+    train_limit: int | None = field(metadata=_number(1, 10**9))
+    cache_gb: float = field(metadata=_number(0, 10**4))
+    workers: int = field(metadata=_number(0, 256))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: teachers, bottleneck, student and feature selection (paper Sec. 4.1 to 4.3)."""
+
+    name: Literal["uninet", "memory-bank"]
+    flavor: Literal["paper", "released", "default"]
+    setting: Literal["one-class", "multi-class"]
+    category_exceptions: bool
+    backbone: str
+    weights: str | None
+    random_weights: bool
+    strides: tuple[int, ...] = field(metadata=_number(1, 64))
+    feature_scale: Literal["none", "std", "standardise"]
+    feature_gain: float = field(metadata=_number(1e-3, 1e3))
+    width: float = field(metadata=_number(0.125, 32))
+    mem: bool
+    mem_kernels: tuple[int, int] = field(metadata=_number(1, 31))
+    mem_reparam: Literal["none", "construct", "parallel"]
+    dfs: Literal["none", "prior", "all"]
+    dfs_theta: Literal["learnable", "fixed"]
+    dfs_theta_map: Literal["identity", "clamp_sigmoid"]
+    dfs_at_test: bool
+    dfs_stop_grad: bool
+    bank_fraction: float = field(metadata=_number(1e-6, 1))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Eqs. 7 to 12: which terms, how they are read, and their weights."""
+
+    kd: Literal["global", "pointwise"]
+    stop_grad_kd: bool
+    stop_grad_similarity: bool
+    pairs: Literal["both", "source", "target"]
+    reduction: Literal["paper", "released"]
+    contrastive: bool
+    margin: bool
+    temperature: float = field(metadata=_number(1e-3, 1e3))
+    tau: float = field(metadata=_number(0, 2))
+    kd_weight: float = field(metadata=_number(0, 1))
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """From the 2n distance maps to one map and one number an image (Sec. 4.5, Alg. 1). Sigmas in pixels."""
+
+    decision: Literal["weighted", "max", "top1", "top3", "top5", "top10"]
+    decision_values: Literal["probability", "distance"]
+    alpha: float = field(metadata=_number(0, 1))
+    beta: float = field(metadata=_number(0, 1))
+    score_map: Literal["raw", "legacy_exp"]
+    score_sigma: float = field(metadata=_number(0, 100))
+    map_sigma: float = field(metadata=_number(0, 100))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and its schedule. `preset` one-class: plain AdamW; multi-class: eps 1e-10 and amsgrad."""
+
+    preset: Literal["one-class", "multi-class"]
+    lr: float = field(metadata=_number(0, 1))
+    lr_teacher: float = field(metadata=_number(0, 1))
+    weight_decay: float = field(metadata=_number(0, 1))
+    schedule: Literal["constant", "step", "cosine"]
+    warmup: int = field(metadata=_number(0, 10**7))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how large, on what, and how often something is written. Counts are in iterations."""
+
+    iterations: int = field(metadata=_number(1, 10**8))
+    epochs: float | None = field(metadata=_number(0, 10**6))
+    batch_size: int = field(metadata=_number(1, 65536))
+    seed: int = field(metadata=_number(0, 2**32 - 1))
+    device: str
+    precision: Literal["auto", "fp32", "bf16"]
+    log_every: int = field(metadata=_number(1, 10**8))
+    save_every: int = field(metadata=_number(1, 10**8))
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and when. `select: best` looks at the test set and says so in every output."""
+
+    split: Literal["test", "validation", "none"]
+    select: Literal["last", "best"]
+    every: int = field(metadata=_number(0, 10**8))
+    batch_size: int = field(metadata=_number(1, 65536))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run, one section a part of the system."""
+
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    score: ScoreConfig
+    optim: OptimConfig
+    train: TrainConfig
+    eval: EvalConfig
+
+    def to_dict(self) -> Tree:
+        """Return plain dictionaries and lists, as written to config.yaml."""
+        return _plain(asdict(self))
+
+
+def load_config(path: str | Path, overrides: Mapping[str, object], *, category: str | None = None) -> Config:
+    """Merge the layers for one run.
+
+    Args:
+        path: the dataset's file in `configs/`, or a config.yaml saved by a run.
+        overrides: dotted keys of the command line, such as {"train.iterations": 200}; they win over every file.
+        category: the category to train, for the dataset's exceptions by category (None: no exceptions).
+
+    Raises:
+        ConfigError: for an unknown key (the nearest one is named), a wrong type, or a value out of range.
+    """
+    dataset = read_yaml(path)
+    settings, flavors = (dataset.pop(key, None) or {} for key in ("settings", "flavors"))
+    chosen, base = _nested(overrides), read_yaml(CONFIGS / "base.yaml")
+    names = merge([base["model"], dataset.get("model") or {}, chosen.get("model") or {}])
+    if names["name"] == "uninet":
+        flavor, reading = names["flavor"], _flavor(names["flavor"])
+    else:
+        flavor, reading = "default", _optional(CONFIGS / "models" / f"{names['name']}.yaml")
+    backbone = _optional(CONFIGS / "backbones" / f"{names['backbone']}.yaml")
+    block = dict(flavors.get(flavor) or {})
+    exceptions = block.pop("categories", None) or {}
+    layers = [base, backbone, reading, dataset, settings.get(names["setting"]) or {}, block]
+    if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
+        layers.append(exceptions.get(category) or {})
+    return build(Config, merge([*layers, chosen, {"model": {"flavor": flavor}}]))
+
+
+def _flavor(name: str) -> Tree:
+    path = CONFIGS / "flavors" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"unknown flavor '{name}'; choose one of {', '.join(FLAVORS)}")
+    return read_yaml(path)
+
+
+def _optional(path: Path) -> Tree:
+    return read_yaml(path) if path.is_file() else {}
+
+
+def merge(layers: Sequence[Tree]) -> Tree:
+    """Merge trees; a later value replaces an earlier one, sections are merged key by key."""
+    result: Tree = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merge([result[key], value]) if both else value
+    return result
+
+
+def _nested(overrides: Mapping[str, object]) -> Tree:
+    tree: Tree = {}
+    for dotted, value in overrides.items():
+        section, dot, key = dotted.partition(".")
+        if not dot or not key:
+            raise ConfigError(f"'{dotted}' is no setting; write section.key=value, such as train.iterations=200")
+        tree.setdefault(section, {})[key] = value
+    return tree
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader without aliases, which can blow a small file up to any size."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise ConfigError("YAML aliases (*name) are not allowed in a config; write the value out")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: str | Path) -> Tree:
+    """Read one YAML file of plain values.
+
+    Raises:
+        ConfigError: if it is missing, larger than 256 KiB, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml") if p.stem != "base"))
+        raise ConfigError(f"no config file at {path}; the configs that come with the repository are: {known}")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES >> 10} KiB, too large for a config")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold sections such as 'train:', found {type(tree).__name__}")
+    return tree
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Parse 'section.key=value' of the command line; the value is read as YAML.
+
+    Raises:
+        ConfigError: if there is no '=' or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"'{text}' has no '='; write section.key=value, such as train.iterations=200")
+    try:
+        return key.strip(), yaml.load(value, Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of '{text}' is not readable: {' '.join(str(error).split())}") from error
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
+    """Turn a tree into the frozen dataclass `cls`; every key must be there and known.
+
+    Raises:
+        ConfigError: naming the key, what was found, and what is allowed.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    for key in tree:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
+            raise ConfigError(f"unknown setting '{prefix}{key}'; {hint}")
+    values = {}
+    for name, spec in known.items():
+        if name not in tree:
+            raise ConfigError(f"setting '{prefix}{name}' is missing")
+        if is_dataclass(hints[name]):
+            if not isinstance(tree[name], Mapping):
+                raise ConfigError(f"'{prefix}{name}' is a section with keys of its own, found {tree[name]!r}")
+            values[name] = build(hints[name], tree[name], prefix=f"{prefix}{name}.")
+        else:
+            values[name] = _checked(tree[name], hints[name], key=f"{prefix}{name}", bounds=spec.metadata)
+    return cls(**values)
+
+
+def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, float]) -> object:
+    """Convert one value to its declared type, or say why not."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):  # X | None
+        if value is None:
+            return None
+        return _checked(value, next(a for a in args if a is not types.NoneType), key=key, bounds=bounds)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        if args[-1] is not Ellipsis and len(items) == 1:
+            items = items * len(args)  # 256 means (256, 256)
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise ConfigError(f"{key} is {value!r}; {len(args)} values are needed")
+        return tuple(_checked(item, args[0], key=key, bounds=bounds) for item in items)
+    return _scalar(value, kind, key=key, bounds=bounds)
+
+
+def _scalar(value: object, kind: object, *, key: str, bounds: Mapping[str, float]) -> object:
+    wrong = ConfigError(f"{key} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+    if kind is bool or isinstance(value, bool):
+        if kind is not bool or not isinstance(value, bool):
+            raise wrong
+        return value
+    if kind is str:
+        if not isinstance(value, str | int):  # `category: 01` reads as a number in YAML
+            raise wrong
+        return str(value)
+    try:
+        number = kind(value)  # YAML reads 5e-3 as text, 1.0e-3 as a number: take both
+    except (TypeError, ValueError) as error:
+        raise wrong from error
+    if kind is int and number != float(value):
+        raise wrong
+    if not bounds.get("low", -float("inf")) <= number <= bounds.get("high", float("inf")):
+        raise ConfigError(f"{key} is {value!r}; allowed are {bounds['low']:g} to {bounds['high']:g}")
+    return number
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

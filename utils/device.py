@@ -1,0 +1,96 @@
+"""Where and how precisely to compute: device, precision, seeds, peak memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import resource
+import sys
+import time
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+BF16_MARGIN = 1.2  # bf16 must be this much faster in a matrix product to be chosen on a CPU
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda or cuda:N into a device.
+
+    Raises:
+        ValueError: for another name, or a CUDA device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device '{name}' is unknown; choose auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device '{name}' is not supported; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ValueError(f"device '{name}' is not there; this machine offers {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Turn auto into fp32 or bf16: bf16 on GPUs that have it, and on CPUs where a quick probe shows it faster.
+
+    Some CPUs emulate bf16 a hundred times slower than float32, so the probe looks at one small product first.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if _product_seconds(torch.bfloat16, 128) > 20 * _product_seconds(torch.float32, 128):
+        return "fp32"
+    return "bf16" if BF16_MARGIN * _product_seconds(torch.bfloat16, 768) < _product_seconds(torch.float32, 768) else "fp32"
+
+
+def _product_seconds(dtype: torch.dtype, size: int) -> float:
+    a = torch.ones(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Context for the model's forward pass; the losses leave it and compute in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), numpy and random, and ask for deterministic kernels."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries may use the global generator)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process so far: the device's on CUDA, the resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import timm
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }

@@ -1,0 +1,130 @@
+"""The one scoring path: a model's maps and scores on a set of images, and the metrics of each category."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from datasets.loader import ImageSet, batches
+from datasets.samples import Sample
+from utils.device import autocast
+from utils.metrics import Results, evaluate, mean_results
+from utils.runs import write_text
+
+
+@dataclass
+class Scores:
+    """Predictions for a set, in its order. score: (N,) float64. maps: (N, H, W) float32. masks: (N, H, W) or None."""
+
+    samples: list[Sample]
+    score: np.ndarray
+    maps: np.ndarray
+    masks: np.ndarray | None
+    ms_per_image: float
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) 0, 1 or -1."""
+        return np.array([s.label for s in self.samples])
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Move a batch, images in channels-last order."""
+    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k != "image"}
+    image = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
+    return {"image": image, **moved}
+
+
+@torch.inference_mode()
+def score_images(
+    model: nn.Module, data: ImageSet, *, batch_size: int, device: torch.device, precision: str, quiet: bool = False
+) -> Scores:
+    """Predict every image of `data` once, in order. Time is the model's alone, decoding is not counted."""
+    was_training = model.training
+    model.eval()
+    score = np.empty(len(data))
+    maps = np.empty((len(data), *data.decode.size), np.float32)
+    masks = np.empty((len(data), *data.decode.size), np.uint8) if data.has_masks else None
+    seconds, done = 0.0, 0
+    for batch in tqdm(batches(data, batch_size), desc="scoring", unit="batch", leave=False, disable=quiet or None):
+        images = to_device({"image": batch["image"]}, device)["image"]
+        start = time.perf_counter()
+        with autocast(device, precision):
+            prediction = model.predict(images)
+        part = slice(done, done + len(images))
+        score[part] = prediction.score.float().cpu().numpy()  # waits for the device
+        seconds += time.perf_counter() - start
+        maps[part] = prediction.anomaly_map.float().cpu().numpy()
+        if masks is not None:
+            masks[part] = batch["mask"][:, 0].numpy()
+        done = part.stop
+    model.train(was_training)
+    return Scores(data.samples, score, maps, masks, 1000 * seconds / max(len(data), 1))
+
+
+def results_by_category(scores: Scores) -> dict[str, Results]:
+    """Metrics of each category (its pixels and regions only), and their mean under "mean".
+
+    Raises:
+        ValueError: if there is no labelled image.
+    """
+    labels = scores.labels
+    results: dict[str, Results] = {}
+    for category in dict.fromkeys(s.category for s in scores.samples):
+        chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
+        if not chosen.any():
+            continue
+        masks = None if scores.masks is None else scores.masks[chosen]
+        maps = None if scores.masks is None else scores.maps[chosen]
+        results[category] = evaluate(scores.score[chosen], labels[chosen], maps, masks)
+    if not results:
+        raise ValueError("the test set has no labelled image, so there is nothing to measure")
+    results["mean"] = mean_results(list(results.values()))
+    return results
+
+
+def write_scores(path: Path, scores: Scores, root: Path | None) -> None:
+    """Write scores.csv: path (relative to the dataset's root where it is below it), category, label, defect, score."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "category", "label", "defect", "score"])
+    for s, value in zip(scores.samples, scores.score, strict=True):
+        inside = root is not None and s.path.is_relative_to(root)
+        shown = s.path.relative_to(root) if inside else s.path
+        table.writerow([shown.as_posix(), s.category, s.label, s.defect, f"{value:.6g}"])
+    write_text(path, text.getvalue())
+
+
+COLUMNS = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1": "I-F1*",
+    "pixel_auroc": "P-AUROC",
+    "pixel_ap": "P-AP",
+    "pixel_f1": "P-F1*",
+    "pro": "PRO",
+    "pro_05": "PRO@5%",
+}
+
+
+def results_table(results: dict[str, Results], *, notes: Sequence[str] = ()) -> str:
+    """A Markdown table in percent, a row a category; empty where undefined. Then the notes, one a line."""
+    rows = [["category", *COLUMNS.values()]]
+    for name, metrics in results.items():
+        if name == "mean" and len(results) == 2:
+            continue
+        values = [metrics.get(key) for key in COLUMNS]
+        rows.append([name, *("" if v is None else f"{100 * v:.2f}" for v in values)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+    return "\n".join([*lines, "", "* best threshold on these very images: an upper bound, not a working point", *notes])

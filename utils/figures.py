@@ -1,0 +1,84 @@
+"""Pictures: image, anomaly map and mask side by side, on one colour scale for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datasets.loader import ImageSet
+from utils.evaluation import Scores
+from utils.runs import write_atomically
+
+Picture = NDArray[np.uint8]
+
+
+def colour_scale(maps: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Values shown as coldest and hottest colour: the median and the 99.9th percentile of all maps (N, H, W).
+
+    One scale for all images, so that a normal image stays calm beside an anomalous one.
+    """
+    normal = maps[labels == 0]
+    low = float(np.median(normal if len(normal) else maps))
+    high = float(np.quantile(maps[:, ::4, ::4], 0.999))
+    return low, max(high, low + 1e-6)
+
+
+def heatmap(anomaly_map: np.ndarray, scale: tuple[float, float]) -> Picture:
+    """(H, W) to colours (H, W, 3) RGB."""
+    low, high = scale
+    grey = np.clip((anomaly_map - low) / (high - low), 0, 1)
+    return cv2.applyColorMap((255 * grey).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+
+
+def triplet(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None, scale: tuple[float, float]) -> Picture:
+    """Image with the mask's outline, map, and mask, stacked: (3 H, W, 3)."""
+    shown = image.copy()
+    truth = np.zeros(image.shape[:2], np.uint8) if mask is None else mask.astype(np.uint8)
+    contours, _ = cv2.findContours(truth, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(shown, contours, -1, (40, 220, 90), max(1, image.shape[0] // 160))
+    return np.vstack([shown, heatmap(anomaly_map, scale), np.repeat(255 * truth[..., None], 3, axis=2)])
+
+
+def choose_examples(scores: Scores, count: int) -> list[int]:
+    """Indices of `count` images: one in four normal, the others spread over defect types, in the set's order."""
+    groups: dict[str, list[int]] = {}
+    for i, s in enumerate(scores.samples):
+        groups.setdefault(s.defect, []).append(i)
+    normal = groups.pop("good", [])
+    chosen = normal[:: max(1, len(normal) // max(1, count // 4))][: max(1, count // 4)]
+    rounds = max((len(g) for g in groups.values()), default=0)
+    defects = [g[r] for r in range(rounds) for g in groups.values() if r < len(g)]
+    return sorted([*chosen, *defects[: count - len(chosen)]])
+
+
+def heatmap_page(images: Sequence[np.ndarray], scores: Scores, chosen: Sequence[int], *, height: int = 128) -> Picture:
+    """A row of triplets of the chosen images (each (H, W, 3) uint8), on one colour scale, captions below."""
+    scale = colour_scale(scores.maps, scores.labels)
+    columns = []
+    for image, i in zip(images, chosen, strict=True):
+        mask = None if scores.masks is None else scores.masks[i]
+        column = triplet(image, scores.maps[i], mask, scale)
+        width = max(1, round(height * image.shape[1] / image.shape[0]))
+        column = cv2.resize(column, (width, 3 * height), interpolation=cv2.INTER_AREA)
+        caption = np.full((30, width, 3), 255, np.uint8)
+        for row, text in enumerate((scores.samples[i].defect[:20], f"score {scores.score[i]:.3g}")):
+            cv2.putText(caption, text, (3, 12 + 14 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+        columns.append(np.pad(np.vstack([column, caption]), ((0, 0), (0, 4), (0, 0)), constant_values=255))
+    return np.hstack(columns)
+
+
+def example_page(data: ImageSet, scores: Scores, count: int) -> Picture:
+    """`heatmap_page` of `count` images of a set, normal and anomalous."""
+    chosen = choose_examples(scores, count)
+    return heatmap_page([data.pixels(i) for i in chosen], scores, chosen)
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    """Write a picture (H, W, 3) RGB in one step."""
+    ok, encoded = cv2.imencode(".png", picture[..., ::-1])
+    assert ok
+    write_atomically(path, lambda file: file.write(encoded.tobytes()))

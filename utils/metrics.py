@@ -1,0 +1,299 @@
+"""Image and pixel metrics, exact, and fast enough to run after every training.
+
+Legend: N images, H x W pixels, P anomalous pixels, K distinct scores among these, R regions.
+
+Between two neighbouring scores of anomalous pixels only false alarms change, so the corners at these K scores
+fix every curve. Pixels are sorted once: the anomalous ones as (score, region) packed in 64 bits, the normal
+ones as 32-bit keys, in one piece a core. Counts are integers, so large sets lose no precision.
+
+Scores of pixels are compared as float32. Only `smooth_in_order` depends on the order of the images.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import fmean
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+
+Results = dict[str, float | int | None]
+PRO_LIMITS = (0.3, 0.05)
+
+
+def evaluate(
+    scores: np.ndarray, labels: np.ndarray, maps: np.ndarray | None, masks: np.ndarray | None
+) -> Results:
+    """All of `image_metrics` and `pixel_metrics` for one category, the latter None without maps or masks.
+
+    Scores and labels are (N,), maps and masks (N, H, W), all in the same order.
+
+    Raises:
+        ValueError: As the two, or they disagree on N.
+    """
+    results = image_metrics(scores, labels)
+    if maps is None or masks is None:
+        return results | dict.fromkeys(_pixel_names(PRO_LIMITS))
+    if len(maps) != len(scores):
+        raise ValueError(f"{len(maps)} maps for {len(scores)} image scores: give one map per image")
+    return results | pixel_metrics(maps, masks)
+
+
+def mean_results(results: Sequence[Results]) -> Results:
+    """Mean over categories, each counted once; `n_normal` and `n_anomalous` are summed.
+
+    A metric that is None for a category is left out of its mean, and None if no category has it.
+
+    Raises:
+        ValueError: There is no category.
+    """
+    if not results:
+        raise ValueError("no results to average: give at least one category")
+    mean: Results = {}
+    for name in dict.fromkeys(name for result in results for name in result):
+        values = [result[name] for result in results if result.get(name) is not None]
+        if name in ("n_normal", "n_anomalous"):
+            mean[name] = sum(values)
+        else:
+            mean[name] = fmean(values) if values else None
+    return mean
+
+
+def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
+    """AUROC, AP, F1 and accuracy of whole images, ties as in scikit-learn.
+
+    F1 is the best over all thresholds, accuracy is taken at that threshold (the lowest among equals). The
+    test labels choose it: an oracle, as in the published tables, not what a deployed detector reaches.
+
+    Args:
+        scores: (N,) finite, higher is more anomalous.
+        labels: (N,) 0 normal, 1 anomalous.
+
+    Returns:
+        image_auroc, image_ap, image_f1, image_acc, all None if a class is absent; n_normal, n_anomalous.
+
+    Raises:
+        ValueError: Empty input, unequal lengths, scores that are not finite, labels other than 0 and 1.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be 1-D and of equal length")
+    scores, labels = _finite(scores, "scores").astype(np.float64), _binary(labels, "labels")
+    n_anomalous = int(np.count_nonzero(labels))
+    results: Results = dict.fromkeys(("image_auroc", "image_ap", "image_f1", "image_acc"))
+    results |= {"n_normal": labels.size - n_anomalous, "n_anomalous": n_anomalous}
+    if 0 < n_anomalous < labels.size:
+        results["image_auroc"] = float(roc_auc_score(labels, scores))
+        results["image_ap"] = float(average_precision_score(labels, scores))
+        results["image_f1"], results["image_acc"] = _best_f1(scores, labels)
+    return results
+
+
+def pixel_metrics(
+    maps: np.ndarray, masks: np.ndarray, *, pro_limits: tuple[float, ...] = PRO_LIMITS
+) -> Results:
+    """AUROC, AP, F1 (best threshold, an oracle) and PRO over all pixels of the set.
+
+    PRO (Bergmann et al., IJCV 2021): mean covered share of all regions of the set against the false positive
+    rate over all its normal pixels, from (0, 0), interpolated at the limit; the area is divided by the limit.
+
+    Args:
+        maps: (N, H, W) finite, higher is more anomalous; any real type.
+        masks: (N, H, W) 0 normal, 1 anomalous.
+        pro_limits: False positive rates in (0, 1]; 0.3 is named `pro`, others by percentage, 0.05 `pro_05`.
+
+    Returns:
+        pixel_auroc, pixel_ap, pixel_f1 and a PRO per limit in [0, 1]; all None if a class is absent.
+
+    Raises:
+        ValueError: Empty input, unequal shapes, maps not finite, masks not of 0 and 1, a limit out of range.
+    """
+    if not all(0 < limit <= 1 for limit in pro_limits):
+        raise ValueError(f"pro_limits {pro_limits} must lie in (0, 1]: give fractions such as 0.3")
+    names = _pixel_names(pro_limits)
+    pixels = _split_pixels(maps, masks)
+    n_normal, n_anomalous = pixels.normal.size, pixels.anomalous.size
+    if not (n_normal and n_anomalous):
+        return dict.fromkeys(names)
+    hits, alarms, alarms_before, covered = _curve(pixels)
+    new_hits = np.diff(hits, prepend=0)
+    # Mann-Whitney in integers: each anomalous pixel against the normal ones below it, ties count half
+    auroc = float(new_hits @ (2 * n_normal - alarms - alarms_before)) / (2 * n_normal * n_anomalous)
+    ap = float(new_hits @ (hits / (hits + alarms))) / n_anomalous
+    f1 = float(np.max(2 * hits / (hits + alarms + n_anomalous)))
+    # K + 1 flat pieces of the PRO curve, from one score to the next, joined by straight lines over the ties
+    flat = np.stack([np.append(0, alarms), np.append(alarms_before, n_normal)], axis=1)
+    fpr, overlap = flat.reshape(-1) / n_normal, np.repeat(np.append(0, covered), 2)
+    return dict(zip(names, [auroc, ap, f1, *(_area(fpr, overlap, x) for x in pro_limits)], strict=True))
+
+
+def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) -> float | None:
+    """PRO as the first public evaluation of the UniNet code had it: not a fair protocol, for comparison only.
+
+    Thresholds are evenly spaced from the global minimum to the maximum; a pixel above one is positive. Points
+    of false positive rate below 0.3 are kept (strictly, nothing is interpolated) and their rates stretched to
+    [0, 1] before the area is taken. So the number depends on outliers and on where the thresholds fall.
+
+    Args:
+        maps: (N, H, W) as for `pixel_metrics`.
+        masks: (N, H, W) as for `pixel_metrics`.
+        thresholds: Their number.
+
+    Returns:
+        A fraction; None where it is undefined: a class is absent, a constant map, fewer than two rates kept.
+
+    Raises:
+        ValueError: As `pixel_metrics`, or thresholds below 1.
+    """
+    if thresholds < 1:
+        raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
+    pixels = _split_pixels(maps, masks)
+    low, high = np.float32(np.min(maps)), np.float32(np.max(maps))  # the published step is rounded to float32
+    if low == high or not (pixels.normal.size and pixels.anomalous.size):
+        return None
+    levels = _ordered_keys(np.arange(low, high, (high - low) / thresholds))
+    _, at_most = _count_below(pixels.normal, levels)
+    fpr = (pixels.normal.size - at_most) / pixels.normal.size
+    missed = np.searchsorted(pixels.anomalous, levels, side="right")
+    overlap = 1 - np.append(0, np.cumsum(pixels.share))[missed]
+    kept = fpr < 0.3
+    if not kept.any() or np.ptp(fpr[kept]) == 0:
+        return None
+    return float(auc((fpr[kept] - fpr[kept].min()) / np.ptp(fpr[kept]), overlap[kept]))
+
+
+def smooth_in_order(scores: np.ndarray, sigma: float = 4.0) -> np.ndarray:
+    """Image scores (N,) after a 1-D Gaussian along the list, as the first public evaluation of UniNet had it.
+
+    It leaks labels between neighbours, which in folder order mostly share a class, so shuffling the images
+    changes the result. Not a fair protocol, for comparison only.
+
+    Raises:
+        ValueError: Empty input, not 1-D, not finite, or sigma not positive.
+    """
+    scores = np.asarray(scores)
+    if scores.ndim != 1 or not sigma > 0:
+        raise ValueError(f"scores {scores.shape} must be 1-D and sigma {sigma} positive")
+    return gaussian_filter1d(_finite(scores, "scores").astype(np.float64), sigma)
+
+
+def region_labels(masks: np.ndarray) -> np.ndarray:
+    """Number the 8-connected regions of a set: (N, H, W) of {0, 1} -> (N, H, W) int32, 0 normal, else 1 to R.
+
+    Raises:
+        ValueError: Empty input, not three dimensions, or values other than 0 and 1.
+    """
+    masks = np.asarray(masks)
+    if masks.ndim != 3:
+        raise ValueError(f"masks {masks.shape} must be (N, H, W): drop the channel dimension if there is one")
+    masks = _binary(masks, "masks")
+    regions = np.zeros(masks.shape, np.int32)
+    found = 0
+    for index in np.flatnonzero(masks.any(axis=(1, 2))):
+        count, labels = cv2.connectedComponents(masks[index], connectivity=8, ltype=cv2.CV_32S)
+        np.add(labels, found, out=regions[index], where=labels > 0)
+        found += count - 1
+    return regions
+
+
+class _Pixels(NamedTuple):
+    normal: np.ndarray  # (N*H*W - P,) uint32 keys in any order
+    anomalous: np.ndarray  # (P,) uint32 keys, ascending
+    share: np.ndarray  # (P,) its part of the mean overlap: 1 / (R * area of its region)
+
+
+class _Curve(NamedTuple):
+    """At the K distinct scores of anomalous pixels, descending, if they and all above are called positive."""
+
+    hits: np.ndarray  # (K,) anomalous pixels
+    alarms: np.ndarray  # (K,) normal pixels
+    alarms_before: np.ndarray  # (K,) normal pixels strictly above; the rest are ties
+    covered: np.ndarray  # (K,) mean covered share of the regions
+
+
+def _split_pixels(maps: np.ndarray, masks: np.ndarray) -> _Pixels:
+    maps, masks = np.asarray(maps), np.asarray(masks)
+    if maps.shape != masks.shape:
+        raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have the same shape (N, H, W)")
+    regions = region_labels(masks).reshape(-1)
+    with np.errstate(over="ignore"):  # too large for float32 is reported as not finite
+        keys = _ordered_keys(_finite(maps.astype(np.float32, copy=False), "maps"))
+    anomalous = regions > 0
+    packed = keys[anomalous].astype(np.uint64) << np.uint64(32)
+    packed |= regions[anomalous].view(np.uint32)
+    normal = keys[~anomalous]
+    del regions, keys, anomalous
+    packed.sort()
+    ids = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
+    areas = np.bincount(ids)
+    return _Pixels(normal, (packed >> np.uint64(32)).astype(np.uint32), 1 / (areas.size * areas[ids]))
+
+
+def _ordered_keys(values: np.ndarray) -> np.ndarray:
+    """Flat uint32 in the order of the floats: all bits of negatives flip, only the sign bit of the others."""
+    bits = np.add(values, 0, dtype=np.float32).reshape(-1).view(np.uint32)  # -0 + 0 is +0: they tie
+    flip = (bits.view(np.int32) >> 31).view(np.uint32)
+    flip |= np.uint32(0x80000000)
+    bits ^= flip
+    return bits
+
+
+def _count_below(keys: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many keys lie below each level, and how many not above it; sorts `keys` in place by pieces."""
+    cores = min(os.cpu_count() or 1, 8)
+    pieces = np.array_split(keys, cores)
+
+    def count(part: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [sum(np.searchsorted(piece, part, side) for piece in pieces) for side in ("left", "right")]
+        )
+
+    with ThreadPoolExecutor(cores) as pool:  # NumPy sorts and searches without the GIL
+        list(pool.map(np.ndarray.sort, pieces))
+        below, at_most = np.concatenate(list(pool.map(count, np.array_split(levels, cores))), axis=1)
+    return below, at_most
+
+
+def _curve(pixels: _Pixels) -> _Curve:
+    keys = pixels.anomalous[::-1]
+    last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))  # of each run of ties
+    below, at_most = _count_below(pixels.normal, keys[last][::-1])  # ascending levels are kinder to the cache
+    covered = np.cumsum(pixels.share[::-1])[last]
+    n_normal = pixels.normal.size
+    return _Curve(last + 1, n_normal - below[::-1], n_normal - at_most[::-1], covered / covered[-1])
+
+
+def _area(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
+    end = np.searchsorted(fpr, limit, side="right")
+    share = np.append(overlap[:end], np.interp(limit, fpr, overlap))
+    return float(auc(np.append(fpr[:end], limit), share)) / limit
+
+
+def _best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
+    best = int(np.argmax(f1[:-1]))  # the last point has no threshold
+    return float(f1[best]), float(np.mean((scores >= thresholds[best]) == labels))
+
+
+def _pixel_names(limits: Sequence[float]) -> list[str]:
+    pro = ["pro" if limit == 0.3 else f"pro_{100 * limit:02g}" for limit in limits]
+    return ["pixel_auroc", "pixel_ap", "pixel_f1", *pro]
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    if not (values.size and np.isfinite(values).all()):
+        raise ValueError(f"{name} {values.shape} must hold finite {values.dtype} values, at least one")
+    return values
+
+
+def _binary(values: np.ndarray, name: str) -> np.ndarray:
+    ones = np.ascontiguousarray(values).astype(bool)
+    if not ones.size:
+        raise ValueError(f"{name} {values.shape} must not be empty")
+    if values.dtype != bool and not np.array_equal(ones, values):
+        raise ValueError(f"{name} must hold only 0 and 1, found {values[ones != values].flat[0]}")
+    return ones.view(np.uint8)

@@ -1,0 +1,58 @@
+"""metrics.json: written once at the end of a run, and read to find finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from utils.config import Config
+from utils.device import versions
+from utils.metrics import Results
+from utils.runs import write_json
+
+FILE = "metrics.json"
+
+
+def finished_results(folder: Path) -> dict[str, Results] | None:
+    """Results of a finished run, None if it is not finished."""
+    path = folder / FILE
+    return json.loads(path.read_text())["results"] if path.is_file() else None
+
+
+def protocol(config: Config, across_images: str) -> dict[str, object]:
+    """What the numbers depend on besides the model."""
+    return {
+        "select": config.eval.select,
+        "evaluated_on": config.eval.split,
+        "across_images": across_images,
+        "fair": config.eval.select == "last" and across_images == "none",
+        "image_size": list(config.data.image_size),
+        "iterations": config.train.iterations,
+        "seed": config.train.seed,
+        "precision": config.train.precision,
+        "f1_and_acc_threshold": "best on the evaluated images",
+    }
+
+
+def write_results(
+    folder: Path,
+    config: Config,
+    results: dict[str, Results],
+    *,
+    command: str,
+    timing: dict[str, float],
+    parameters: int,
+    code: str,
+    across_images: str = "none",
+) -> None:
+    """Write metrics.json in one step; metrics are fractions, null where undefined."""
+    tree = {
+        "format": 1,
+        "command": command,
+        "protocol": protocol(config, across_images),
+        "results": results,
+        "timing": {key: round(value, 4) for key, value in timing.items()},
+        "parameters": parameters,
+        "versions": {**versions(), "code": code},
+    }
+    write_json(folder / FILE, tree)
