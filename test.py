@@ -1,6 +1,6 @@
 """Evaluate a trained model: checkpoint -> metrics table, scores.csv, maps.
 
-    python test.py --checkpoint RUN --data-root DIR
+python test.py --checkpoint RUN --data-root DIR
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ APRIL = "april-2025"
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file")
-    parser.add_argument("--data-root", metavar="DIR", help="folder of the dataset; default: where it was trained")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="folder of the dataset; default: where it was trained"
+    )
     parser.add_argument("--dataset", choices=sorted(SPECS), help="default: the one it was trained on")
     parser.add_argument("--category", metavar="NAME", help="default: the one it was trained on")
     parser.add_argument(
         "--protocol",
         choices=("fair", APRIL),
         default="fair",
-        help=f"{APRIL} recomputes the numbers as the first public evaluation did ({UNFAIR}), beside the fair ones",
+        help=f"{APRIL}: also the numbers as the first public evaluation computed them ({UNFAIR})",
     )
     parser.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
     parser.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
@@ -89,18 +93,24 @@ def main(argv: Sequence[str]) -> None:
     if args.protocol == APRIL:
         model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
         unfair = april_results(score())
-        title = f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"
+        title = (
+            f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"
+        )
         say("\n" + results_table(unfair, notes=[title]))
-        write_results(output / APRIL, config, unfair, **about, across_images=f"sigma 4 in folder order: {UNFAIR}")
+        write_results(
+            output / APRIL, config, unfair, **about, across_images=f"sigma 4 in folder order: {UNFAIR}"
+        )
     log.info("written to %s", output)
 
 
 def evaluated_config(config: Config, args: argparse.Namespace, device: torch.device) -> Config:
-    """The run's configuration with the data, device and precision of the command line; always the whole test set."""
+    """The run's configuration with data, device and precision of the command line; always on the test set."""
     data = config.data
     if args.dataset and args.dataset != data.name:
         data = dataclasses.replace(data, name=args.dataset, root=None, category="all")
-    data = dataclasses.replace(data, root=args.data_root or data.root, category=args.category or data.category)
+    data = dataclasses.replace(
+        data, root=args.data_root or data.root, category=args.category or data.category
+    )
     precision = choose_precision(args.precision or config.train.precision, device)
     train = dataclasses.replace(config.train, precision=precision)
     select = dataclasses.replace(config.eval, split="test")
@@ -110,8 +120,9 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
 def april_results(scores: Scores) -> dict[str, Results]:
     """Metrics as the first public evaluation computed them; not a fair protocol.
 
-    Scores are smoothed along the list of each category's test images in folder order, where neighbours share their
-    label; PRO takes 800 thresholds and stretches the false-positive rate. Pixel AUROC and AP are not touched.
+    Scores are smoothed along the list of each category's test images in folder order, where neighbours share
+    their label; PRO takes 800 thresholds and stretches the false-positive rate. Pixel AUROC and AP are not
+    touched.
     """
     fair = results_by_category(scores)
     results: dict[str, Results] = {}

@@ -1,6 +1,6 @@
 """Train a model and evaluate it: config -> data -> model -> loop -> last checkpoint -> results.
 
-    python train.py --config configs/mvtec.yaml --data-root DIR --category screw
+python train.py --config configs/mvtec.yaml --data-root DIR --category screw
 """
 
 from __future__ import annotations
@@ -55,15 +55,23 @@ class Run:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--config", default=str(CONFIGS / "mvtec.yaml"), metavar="FILE", help="a file of configs/")
+    parser.add_argument(
+        "--config", default=str(CONFIGS / "mvtec.yaml"), metavar="FILE", help="a file of configs/"
+    )
     add_setting_flags(parser)
     where = parser.add_argument_group("where results go")
     where.add_argument("--output", default="checkpoints", metavar="DIR", help="folder of all runs")
-    where.add_argument("--name", help="name of the run folder; default: made from model, flavour, backbone and seed")
+    where.add_argument(
+        "--name", help="name of the run folder; default: made from model, flavour, backbone and seed"
+    )
     again = where.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    again.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
+    )
     again.add_argument("--overwrite", action="store_true", help="start again where a run exists")
-    parser.add_argument("--list", action="store_true", help="list datasets, models, flavours and backbones, and stop")
+    parser.add_argument(
+        "--list", action="store_true", help="list datasets, models, flavours and backbones, and stop"
+    )
     return parser.parse_args(argv)
 
 
@@ -95,7 +103,9 @@ def choices() -> str:
     """What can be chosen on the command line."""
     rows = {"datasets": SPECS, "models": MODELS, "flavours (uninet)": FLAVORS, "settings": SETTINGS}
     text = [f"{title}: {', '.join(names)}" for title, names in rows.items()]
-    text.append("backbones: wide_resnet50_2, tf_efficientnet_lite0 (no download), or any of timm's with features_only")
+    text.append(
+        "backbones: wide_resnet50_2, tf_efficientnet_lite0 (no download), or any of timm's with features_only"
+    )
     text.append("MVTec AD categories: " + ", ".join(SPECS["mvtec"].counts))
     return "\n".join(text)
 
@@ -108,11 +118,15 @@ def resolved(config: Config) -> Config:
 
 def notes(config: Config) -> list[str]:
     """What a reader must know about the numbers of the table."""
-    text = [f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"]
+    text = [
+        f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"
+    ]
     if config.eval.select == "best":
         text.append("NOT A FAIR PROTOCOL: the best of several evaluations on the test set itself was kept")
     if config.eval.split == "validation":
-        text.append("validation: held-out training normals with synthetic defects, for choosing settings only")
+        text.append(
+            "validation: held-out training normals with synthetic defects, for choosing settings only"
+        )
     return text
 
 
@@ -124,7 +138,9 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         return done
     checkpoint = folder / FILE
     if checkpoint.is_file() and not (args.resume or args.overwrite):
-        raise RunError(f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again")
+        raise RunError(
+            f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again"
+        )
     if args.overwrite:
         for path in folder.iterdir():
             if path.is_file() and path.name != ".lock":
@@ -135,7 +151,9 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     if config.train.epochs is not None:
         steps = math.ceil(config.train.epochs * len(data.train) / config.train.batch_size)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=steps))
-    model = build_model(config, pretrained=not checkpoint.is_file()).to(device, memory_format=torch.channels_last)
+    model = build_model(config, pretrained=not checkpoint.is_file()).to(
+        device, memory_format=torch.channels_last
+    )
     log.info(describe(config, data, model))
     write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     run = Run(config, folder, data, model, device, args.quiet, command)
@@ -145,11 +163,11 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
 
 def describe(config: Config, data: RunData, model: nn.Module) -> str:
     """One line that identifies a run."""
-    total = sum(p.numel() for p in model.parameters())
+    total, train = sum(p.numel() for p in model.parameters()), config.train
     return (
-        f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test images; "
-        f"{config.model.name} ({config.model.flavor}, {config.model.backbone}), {total / 1e6:.1f} M parameters, "
-        f"{config.train.iterations} steps of {config.train.batch_size}, {config.train.precision}, code {git_sha()}"
+        f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test "
+        f"images; {config.model.name} ({config.model.flavor}, {config.model.backbone}), "
+        f"{total / 1e6:.1f} M parameters, {train.iterations} steps of {train.batch_size}, {train.precision}, code {git_sha()}"
     )
 
 
@@ -175,22 +193,28 @@ def optimise(run: Run) -> float:
     train, optim = config.train, config.optim
     run.data.train.fill_cache(quiet=run.quiet)
 
-    # --- optimiser and schedule --------------------------------------------------------------------------------
+    # --- optimiser and schedule -----------------------------------------------------------------------------
     extra = {"eps": 1e-10, "amsgrad": True} if optim.preset == "multi-class" else {}
     groups = model.parameter_groups(optim)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=optim.weight_decay, **extra)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
 
-    # --- restore, or start -------------------------------------------------------------------------------------
+    # --- restore, or start ----------------------------------------------------------------------------------
     start, seconds = restore(run, optimizer, schedule)
     if start == 0:
-        sample = ImageSet(run.data.train.samples[:STATISTICS_IMAGES], run.data.train.decode, run.data.train.normalise)
+        sample = ImageSet(
+            run.data.train.samples[:STATISTICS_IMAGES], run.data.train.decode, run.data.train.normalise
+        )
         model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
 
-    # --- the loop ----------------------------------------------------------------------------------------------
-    order = TrainingOrder(len(run.data.train), train.batch_size, seed=train.seed, start=start, stop=train.iterations)
+    # --- the loop -------------------------------------------------------------------------------------------
+    order = TrainingOrder(
+        len(run.data.train), train.batch_size, seed=train.seed, start=start, stop=train.iterations
+    )
     loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
-    tracker = Tracker(run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet)
+    tracker = Tracker(
+        run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
+    )
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
@@ -217,7 +241,7 @@ def optimise(run: Run) -> float:
 
 
 def rate_at(step: int, config: Config) -> float:
-    """Factor on the learning rates at a step: warm-up, then constant, x 0.2 at 80 % (step), or cosine to 0."""
+    """Factor on the learning rates at a step: warm-up, then constant, x 0.2 at 80 %, or cosine to 0."""
     optim, total = config.optim, config.train.iterations
     if step < optim.warmup:
         return (step + 1) / optim.warmup
@@ -252,7 +276,8 @@ def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tens
     values = ", ".join(f"{k} {float(v):.4g}" for k, v in parts.items())
     names = ", ".join(run.data.train.samples[i].path.name for i in batch["index"].tolist())
     raise FloatingPointError(
-        f"the loss is not finite at step {step} ({values}; images {names}); lower optim.lr or use --precision fp32"
+        f"the loss is not finite at step {step} ({values}; images {names}); "
+        "lower optim.lr or use --precision fp32"
     )
 
 

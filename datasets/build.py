@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets.demo import write_demo
 from datasets.folder import FOLDER
 from datasets.industrial import MVTEC, list_categories, list_mvtec
 from datasets.loader import ImageSet, SyntheticValidation
-from datasets.samples import NORMAL, DatasetError, DatasetSpec, Sample, check_disjoint, collect, hold_out, limit
+from datasets.samples import (
+    NORMAL,
+    DatasetError,
+    DatasetSpec,
+    Sample,
+    check_disjoint,
+    collect,
+    hold_out,
+    limit,
+)
 from datasets.transforms import Decode, Normalise
 from utils.config import Config, DataConfig
 
@@ -19,7 +29,10 @@ DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
 
 @dataclass
 class RunData:
-    """The disjoint sets of a run. `validation` is built only where it is asked for, as it costs training images."""
+    """The disjoint sets of a run.
+
+    `validation` is built only where it is asked for, as it costs training images.
+    """
 
     train: ImageSet
     calibration: ImageSet
@@ -43,7 +56,6 @@ def dataset_root(data: DataConfig) -> Path | None:
     if data.name not in SPECS:
         raise DatasetError(f"unknown dataset '{data.name}'; choose one of {', '.join(SPECS)}")
     if data.name == "demo":
-        from datasets.demo import write_demo
         return write_demo(Path(data.root) if data.root else DEMO_ROOT)
     return Path(data.root) if data.root else None
 

@@ -37,6 +37,7 @@ class Photograph:
 
 DEMO_CATEGORIES = {
     "brick": Photograph("brick.png", foreign="gravel.png", window=160, box=(0, 0, 512, 512)),
+    # rough: the hard one
     "gravel": Photograph("gravel.png", foreign="brick.png", window=160, box=(0, 0, 512, 512)),
     # in colour and smooth; the box lies inside the round picture
     "retina": Photograph("retina.jpg", foreign="ihc.png", window=300, box=(217, 217, 1193, 1193)),

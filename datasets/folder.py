@@ -1,4 +1,4 @@
-"""Your own images: DIR/train/good is enough; test/<type> and ground_truth/<type> as in MVTec AD are optional."""
+"""Your own images: train/good is enough; test/<type> and ground_truth/<type> as in MVTec AD are optional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Industrial datasets in MVTec AD's layout: <category>/train/good, test/<type>, ground_truth/<type>/<name>_mask.png."""
+"""Industrial datasets in MVTec AD's layout: train/good, test/<type>, ground_truth/<type>/<name>_mask.png."""
 
 from __future__ import annotations
 

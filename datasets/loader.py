@@ -1,4 +1,4 @@
-"""From samples to batches: decode once into a bounded cache, a data order that any step can be resumed from."""
+"""From samples to batches: a bounded cache of decoded images, a data order that can be resumed anywhere."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def _with_defect(sample: Sample) -> Sample:
 class TrainingOrder(Sampler[list[int]]):
     """Batches of indices from step `start` to `stop`: permutations of all samples, one after the other.
 
-    Batches run across epochs, so all have the same size. Step k is a function of the seed alone, hence a run can go
-    on anywhere without replaying what came before.
+    Batches run across epochs, so all have the same size. Step k is a function of the seed alone, hence a run
+    can go on anywhere without replaying what came before.
     """
 
     def __init__(self, samples: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:

@@ -14,12 +14,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 class DatasetError(ValueError):
-    """The data on disk is not what the dataset needs; the message says what was expected, found, and what to do."""
+    """The data on disk is not what the dataset needs; the message says what was expected and what to do."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. label: 0 normal, 1 anomalous, -1 unknown. `group` ties what must stay on one side of a split."""
+    """One image. label: 0 normal, 1 anomalous, -1 unknown.
+
+    `group` ties what must stay on one side of a split.
+    """
 
     path: Path
     label: int
@@ -55,8 +58,8 @@ def collect(spec: DatasetSpec, root: str | Path | None, category: str) -> list[S
     """List and check the samples of one category, or of all (`category` "all"), in a fixed order.
 
     Raises:
-        DatasetError: for a wrong root (a better one is suggested), an unknown category, an empty split, a missing
-            mask, or counts that differ from the published ones.
+        DatasetError: for a wrong root (a better one is suggested), an unknown category, an empty split, a
+            missing mask, or counts that differ from the published ones.
     """
     root = _checked_root(spec, root)
     known = spec.list_categories(root)
@@ -94,9 +97,9 @@ def _check_part(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> 
     expected = spec.counts.get(category)
     if expected and spec.verified and (train, test_normal, test_anomalous) != expected:
         raise DatasetError(
-            f"{spec.name}/{category}: found {train} / {test_normal} / {test_anomalous} images (train normal / test "
-            f"normal / test anomalous), published are {' / '.join(map(str, expected))}; the copy is incomplete or "
-            f"has extra files. Use --config configs/folder.yaml for a changed copy"
+            f"{spec.name}/{category} has {train} training, {test_normal} normal and {test_anomalous} anomalous "
+            f"test images; published are {expected[0]}, {expected[1]} and {expected[2]}. Complete the copy, or "
+            "use --config configs/folder.yaml for a changed one"
         )
 
 
@@ -129,8 +132,8 @@ def _digest(path: Path) -> bytes:
 def hold_out(samples: Sequence[Sample], fraction: float, *, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split normals into kept and held-out parts, whole groups together, the same for a seed in any order.
 
-    The held-out part is the smallest number of groups that reaches `fraction` of the samples, in each category;
-    at least one sample of each category is kept.
+    The held-out part is the smallest number of groups that reaches `fraction` of the samples, in each
+    category; at least one sample of each category is kept.
     """
     kept: list[Sample] = []
     held: list[Sample] = []
@@ -149,7 +152,7 @@ def hold_out(samples: Sequence[Sample], fraction: float, *, seed: int) -> tuple[
 
 
 def limit(samples: Sequence[Sample], number: int | None, *, seed: int) -> list[Sample]:
-    """A random subset of `number` samples (all if None), in the original order; a larger number contains a smaller."""
+    """A random subset of `number` samples (None: all), in order; a larger number contains a smaller one."""
     if number is None or number >= len(samples):
         return list(samples)
     order = list(range(len(samples)))

@@ -27,8 +27,8 @@ FILTERS = {
 class Decode:
     """How a file becomes an array: centre crop (zero-padded where it exceeds the image), then resize.
 
-    size is (height, width); images are resized with antialiasing, masks with nearest neighbour, then thresholded
-    at `mask_threshold`, a share of the value range.
+    size is (height, width); images are resized with antialiasing, masks with nearest neighbour, then
+    thresholded at `mask_threshold`, a share of the value range.
     """
 
     size: tuple[int, int]

@@ -9,9 +9,9 @@ from torch import Tensor
 def cosine_distance(teacher: Tensor, student: Tensor, *, reading: str) -> Tensor:
     """Mean cosine distance of two (B, C, H, W) features, a scalar in [0, 2].
 
-    reading: global flattens each image's feature into one vector of C H W (Eq. 1, as printed); pointwise takes the
-    cosine along channels at each position and averages over positions (the released code). Stop the teacher's
-    gradient (Eq. 2) outside, by `detach`.
+    reading: global flattens each image's feature into one vector of C H W (Eq. 1, as printed); pointwise
+    takes the cosine along channels at each position and averages over positions (the released code). Stop the
+    teacher's gradient (Eq. 2) outside, by `detach`.
 
     Raises:
         ValueError: for another reading.

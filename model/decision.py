@@ -1,4 +1,4 @@
-"""Anomaly map and score of an image from its 2n distance maps: the weighted decision mechanism (Sec. 4.5, Alg. 1).
+"""Anomaly map and score from 2n distance maps: the weighted decision mechanism (Sec. 4.5, Alg. 1).
 
 Legend: B images, L = 2n maps, K = H W pixels.
 """
@@ -30,9 +30,9 @@ def distance_map(teacher: Tensor, student: Tensor) -> Tensor:
 def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: float) -> Tensor:
     """v_w of Eq. 14 for each image, the share of pixels that decides, (B,).
 
-    The maxima of the L maps pass a softmax; those above its mean form P. `values` says what is averaged over P:
-    probability (as printed: alpha times it is at most alpha) or distance (the maxima themselves, released code).
-    If all are equal, none is above the mean; then all count.
+    The maxima of the L maps pass a softmax; those above its mean form P. `values` says what is averaged over
+    P: probability (as printed: alpha times it is at most alpha) or distance (the maxima themselves, released
+    code). If all are equal, none is above the mean; then all count.
     """
     maxima = torch.stack([m.flatten(1).amax(dim=1) for m in maps], dim=1)  # (B, L)
     p = maxima.softmax(dim=1)
@@ -65,18 +65,20 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
     kernel = (kernel / kernel.sum()).to(maps.dtype)
     out = maps[:, None]
     out = F.conv2d(out[:, :, _mirrored(out.shape[2], radius, maps.device)], kernel.view(1, 1, -1, 1))
-    return F.conv2d(out[:, :, :, _mirrored(out.shape[3], radius, maps.device)], kernel.view(1, 1, 1, -1))[:, 0]
+    return F.conv2d(out[:, :, :, _mirrored(out.shape[3], radius, maps.device)], kernel.view(1, 1, 1, -1))[
+        :, 0
+    ]
 
 
 def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:
-    """Indices that extend 0..size-1 by `radius` on both sides, the border pixel repeated (d c b a | a b c d)."""
+    """Indices that extend 0..size-1 by `radius` on both sides, the border repeated (d c b a | a b c d)."""
     index = torch.arange(-radius, size + radius, device=device) % (2 * size)
     return torch.where(index < size, index, 2 * size - 1 - index)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The scoring path that every model, command and export shares; fields as in the config section `score`."""
+    """The scoring path that every model and command shares; fields as in the config section `score`."""
 
     decision: str
     decision_values: str
@@ -95,7 +97,9 @@ class Decision:
             F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
         )
         scored = total
-        if self.score_map == "legacy_exp":  # public code before May 2025: the top values are the low distances
+        if (
+            self.score_map == "legacy_exp"
+        ):  # public code before May 2025: the top values are the low distances
             scored = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
         scored = gaussian_blur(scored, self.score_sigma)
         if self.decision == "weighted":

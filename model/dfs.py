@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def selection_weight(teacher: Tensor) -> Tensor:
-    """w (Eq. 4): softmax of the teacher's feature over positions, per image and channel. (B, C, H, W), sums to 1.
+    """Softmax w of the teacher's feature over positions, per image and channel (Eq. 4), (B, C, H, W).
 
     The constant rho that the paper subtracts cancels in the softmax; torch subtracts the maximum itself.
     """
@@ -20,10 +20,11 @@ def selection_weight(teacher: Tensor) -> Tensor:
 class DomainRelatedFeatureSelection(nn.Module):
     """(F_S)^P = F_S * w * (theta + F^g) (Eq. 6), one theta (1, C_i, 1, 1) a level, shared by both teachers.
 
-    mode: prior as in Eq. 6; all leaves out w, F_S * (theta + F^g) (our reading of (F_S)^A in Table 10); none returns
-    F_S. theta_map: identity (as printed, starts at 1) or clamp_sigmoid, min(sigmoid(theta) + 0.5, 1) (released code,
-    starts at 0, so at an effective 1). With features of both signs, theta + F^g may change sign where a channel's
-    mean over the image is below -theta; standardised features have F^g near 0, so it stays near theta.
+    mode: prior as in Eq. 6; all leaves out w, F_S * (theta + F^g) (our reading of (F_S)^A in Table 10); none
+    returns F_S. theta_map: identity (as printed, starts at 1) or clamp_sigmoid, min(sigmoid(theta) + 0.5, 1)
+    (released code, starts at 0, so at an effective 1). With features of both signs, theta + F^g may change
+    sign where a channel's mean over the image is below -theta; standardised features have F^g near 0, so it
+    stays near theta.
     """
 
     def __init__(

@@ -8,14 +8,16 @@ from torch import Tensor, nn
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def conv_bn(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, bias: bool = False) -> nn.Sequential:
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, bias: bool = False
+) -> nn.Sequential:
     """A convolution that keeps the size (divided by the stride) and its batch norm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 def init_weights(module: nn.Module) -> None:
-    """Kaiming normal (fan-out, ReLU) for convolutions, 1 and 0 for batch norm; transposed convolutions keep theirs."""
+    """Kaiming normal (fan-out) for convolutions, 1 and 0 for batch norm; transposed ones keep theirs."""
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -30,8 +32,8 @@ def init_weights(module: nn.Module) -> None:
 def folded_weights(conv: nn.Conv2d | nn.ConvTranspose2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that equals `norm(conv(x))` in eval mode (Eq. 3).
 
-    omega^R = omega * gamma / sqrt(sigma^2 + eps), b^R = b + (bias - mu) * gamma / sqrt(sigma^2 + eps), with the
-    convolution's own bias, zero in the paper. Computed in float64.
+    omega^R = omega * gamma / sqrt(sigma^2 + eps), b^R = b + (bias - mu) * gamma / sqrt(sigma^2 + eps), with
+    the convolution's own bias, zero in the paper. Computed in float64.
     """
     factor = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
@@ -52,8 +54,8 @@ def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: BatchNorm) -> nn.Module:
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold every batch norm that directly follows a convolution among the children of a module, in place.
 
-    Children are taken in the order of registration, which in ResNets, EfficientNets and all models here is the
-    order of use. timm's combined norm and activation keeps its activation.
+    Children are taken in the order of registration, which in ResNets, EfficientNets and all models here is
+    the order of use. timm's combined norm and activation keeps its activation.
     """
     previous: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
@@ -67,5 +69,5 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def _activation_of(norm: nn.Module) -> nn.Module:
-    """timm's BatchNormAct2d ends with `drop` and `act`; a plain batch norm with nothing."""
+    """Of timm's BatchNormAct2d, which ends with `drop` and `act`; nothing of a plain batch norm."""
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()

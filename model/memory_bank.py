@@ -1,7 +1,7 @@
 """The baseline of every table: nearest neighbours in a memory of training patches (the idea of PatchCore).
 
-Features of strides 8 and 16 are averaged over 3 x 3 neighbourhoods, brought to one size and concatenated; a random
-part of all training patches is kept; a patch's anomaly is its distance to the nearest kept one.
+Features of strides 8 and 16 are averaged over 3 x 3 neighbourhoods, brought to one size and concatenated; a
+random part of all training patches is kept; a patch's anomaly is its distance to the nearest kept one.
 
 Legend: B images, C channels, P patches of an image, M patches in the bank.
 """
@@ -38,7 +38,7 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
-        """Fill the bank from batches of training normals (B, 3, H, W), `bank_fraction` of each batch's patches."""
+        """Fill the bank from training normals (B, 3, H, W): `bank_fraction` of each batch's patches."""
         generator = torch.Generator().manual_seed(seed)
         kept = []
         for batch in images:
@@ -50,7 +50,9 @@ class MemoryBank(nn.Module):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""
         if len(self.bank) == 0:
-            raise RuntimeError("the memory bank is empty; call fit on training normals, or load a fitted checkpoint")
+            raise RuntimeError(
+                "the memory bank is empty; call fit on training normals, or load a fitted checkpoint"
+            )
         patches = self._patches(images)
         nearest = torch.stack([self._nearest(p) for p in patches])
         grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]

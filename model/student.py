@@ -21,9 +21,12 @@ class DecoderBlock(nn.Module):
         super().__init__()
         inner = out_channels // 2
         if upsample:
-            middle = nn.Sequential(nn.ConvTranspose2d(inner, inner, 2, stride=2, bias=False), nn.BatchNorm2d(inner))
+            middle = nn.Sequential(
+                nn.ConvTranspose2d(inner, inner, 2, stride=2, bias=False), nn.BatchNorm2d(inner)
+            )
             self.shortcut = nn.Sequential(
-                nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False), nn.BatchNorm2d(out_channels)
+                nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
         else:
             middle, self.shortcut = conv_bn(inner, inner, 3), nn.Identity()
@@ -43,9 +46,10 @@ class DecoderBlock(nn.Module):
 class Student(nn.Module):
     """Decode the embedding into one feature map a level, returned fine to coarse like the teachers'.
 
-    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored). The
-    released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's level, or
-    the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's channels.
+    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored).
+    The released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's
+    level, or the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's
+    channels.
     """
 
     def __init__(

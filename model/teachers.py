@@ -1,4 +1,4 @@
-"""The pair of teachers: a frozen source (ImageNet) network and a trainable target copy of it (Sec. 3 and 4.1)."""
+"""The pair of teachers: a frozen source (ImageNet) network and a trainable copy, the target (Sec. 3, 4.1)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Teachers(nn.Module):
         self.scale = scale
 
     def forward(self, images: Tensor) -> tuple[Features, Features]:
-        """Images (B, 3, H, W) to source and target features, each one (B, C_i, H_i, W_i) a level, fine to coarse."""
+        """Images (B, 3, H, W) to source and target features, one (B, C_i, H_i, W_i) a level."""
         with torch.no_grad():
             source = self.scale(self.source(images))
         return source, self.scale(self.target(images))

@@ -1,4 +1,4 @@
-"""UniNet: two teachers, bottleneck, student, feature selection, and the weighted decision (Fig. 2). Wiring only.
+"""UniNet: two teachers, bottleneck, student, feature selection, weighted decision (Fig. 2). Wiring only.
 
 Legend: B images, n levels, fine to coarse.
 """
@@ -27,8 +27,9 @@ Batch = dict[str, Tensor]
 class UniNet(nn.Module):
     """The unsupervised model of the paper.
 
-    Both teachers' features pass the bottleneck and the student as one batch of 2B, target first. What was decoded
-    from the target's features is compared with the SOURCE teacher, and the other way round (cross pairing).
+    Both teachers' features pass the bottleneck and the student as one batch of 2B, target first. What was
+    decoded from the target's features is compared with the SOURCE teacher, and the other way round (cross
+    pairing).
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class UniNet(nn.Module):
         self.teachers.fit_scale(images)
 
     def features(self, images: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-        """The 2n pairs as (level, teacher, student), each (B, C_i, H_i, W_i): source teacher's first, then target's."""
+        """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's."""
         source, target = self.teachers(images)
-        restored = self.student(self.bottleneck([torch.cat(both) for both in zip(target, source, strict=True)]))
+        restored = self.student(
+            self.bottleneck([torch.cat(both) for both in zip(target, source, strict=True)])
+        )
         from_target, from_source = _halves(restored)
         pairs = [(i, *pair) for i, pair in enumerate(zip(source, from_target, strict=True))]
         return pairs + [(i, *pair) for i, pair in enumerate(zip(target, from_source, strict=True))]
@@ -80,7 +83,9 @@ class UniNet(nn.Module):
         `progress` in [0, 1] is there for models with schedules; UniNet has none.
         """
         if self.deployed:
-            raise RuntimeError("this model was folded by deploy() for inference; load the checkpoint to train on")
+            raise RuntimeError(
+                "this model was folded by deploy() for inference; load the checkpoint to train on"
+            )
         pairs = self.features(batch["image"])
         wanted = {"both": pairs, "source": pairs[: len(pairs) // 2], "target": pairs[len(pairs) // 2 :]}
         with torch.autocast(batch["image"].device.type, enabled=False):
@@ -91,10 +96,12 @@ class UniNet(nn.Module):
             return uninet_loss(selected, self.loss_config, label=batch.get("label"), mask=batch.get("mask"))
 
     def predict(self, images: Tensor) -> Prediction:
-        """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each image's result depends on that image alone."""
+        """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
         maps = []
         for level, teacher, student in self.features(images):
-            restored = self.dfs(student.float(), teacher.float(), level) if self.config.dfs_at_test else student
+            restored = (
+                self.dfs(student.float(), teacher.float(), level) if self.config.dfs_at_test else student
+            )
             maps.append(distance_map(teacher, restored))
         return self.decision(maps, tuple(images.shape[2:]))
 
@@ -107,7 +114,10 @@ class UniNet(nn.Module):
         ]
 
     def deploy(self) -> UniNet:
-        """A copy for inference: parallel kernels merged, every batch norm folded (Eq. 3). Same output, eval only."""
+        """A copy for inference: parallel kernels merged, every batch norm folded (Eq. 3).
+
+        Same output, eval only.
+        """
         model = copy.deepcopy(self).eval().requires_grad_(False)
         model.bottleneck.deploy()
         fold_batch_norms(model)

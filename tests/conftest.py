@@ -1,4 +1,4 @@
-"""Shared helpers: small configurations, tiny datasets on disk, and the shared real images where they are there."""
+"""Shared helpers: small configurations, tiny datasets on disk, and the shared real images if there."""
 
 from __future__ import annotations
 
@@ -66,11 +66,13 @@ def write_mask(path: Path, size=(48, 40), value: int = 255) -> None:
 
 @pytest.fixture
 def mvtec_like(tmp_path):
-    """One category 'part' in MVTec AD's layout: 12 train, 4 good and 5 anomalous test images, odd files among them."""
+    """MVTec AD's layout, category 'part': 12 train, 4 good, 5 anomalous test images, odd files too."""
     rng = np.random.default_rng(0)
     base = tmp_path / "data" / "part"
     for i in range(12):
-        write_image(base / f"train/good/{i:03d}.{'PNG' if i % 2 else 'jpg'}", rng, mode="L" if i % 3 else "RGB")
+        write_image(
+            base / f"train/good/{i:03d}.{'PNG' if i % 2 else 'jpg'}", rng, mode="L" if i % 3 else "RGB"
+        )
     for i in range(4):
         write_image(base / f"test/good/{i:03d}.png", rng)
     for i in range(3):

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 
 from losses import similarity
 from losses.kd import cosine_distance
-from losses.similarity import contrastive_loss, margin_loss, matched_similarity, normal_positions, similarity_rows
+from losses.similarity import (
+    contrastive_loss,
+    margin_loss,
+    matched_similarity,
+    normal_positions,
+    similarity_rows,
+)
 from losses.total import Pair, uninet_loss
 
 
@@ -39,7 +45,9 @@ class TestKD:
                 for x in range(7):
                     u, v = t[b, :, y, x], s[b, :, y, x]
                     total += 1 - (u @ v) / (u.norm() * v.norm())
-        assert cosine_distance(t, s, reading="pointwise").item() == pytest.approx(total.item() / 84, abs=1e-12)
+        assert cosine_distance(t, s, reading="pointwise").item() == pytest.approx(
+            total.item() / 84, abs=1e-12
+        )
 
     def test_the_two_readings_differ(self):
         t, s = features()
@@ -52,7 +60,9 @@ class TestKD:
     def test_zero_for_a_scaled_copy_and_gradient(self, reading):
         t, s = features(b=1, h=2, w=2)
         assert cosine_distance(t, 3 * t, reading=reading).item() == pytest.approx(0, abs=1e-12)
-        torch.autograd.gradcheck(lambda a, b: cosine_distance(a, b, reading=reading), (t.requires_grad_(), s.requires_grad_()))
+        torch.autograd.gradcheck(
+            lambda a, b: cosine_distance(a, b, reading=reading), (t.requires_grad_(), s.requires_grad_())
+        )
 
     def test_unknown_reading(self):
         t, s = features()
@@ -65,7 +75,9 @@ class TestSimilarityRows:
     @pytest.mark.parametrize("block", [16, 100, 1 << 20])
     def test_matches_the_dense_matrix_and_its_gradients(self, monkeypatch, temperature, block):
         monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", block)
-        s, t = (F.normalize(torch.randn(2, 30, 5, dtype=torch.float64), dim=2).requires_grad_() for _ in range(2))
+        s, t = (
+            F.normalize(torch.randn(2, 30, 5, dtype=torch.float64), dim=2).requires_grad_() for _ in range(2)
+        )
         g1, g2 = torch.randn(2, 30, dtype=torch.float64), torch.randn(2, 30, dtype=torch.float64)
         m = s @ t.transpose(1, 2) / temperature
         dense = (m.diagonal(dim1=1, dim2=2), m.logsumexp(dim=2))
@@ -157,7 +169,9 @@ class TestContrastiveAndMargin:
 
 class TestTotal:
     def pairs(self, c=(4, 6, 8), sizes=(8, 4, 2)):
-        return [Pair(torch.randn(2, k, n, n), torch.randn(2, k, n, n)) for _ in range(2) for k, n in zip(c, sizes)]
+        return [
+            Pair(torch.randn(2, k, n, n), torch.randn(2, k, n, n)) for _ in range(2) for k, n in zip(c, sizes)
+        ]
 
     @pytest.mark.parametrize(("reduction", "expected"), [("released", 18.47), ("paper", 6.16)])
     @pytest.mark.parametrize("temperature", [2.0, 0.1])
@@ -186,7 +200,9 @@ class TestTotal:
     def test_switches(self, make_config):
         pairs = self.pairs()
         off = uninet_loss(pairs, make_config(loss__contrastive=False, loss__margin=False).loss)
-        assert off["sc"] == 0 and off["m"] == 0 and off["total"].item() == pytest.approx(0.7 * off["kd"].item())
+        assert (
+            off["sc"] == 0 and off["m"] == 0 and off["total"].item() == pytest.approx(0.7 * off["kd"].item())
+        )
 
     @pytest.mark.parametrize("which", ["stop_grad_kd", "stop_grad_similarity"])
     def test_stop_gradient(self, make_config, which):
@@ -196,7 +212,9 @@ class TestTotal:
             p.teacher.requires_grad_()
         both = make_config(**{f"loss__{which}": True, f"loss__{other}": True}).loss
         total = uninet_loss(pairs, both)["total"]
-        assert not total.requires_grad  # the student is a leaf without gradient here, the teachers are cut off
+        assert (
+            not total.requires_grad
+        )  # the student is a leaf without gradient here, the teachers are cut off
         one = make_config(**{f"loss__{which}": True, f"loss__{other}": False}).loss
         uninet_loss(pairs, one)["total"].backward()
         assert all(p.teacher.grad is not None and p.teacher.grad.abs().sum() > 0 for p in pairs)

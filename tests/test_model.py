@@ -124,7 +124,9 @@ class TestShapesAndSizes:
 class TestDFS:
     def test_equations_4_to_6(self):
         teacher, student = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 4, 5).double()
-        dfs = DomainRelatedFeatureSelection((3,), mode="prior", theta="learnable", theta_map="identity", stop_grad=False)
+        dfs = DomainRelatedFeatureSelection(
+            (3,), mode="prior", theta="learnable", theta_map="identity", stop_grad=False
+        )
         with torch.no_grad():
             dfs.theta[0].copy_(torch.tensor([0.5, 1.0, 2.0]).view(1, 3, 1, 1))
         expected = torch.empty_like(student)
@@ -154,13 +156,17 @@ class TestDFS:
         assert not select("prior", stop_grad=True)(student, teacher, 0).requires_grad
 
     def test_theta_maps_and_registration(self):
-        released = DomainRelatedFeatureSelection((2,), mode="prior", theta="learnable", theta_map="clamp_sigmoid", stop_grad=False)
+        released = DomainRelatedFeatureSelection(
+            (2,), mode="prior", theta="learnable", theta_map="clamp_sigmoid", stop_grad=False
+        )
         assert released.effective_theta(0).flatten().tolist() == [1.0, 1.0]
         with torch.no_grad():
             released.theta[0].fill_(-100.0)
         assert released.effective_theta(0).flatten().tolist() == [0.5, 0.5]
         assert "theta.0" in released.state_dict() and released.theta[0].requires_grad
-        fixed = DomainRelatedFeatureSelection((2,), mode="prior", theta="fixed", theta_map="identity", stop_grad=False)
+        fixed = DomainRelatedFeatureSelection(
+            (2,), mode="prior", theta="fixed", theta_map="identity", stop_grad=False
+        )
         assert not fixed.theta[0].requires_grad
 
 
@@ -175,7 +181,9 @@ class TestDecision:
         weight = decision_weight(maps, values="probability", alpha=0.5, beta=0.01)
         assert weight.item() == pytest.approx(0.5 * p, rel=1e-6)
         assert decision_weight(maps, values="distance", alpha=0.5, beta=0.01).item() == pytest.approx(0.5)
-        assert decision_weight(maps, values="probability", alpha=0.01, beta=0.03).item() == pytest.approx(0.03)
+        assert decision_weight(maps, values="probability", alpha=0.01, beta=0.03).item() == pytest.approx(
+            0.03
+        )
 
     def test_printed_constants_always_give_beta(self):
         maps = [torch.rand(50, 3, 3) * 2 for _ in range(6)]
@@ -188,7 +196,10 @@ class TestDecision:
     def test_each_image_for_itself(self):
         maps = [torch.rand(4, 3, 3) for _ in range(6)]
         together = decision_weight(maps, values="distance", alpha=0.3, beta=0.0)
-        alone = [decision_weight([m[i : i + 1] for m in maps], values="distance", alpha=0.3, beta=0.0) for i in range(4)]
+        alone = [
+            decision_weight([m[i : i + 1] for m in maps], values="distance", alpha=0.3, beta=0.0)
+            for i in range(4)
+        ]
         torch.testing.assert_close(together, torch.cat(alone))
 
     def test_top_mean_against_a_loop(self):
@@ -210,11 +221,16 @@ class TestDecision:
         values |= {"score_map": "raw", "score_sigma": 0.0, "map_sigma": 0.0}
         return Decision(**(values | changes))
 
-    @pytest.mark.parametrize(("name", "share"), [("max", 0), ("top1", 0.01), ("top3", 0.03), ("top5", 0.05), ("top10", 0.1)])
+    @pytest.mark.parametrize(
+        ("name", "share"), [("max", 0), ("top1", 0.01), ("top3", 0.03), ("top5", 0.05), ("top10", 0.1)]
+    )
     def test_fixed_fractions_of_table_5(self, name, share):
         maps = [torch.rand(3, 4, 4), torch.rand(3, 8, 8)]
         prediction = self.decide(decision=name)(maps, (32, 32))
-        total = sum(nn.functional.interpolate(m[:, None], size=32, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+        total = sum(
+            nn.functional.interpolate(m[:, None], size=32, mode="bilinear", align_corners=True)[:, 0]
+            for m in maps
+        )
         torch.testing.assert_close(prediction.anomaly_map, total)
         torch.testing.assert_close(prediction.score, top_mean(total, torch.full((3,), share)))
 
@@ -244,7 +260,9 @@ class TestDecision:
 class TestFeatureScale:
     @pytest.mark.parametrize("mode", ["none", "std", "standardise"])
     def test_statistics(self, mode):
-        data = [[torch.randn(4, 3, 8, 8) * torch.tensor([1.0, 5, 0.2]).view(1, 3, 1, 1) + 2] for _ in range(3)]
+        data = [
+            [torch.randn(4, 3, 8, 8) * torch.tensor([1.0, 5, 0.2]).view(1, 3, 1, 1) + 2] for _ in range(3)
+        ]
         scale = FeatureScale((3,), mode=mode, gain=0.5)
         scale.fit(iter(data))
         out = torch.cat([scale(batch)[0] for batch in data])
@@ -266,7 +284,7 @@ class TestFeatureScale:
 
 class TestWiring:
     def test_cross_pairing(self, make_config):
-        """What is decoded from the target's features is compared with the source teacher, and the other way round."""
+        """What is decoded from the target's features is compared with the source teacher, and vice versa."""
         model = build_model(make_config()).eval()
         with torch.no_grad():
             for p in model.teachers.target.parameters():
@@ -291,7 +309,9 @@ class TestWiring:
         model = build_model(config).train()
         before = copy.deepcopy(model.state_dict())
         groups = model.parameter_groups(config.optim)
-        assert [(g["name"], g["lr"]) for g in groups] == [("student", 5e-3), ("teacher", 1e-3)] or groups[0]["lr"] > 0
+        assert [(g["name"], g["lr"]) for g in groups] == [("student", 5e-3), ("teacher", 1e-3)] or groups[0][
+            "lr"
+        ] > 0
         optimizer = torch.optim.AdamW(groups)
         model.loss({"image": torch.randn(4, 3, 64, 64)}, 0.0)["total"].backward()
         optimizer.step()
@@ -299,7 +319,9 @@ class TestWiring:
         assert {"dfs.theta.0", "dfs.theta.1", "dfs.theta.2"} <= moved  # theta learns
         assert any(k.startswith("teachers.target") for k in moved)
         assert not any(k.startswith("teachers.source") for k in moved)  # neither weights nor statistics
-        assert {k for k in moved if k.startswith("student")} and {k for k in moved if k.startswith("bottleneck")}
+        assert {k for k in moved if k.startswith("student")} and {
+            k for k in moved if k.startswith("bottleneck")
+        }
 
     def test_released_theta_stays(self, make_config):
         model = build_model(make_config(model__flavor="released"))
@@ -334,7 +356,9 @@ class TestWiring:
         x = torch.randn(1, 3, 64, 64)
         with torch.inference_mode():
             maps = [distance_map(t, model.dfs(s, t, level)) for level, t, s in model.features(x)]
-            torch.testing.assert_close(model.predict(x).anomaly_map, model.decision(maps, (64, 64)).anomaly_map)
+            torch.testing.assert_close(
+                model.predict(x).anomaly_map, model.decision(maps, (64, 64)).anomaly_map
+            )
 
 
 class TestBackbone:
@@ -350,7 +374,9 @@ class TestBackbone:
         net = timm.create_model("tf_efficientnet_lite0").eval()
         assert len(state) == 247 == sum(not k.endswith("num_batches_tracked") for k in net.state_dict())
         net.load_state_dict(state, strict=False)
-        image = np.asarray(Image.fromarray(data.cat()).resize((224, 224), Image.Resampling.BICUBIC), np.float32)
+        image = np.asarray(
+            Image.fromarray(data.cat()).resize((224, 224), Image.Resampling.BICUBIC), np.float32
+        )
         with torch.inference_mode():
             classes = net(torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)[None]).topk(3).indices[0]
         assert set(classes.tolist()) & {281, 282, 283, 284, 285}  # ImageNet's domestic cats
@@ -361,7 +387,9 @@ class TestBackbone:
 
     def test_local_weights(self, tmp_path):
         net, _ = build_backbone("wide_resnet50_2", (4,), random_weights=True)
-        state = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()} | {"fc.weight": torch.ones(2, 2)}
+        state = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()} | {
+            "fc.weight": torch.ones(2, 2)
+        }
         torch.save(state, tmp_path / "w.pth")
         loaded, _ = build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "w.pth"))
         assert all((p == 0.5).all() for p in loaded.parameters())

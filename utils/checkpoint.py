@@ -68,13 +68,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint on the CPU; nothing in the file is executed.
 
     Raises:
-        CheckpointError: if it is truncated, holds anything but plain types and tensors, or is of another program.
+        CheckpointError: if it is truncated, holds anything but plain types and tensors, or is of another
+            program.
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and foreign files
         raise CheckpointError(
-            f"{path} is no checkpoint of this program, or is damaged ({type(error).__name__}); nothing of it was run"
+            f"{path} is no checkpoint of this program, or is damaged ({type(error).__name__}); "
+            "nothing of it was run"
         ) from error
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("model"), dict):
         raise CheckpointError(f"{path} is no checkpoint of format {FORMAT} of this program")

@@ -56,7 +56,9 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--category", metavar="NAME", help="one category, or all")
     what.add_argument("--setting", choices=SETTINGS, help="a model a category, or one for all")
     what.add_argument("--model", choices=MODELS)
-    what.add_argument("--flavor", choices=FLAVORS, help="the equations as printed, or the public code's reading")
+    what.add_argument(
+        "--flavor", choices=FLAVORS, help="the equations as printed, or the public code's reading"
+    )
     what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
     what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
     how = parser.add_argument_group("how")
@@ -67,7 +69,11 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--select", choices=("last", "best"), help="best looks at the test set, and says so")
     how.add_argument("--eval", choices=("test", "validation", "none"), help="what to evaluate on")
     how.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any setting of configs/base.yaml"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="any setting of configs/base.yaml",
     )
 
 
@@ -86,7 +92,7 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's main: 0 when done, 2 for wrong usage, 1 for any other failure, which is told in one line."""
+    """Run a command: 0 when done, 2 for wrong usage, 1 for any other failure, which is told in one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
     if "--quiet" in argv:

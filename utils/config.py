@@ -1,8 +1,9 @@
 """Typed configuration: YAML layers merged in a fixed order, checked once, then frozen.
 
-Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a model
-without flavours) < the dataset's file < its block for the setting < its block for the flavour < its block for the
-category (only where model.category_exceptions is on) < the command line. `configs/base.yaml` holds every key with its meaning; other files hold differences only.
+Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a
+model without flavours) < the dataset's file < its block for the setting < its block for the flavour < its
+block for the category (only where model.category_exceptions is on) < the command line. `configs/base.yaml`
+holds every key with its meaning; other files hold differences only.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
 
     Args:
         path: the dataset's file in `configs/`, or a config.yaml saved by a run.
-        overrides: dotted keys of the command line, such as {"train.iterations": 200}; they win over every file.
+        overrides: dotted keys of the command line, such as {"train.iterations": 200}; they win over every
+            file.
         category: the category to train, for the dataset's exceptions by category (None: no exceptions).
 
     Raises:
@@ -214,12 +216,14 @@ def _nested(overrides: Mapping[str, object]) -> Tree:
     for dotted, value in overrides.items():
         section, dot, key = dotted.partition(".")
         if not dot or not key:
-            raise ConfigError(f"'{dotted}' is no setting; write section.key=value, such as train.iterations=200")
+            raise ConfigError(
+                f"'{dotted}' is no setting; write section.key=value, such as train.iterations=200"
+            )
         tree.setdefault(section, {})[key] = value
     return tree
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -267,7 +271,7 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"the value of '{text}' is not readable: {' '.join(str(error).split())}") from error
 
 
-# --- checking ----------------------------------------------------------------------------------------------------
+# --- checking -----------------------------------------------------------------------------------------------
 
 
 def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:

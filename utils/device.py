@@ -30,13 +30,17 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device '{name}' is unknown; choose auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device '{name}' is not supported; choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise ValueError(f"device '{name}' is not there; this machine offers {torch.cuda.device_count()} GPUs")
+    if device.type == "cuda" and not (
+        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    ):
+        raise ValueError(
+            f"device '{name}' is not there; this machine offers {torch.cuda.device_count()} GPUs"
+        )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Turn auto into fp32 or bf16: bf16 on GPUs that have it, and on CPUs where a quick probe shows it faster.
+    """Turn auto into bf16 on GPUs that have it and on CPUs where a quick probe shows it faster, else fp32.
 
     Some CPUs emulate bf16 a hundred times slower than float32, so the probe looks at one small product first.
     """
@@ -46,7 +50,11 @@ def choose_precision(name: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if _product_seconds(torch.bfloat16, 128) > 20 * _product_seconds(torch.float32, 128):
         return "fp32"
-    return "bf16" if BF16_MARGIN * _product_seconds(torch.bfloat16, 768) < _product_seconds(torch.float32, 768) else "fp32"
+    return (
+        "bf16"
+        if BF16_MARGIN * _product_seconds(torch.bfloat16, 768) < _product_seconds(torch.float32, 768)
+        else "fp32"
+    )
 
 
 def _product_seconds(dtype: torch.dtype, size: int) -> float:

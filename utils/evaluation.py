@@ -23,7 +23,7 @@ from utils.runs import write_text
 
 @dataclass
 class Scores:
-    """Predictions for a set, in its order. score: (N,) float64. maps: (N, H, W) float32. masks: (N, H, W) or None."""
+    """Predictions for a set, in its order: score (N,), maps and masks (N, H, W); masks None if unknown."""
 
     samples: list[Sample]
     score: np.ndarray
@@ -46,7 +46,13 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 @torch.inference_mode()
 def score_images(
-    model: nn.Module, data: ImageSet, *, batch_size: int, device: torch.device, precision: str, quiet: bool = False
+    model: nn.Module,
+    data: ImageSet,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    quiet: bool = False,
 ) -> Scores:
     """Predict every image of `data` once, in order. Time is the model's alone, decoding is not counted."""
     was_training = model.training
@@ -55,7 +61,9 @@ def score_images(
     maps = np.empty((len(data), *data.decode.size), np.float32)
     masks = np.empty((len(data), *data.decode.size), np.uint8) if data.has_masks else None
     seconds, done = 0.0, 0
-    for batch in tqdm(batches(data, batch_size), desc="scoring", unit="batch", leave=False, disable=quiet or None):
+    for batch in tqdm(
+        batches(data, batch_size), desc="scoring", unit="batch", leave=False, disable=quiet or None
+    ):
         images = to_device({"image": batch["image"]}, device)["image"]
         start = time.perf_counter()
         with autocast(device, precision):
@@ -93,7 +101,7 @@ def results_by_category(scores: Scores) -> dict[str, Results]:
 
 
 def write_scores(path: Path, scores: Scores, root: Path | None) -> None:
-    """Write scores.csv: path (relative to the dataset's root where it is below it), category, label, defect, score."""
+    """Write scores.csv, a line an image; paths are relative to the dataset's root where they are below it."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", "category", "label", "defect", "score"])
@@ -125,6 +133,10 @@ def results_table(results: dict[str, Results], *, notes: Sequence[str] = ()) -> 
         values = [metrics.get(key) for key in COLUMNS]
         rows.append([name, *("" if v is None else f"{100 * v:.2f}" for v in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
-    return "\n".join([*lines, "", "* best threshold on these very images: an upper bound, not a working point", *notes])
+    return "\n".join(
+        [*lines, "", "* best threshold on these very images: an upper bound, not a working point", *notes]
+    )

@@ -34,7 +34,9 @@ def heatmap(anomaly_map: np.ndarray, scale: tuple[float, float]) -> Picture:
     return cv2.applyColorMap((255 * grey).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
 
 
-def triplet(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None, scale: tuple[float, float]) -> Picture:
+def triplet(
+    image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None, scale: tuple[float, float]
+) -> Picture:
     """Image with the mask's outline, map, and mask, stacked: (3 H, W, 3)."""
     shown = image.copy()
     truth = np.zeros(image.shape[:2], np.uint8) if mask is None else mask.astype(np.uint8)
@@ -44,7 +46,7 @@ def triplet(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None,
 
 
 def choose_examples(scores: Scores, count: int) -> list[int]:
-    """Indices of `count` images: one in four normal, the others spread over defect types, in the set's order."""
+    """Indices of `count` images: one in four normal, the others spread over defect types, in order."""
     groups: dict[str, list[int]] = {}
     for i, s in enumerate(scores.samples):
         groups.setdefault(s.defect, []).append(i)
@@ -55,7 +57,9 @@ def choose_examples(scores: Scores, count: int) -> list[int]:
     return sorted([*chosen, *defects[: count - len(chosen)]])
 
 
-def heatmap_page(images: Sequence[np.ndarray], scores: Scores, chosen: Sequence[int], *, height: int = 128) -> Picture:
+def heatmap_page(
+    images: Sequence[np.ndarray], scores: Scores, chosen: Sequence[int], *, height: int = 128
+) -> Picture:
     """A row of triplets of the chosen images (each (H, W, 3) uint8), on one colour scale, captions below."""
     scale = colour_scale(scores.maps, scores.labels)
     columns = []
@@ -66,7 +70,16 @@ def heatmap_page(images: Sequence[np.ndarray], scores: Scores, chosen: Sequence[
         column = cv2.resize(column, (width, 3 * height), interpolation=cv2.INTER_AREA)
         caption = np.full((30, width, 3), 255, np.uint8)
         for row, text in enumerate((scores.samples[i].defect[:20], f"score {scores.score[i]:.3g}")):
-            cv2.putText(caption, text, (3, 12 + 14 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (30, 30, 30), 1, cv2.LINE_AA)
+            cv2.putText(
+                caption,
+                text,
+                (3, 12 + 14 * row),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.36,
+                (30, 30, 30),
+                1,
+                cv2.LINE_AA,
+            )
         columns.append(np.pad(np.vstack([column, caption]), ((0, 0), (0, 4), (0, 0)), constant_values=255))
     return np.hstack(columns)
 

@@ -38,7 +38,7 @@ def config_hash(config: Config) -> str:
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
-    """The folder of a run: <output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>."""
+    """<output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>."""
     model = config.model
     own = f"{model.name}-{model.flavor}-{model.backbone}-{config_hash(config)}-s{config.train.seed}"
     return output / config.data.name / model.setting / config.data.category / (name or own)
@@ -56,7 +56,9 @@ def locked(folder: Path) -> Iterator[Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(f"{folder} is in use by another process; wait for it or choose another --name") from error
+            raise RunError(
+                f"{folder} is in use by another process; wait for it or choose another --name"
+            ) from error
         yield folder
 
 

@@ -20,7 +20,9 @@ class Tracker:
         self.writer = SummaryWriter(str(folder), purge_step=start if start else None)
         self.lines = (folder / "log.jsonl").open("a", encoding="utf-8")
         self.log_every, self.began, self.images = log_every, time.perf_counter(), 0
-        self.bar = tqdm(initial=start, total=stop, desc="training", unit="step", disable=True if quiet else None)
+        self.bar = tqdm(
+            initial=start, total=stop, desc="training", unit="step", disable=True if quiet else None
+        )
         self.sums: dict[str, Tensor] = {}
         self.count = 0
 

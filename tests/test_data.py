@@ -1,0 +1,245 @@
+"""Datasets on disk in the real layout, the errors they raise, decoding, and the order of training batches."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_image, write_mask
+from PIL import Image
+
+from datasets.build import SPECS, build_data
+from datasets.loader import ImageSet, SyntheticValidation, TrainingOrder, batches, training_batches
+from datasets.samples import DatasetError, check_disjoint, collect, count, hold_out, limit
+from datasets.transforms import Decode, Normalise
+
+MVTEC, FOLDER = SPECS["mvtec"], SPECS["folder"]
+NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class TestListing:
+    def test_layout(self, mvtec_like):
+        samples = collect(MVTEC, mvtec_like, "part")
+        assert count(samples) == (12, 4, 5)
+        assert [s.defect for s in samples if s.split == "test"] == ["dot"] * 2 + ["good"] * 4 + ["spot"] * 3
+        for s in samples:
+            assert (s.mask_path is not None) == (s.label == 1)
+            if s.mask_path:
+                assert s.mask_path.stem.removesuffix("_mask") == s.path.stem  # paired by name, not by order
+
+    def test_missing_mask(self, mvtec_like):
+        (mvtec_like / "part/ground_truth/spot/001_mask.png").unlink()
+        with pytest.raises(DatasetError, match=r"no mask for .*spot/001\.png; expected .*001_mask\.png"):
+            collect(MVTEC, mvtec_like, "part")
+        assert count(collect(FOLDER, mvtec_like, "part")) == (12, 4, 5)  # optional there
+
+    @pytest.mark.parametrize("wrong", ["..", "part"])
+    def test_wrong_root_is_corrected(self, mvtec_like, wrong):
+        with pytest.raises(DatasetError, match=f"did you mean --data-root .*{mvtec_like.name}"):
+            collect(MVTEC, (mvtec_like / wrong).resolve(), "part")
+
+    def test_other_errors(self, mvtec_like, tmp_path):
+        with pytest.raises(DatasetError, match="--data-root DIR"):
+            collect(MVTEC, None, "part")
+        with pytest.raises(DatasetError, match="is no folder"):
+            collect(MVTEC, tmp_path / "nothing", "part")
+        with pytest.raises(DatasetError, match="no category 'screw' in .*found: part"):
+            collect(MVTEC, mvtec_like, "screw")
+        shutil.rmtree(mvtec_like / "part/train/good")
+        (mvtec_like / "part/train/good").mkdir()
+        with pytest.raises(DatasetError, match="no normal training image"):
+            collect(MVTEC, mvtec_like, "part")
+
+    def test_official_counts_are_asserted(self, mvtec_like):
+        (mvtec_like / "part").rename(mvtec_like / "bottle")
+        with pytest.raises(DatasetError, match="has 12 training, 4 normal and 5 anomalous .*209, 20 and 63"):
+            collect(MVTEC, mvtec_like, "bottle")
+        assert len(collect(FOLDER, mvtec_like, "bottle")) == 21
+
+    def test_folder_with_good_images_only(self, tmp_path):
+        write_image(tmp_path / "mine/train/good/a.png", np.random.default_rng(0))
+        for root in (tmp_path, tmp_path / "mine"):  # the folder of categories, or the category itself
+            samples = collect(FOLDER, root, "all")
+            assert [(s.category, s.label) for s in samples] == [("mine", 0)]
+
+    def test_all_categories(self, mvtec_like):
+        shutil.copytree(mvtec_like / "part", mvtec_like / "another")
+        assert {s.category for s in collect(MVTEC, mvtec_like, "all")} == {"part", "another"}
+
+    def test_real_images(self, shared_data):
+        assert count(collect(MVTEC, shared_data / "mvtec", "screw")) == (320, 41, 119)
+        assert count(collect(MVTEC, shared_data / "mvtec", "bottle")) == (209, 20, 63)
+
+    def test_a_test_image_that_was_trained_on(self, mvtec_like):
+        shutil.copy(mvtec_like / "part/train/good/001.PNG", mvtec_like / "part/test/good/zzz.png")
+        samples = collect(MVTEC, mvtec_like, "part")
+        train, test = ([s for s in samples if s.split == split] for split in ("train", "test"))
+        with pytest.raises(DatasetError, match=r"zzz\.png of the test set is the same file as .*001\.PNG"):
+            check_disjoint(train, test)
+
+
+class TestSplits:
+    def test_hold_out_keeps_groups_together_in_any_order(self, mvtec_like):
+        from dataclasses import replace
+
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        train = [replace(s, group=str(i // 3)) for i, s in enumerate(train)]
+        kept, held = hold_out(train, 0.3, seed=0)
+        assert not {s.group for s in kept} & {s.group for s in held}
+        assert (
+            len(held) == 6 and len(kept) == 6
+        )  # the smallest number of groups of three that reaches 30 % of 12
+        again = hold_out(train[::-1], 0.3, seed=0)[1]
+        assert {s.path for s in again} == {s.path for s in held}
+        assert {s.path for s in hold_out(train, 0.3, seed=3)[1]} != {s.path for s in held}
+
+    def test_nothing_held_out(self, mvtec_like):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        assert hold_out(train, 0.0, seed=0) == (train, [])
+        assert len(hold_out(train, 0.9, seed=0)[0]) >= 1
+
+    def test_limits_are_nested(self, mvtec_like):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        few, more = limit(train, 3, seed=0), limit(train, 7, seed=0)
+        assert len(few) == 3 and {s.path for s in few} < {s.path for s in more}
+        assert limit(train, None, seed=0) == train
+
+    def test_build_data_sets_are_disjoint(self, mvtec_like, make_config):
+        config = make_config(
+            data__root=str(mvtec_like), data__category="part", data__calibration_fraction=0.2,
+            eval__split="validation",
+            data__validation_fraction=0.25, data__image_size=(48, 40),
+        )  # fmt: skip
+        data = build_data(config, NORMALISE)
+        parts = [data.train, data.calibration, data.validation.held_out, data.test]
+        paths = [s.path for part in parts for s in part.samples]
+        assert len(paths) == len(set(paths)) == 21
+        assert [len(p) for p in parts] == [6, 3, 3, 9]
+        assert len(data.validation) == 6
+        assert (
+            build_data(make_config(data__root=str(mvtec_like), data__category="part"), NORMALISE).validation
+            is None
+        )
+
+
+class TestDecoding:
+    def test_sizes_modes_and_crop(self, tmp_path):
+        rng = np.random.default_rng(0)
+        for name, mode in (
+            ("a.png", "L"),
+            ("b.jpg", "RGB"),
+            ("c.bmp", "RGB"),
+            ("d.tif", "L"),
+            ("e.png", "RGBA"),
+        ):
+            write_image(tmp_path / name, rng, mode=mode)
+            image = Decode((32, 64)).image(tmp_path / name)
+            assert image.shape == (32, 64, 3) and image.dtype == np.uint8
+        Image.fromarray(np.arange(100, dtype=np.uint8).reshape(10, 10)).save(tmp_path / "n.png")
+        assert Decode((4, 4), center_crop=4).image(tmp_path / "n.png")[..., 0].tolist()[0] == [33, 34, 35, 36]
+        assert (Decode((12, 12), center_crop=12).image(tmp_path / "n.png")[0] == 0).all()  # padded with zeros
+
+    def test_masks(self, tmp_path):
+        values = np.zeros((10, 10), np.uint8)
+        values[0, :4] = (1, 100, 127, 128)
+        Image.fromarray(values).save(tmp_path / "m.png")
+        assert Decode((10, 10)).mask(tmp_path / "m.png").sum() == 4
+        assert Decode((10, 10), mask_threshold=127 / 255).mask(tmp_path / "m.png").sum() == 1
+        assert Decode((20, 20)).mask(tmp_path / "m.png").sum() == 16  # nearest neighbour
+        Image.fromarray(values > 0).save(tmp_path / "bool.png")
+        assert Decode((10, 10)).mask(tmp_path / "bool.png").sum() == 4
+
+    def test_unreadable(self, tmp_path):
+        (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n truncated")
+        with pytest.raises(DatasetError, match="no readable image"):
+            Decode((8, 8)).image(tmp_path / "x.png")
+
+    def test_too_many_pixels_are_refused_before_decoding(self, tmp_path, monkeypatch):
+        write_image(tmp_path / "big.png", np.random.default_rng(0))
+        monkeypatch.setattr("datasets.transforms.MAX_PIXELS", 1000)
+        with pytest.raises(DatasetError, match="40 x 48 pixels"):
+            Decode((8, 8)).image(tmp_path / "big.png")
+
+    def test_normalise(self):
+        images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+        out = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(images)
+        assert out.shape == (2, 3, 4, 5) and out.dtype == torch.float32
+        assert out[1, 2, 3, 4].item() == pytest.approx((images[1, 3, 4, 2] / 255 - 0.406) / 0.225, abs=1e-5)
+
+
+class TestLoading:
+    @pytest.fixture
+    def data(self, mvtec_like):
+        samples = collect(MVTEC, mvtec_like, "part")
+        return ImageSet([s for s in samples if s.split == "test"], Decode((48, 40)), NORMALISE, cache_gb=1)
+
+    def test_batch(self, data):
+        batch = data.__getitems__([0, 3])
+        assert batch["image"].shape == (2, 3, 48, 40) and batch["label"].tolist() == [1, 0]
+        assert batch["mask"].shape == (2, 1, 48, 40) and batch["index"].tolist() == [0, 3]
+        assert (
+            batch["mask"][0, 0, 10:20, 10:20].all()
+            and batch["mask"][0].sum() == 100
+            and not batch["mask"][1].any()
+        )
+
+    def test_cache_changes_nothing_and_is_bounded(self, data):
+        fresh = data.__getitems__([2])["image"]
+        data.fill_cache(quiet=True)
+        assert torch.equal(data.__getitems__([2])["image"], fresh)
+        small = ImageSet(data.samples, data.decode, NORMALISE, cache_gb=2.5 * 3 * 48 * 40 / 2**30)
+        assert small.cached == 2 and len(small.fill_cache(quiet=True)._cache) == 2
+        assert torch.equal(small.__getitems__([2])["image"], fresh)
+
+    def test_no_masks_where_one_is_unknown(self, data):
+        from dataclasses import replace
+
+        part = ImageSet([replace(data.samples[0], mask_path=None), data.samples[3]], data.decode, NORMALISE)
+        assert "mask" not in part.__getitems__([0, 1])
+
+    def test_evaluation_order(self, data):
+        seen = [i for b in batches(data, 4) for i in b["index"].tolist()]
+        assert seen == list(range(9))
+
+    def test_synthetic_validation(self, mvtec_like):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"][:4]
+        held = ImageSet(train, Decode((64, 64)), NORMALISE)
+        a, b = SyntheticValidation(held, seed=1), SyntheticValidation(held, seed=1)
+        assert len(a) == 8 and [s.label for s in a.samples] == [0] * 4 + [1] * 4
+        for i in range(4):
+            changed = (a.pixels(i) != a.pixels(4 + i)).any(axis=2)
+            assert np.array_equal(changed, a.mask(4 + i) == 1) and not a.mask(i).any()
+            assert np.array_equal(a.pixels(4 + i), b.pixels(4 + i))
+
+
+class TestTrainingOrder:
+    def order(self, start=0, stop=10, samples=7, batch=3, seed=5):
+        return list(TrainingOrder(samples, batch, seed=seed, start=start, stop=stop))
+
+    def test_every_sample_once_an_epoch(self):
+        flat = [i for b in self.order(stop=14) for i in b]
+        for epoch in range(6):
+            assert sorted(flat[7 * epoch : 7 * epoch + 7]) == list(range(7))
+        assert flat[:7] != flat[7:14]
+
+    def test_goes_on_anywhere(self):
+        whole = self.order(stop=30)
+        for start in (1, 4, 7, 20):
+            assert self.order(start=start, stop=30) == whole[start:]
+        assert self.order(seed=6) != self.order()
+
+    def test_loader_follows_it(self, mvtec_like):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        data = ImageSet(train, Decode((32, 32)), NORMALISE)
+        order = TrainingOrder(len(data), 5, seed=0, start=2, stop=6)
+        for workers in (0, 1):
+            seen = [b["index"].tolist() for b in training_batches(data, order, workers=workers, pin=False)]
+            assert seen == list(order)
+
+
+def test_mask_writer_matches_the_picture(tmp_path):
+    """The fixtures themselves: the mask covers the spot."""
+    write_image(tmp_path / "a.png", np.random.default_rng(0), spot=True)
+    write_mask(tmp_path / "m.png")
+    image, mask = np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "m.png"))
+    assert (image[mask > 0] == 250).all()

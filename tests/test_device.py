@@ -1,0 +1,66 @@
+"""Device and precision choices, learning-rate schedules."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import utils.device
+from train import rate_at
+from utils.device import autocast, choose_device, choose_precision, seed_everything
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "expected"), [
+    (1.0, 0.4, "bf16"),
+    (1.0, 0.95, "fp32"),  # too little gained
+    (1.0, 100.0, "fp32"),  # emulated
+])  # fmt: skip
+def test_auto_looks_before_it_chooses(monkeypatch, fp32, bf16, expected):
+    probed = []
+
+    def seconds(dtype, size):
+        probed.append((dtype, size))
+        return bf16 if dtype == torch.bfloat16 else fp32
+
+    monkeypatch.setattr(utils.device, "_product_seconds", seconds)
+    assert choose_precision("auto", CPU) == expected
+    if bf16 > 20:  # the small product was warning enough
+        assert {size for _, size in probed} == {128}
+    assert choose_precision("bf16", CPU) == "bf16" and choose_precision("fp32", CPU) == "fp32"
+
+
+def test_autocast():
+    a = torch.ones(4, 4)
+    with autocast(CPU, "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_devices():
+    assert choose_device("cpu") == CPU
+    for name in ("gpu", "tpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device '{name}'"):
+            choose_device(name)
+
+
+def test_seeds():
+    seed_everything(3)
+    a = torch.rand(3)
+    seed_everything(3)
+    assert torch.equal(a, torch.rand(3))
+
+
+def test_schedules(make_config):
+    def rates(schedule, warmup=0):
+        config = make_config(optim__schedule=schedule, optim__warmup=warmup)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=100))
+        return [rate_at(step, config) for step in range(100)]
+
+    assert set(rates("constant")) == {1.0}
+    assert rates("step") == [1.0] * 80 + [0.2] * 20
+    cosine = rates("cosine", warmup=10)
+    assert cosine[:10] == pytest.approx([0.1 * k for k in range(1, 11)]) and cosine[10] == 1
+    assert all(a > b for a, b in zip(cosine[10:], cosine[11:])) and cosine[-1] < 1e-3
