@@ -33,7 +33,7 @@ from utils.figures import example_page, write_png
 from utils.metrics import Results, mean_results
 from utils.results import finished_results, write_results
 from utils.runs import RunError, git_sha, locked, run_folder, write_text
-from utils.tracking import Tracker
+from utils.tracking import Tracker, show_final, validation_curve
 
 BEST = "best.pt"
 STATISTICS_IMAGES = 64  # training normals that feature statistics are taken from
@@ -167,7 +167,8 @@ def describe(config: Config, data: RunData, model: nn.Module) -> str:
     return (
         f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test "
         f"images; {config.model.name} ({config.model.flavor}, {config.model.backbone}), "
-        f"{total / 1e6:.1f} M parameters, {train.iterations} steps of {train.batch_size}, {train.precision}, code {git_sha()}"
+        f"{total / 1e6:.1f} M parameters, {train.iterations} steps of {train.batch_size}, "
+        f"{train.precision}, code {git_sha()}"
     )
 
 
@@ -273,7 +274,7 @@ def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tens
     """Stop at once on a loss that is no number, naming its parts and the images (a sync point)."""
     if torch.isfinite(parts["total"]):
         return
-    values = ", ".join(f"{k} {float(v):.4g}" for k, v in parts.items())
+    values = ", ".join(f"{k} {v.item():.4g}" for k, v in parts.items())
     names = ", ".join(run.data.train.samples[i].path.name for i in batch["index"].tolist())
     raise FloatingPointError(
         f"the loss is not finite at step {step} ({values}; images {names}); "
@@ -282,17 +283,17 @@ def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tens
 
 
 def look(run: Run, tracker: Tracker, done: int) -> None:
-    """Evaluate during training, for curves; `select: best` keeps the state with the best result so far."""
-    config = run.config
-    if config.eval.split == "none":
-        return
-    data = run.data.evaluated(config.eval.split)
+    """Evaluate during training, for curves: on held-out normals with synthetic defects, not on the test set.
+
+    Only `select: best` looks at the test set, and keeps the state with the best result so far.
+    """
+    config, split = run.config, "test" if run.config.eval.select == "best" else "validation"
+    data = run.data.evaluated(split)
     scores = score(run, data)
     results = results_by_category(scores)
-    tracker.metrics(done, results, split=config.eval.split)
-    tracker.heatmaps(done, example_page(data, scores, 4))
+    tracker.evaluation(done, results, split=split, panel=example_page(data, scores, 4))
     mean = results["mean"]
-    log.info("step %d, %s: %s", done, config.eval.split, short(mean))
+    log.info("step %d, %s: %s", done, split, short(mean))
     if config.eval.select == "best":
         value = mean["image_auroc"] if mean["pro"] is None else mean["pro"]  # the released code's criterion
         path = run.folder / BEST
@@ -314,12 +315,21 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         results = results_by_category(scores)
         root = dataset_root(config.data)
         write_scores(folder / "scores.csv", scores, root)
-        write_png(folder / "heatmaps.png", example_page(data, scores, 8))
+        page = example_page(data, scores, 8)
+        write_png(folder / "heatmaps.png", page)
+        show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
         timing["ms_per_image"] = scores.ms_per_image
     timing["peak_memory_gb"] = peak_memory_gb(run.device)
     parameters = sum(p.numel() for p in run.model.parameters())
     write_results(
-        folder, config, results, command=run.command, timing=timing, parameters=parameters, code=git_sha()
+        folder,
+        config,
+        results,
+        command=run.command,
+        timing=timing,
+        parameters=parameters,
+        code=git_sha(),
+        curve=validation_curve(folder),
     )
     return results
 

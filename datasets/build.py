@@ -79,7 +79,8 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     check_disjoint(train, test)
     train, calibration = hold_out(train, data.calibration_fraction, seed=seed)
     held_out: list[Sample] = []
-    if config.eval.split == "validation":
+    watched = config.eval.every > 0 and config.eval.select == "last"
+    if config.eval.split == "validation" or watched:
         train, held_out = hold_out(train, data.validation_fraction, seed=seed)
         if not held_out:
             raise DatasetError(f"{len(train)} training images leave none for data.validation_fraction")

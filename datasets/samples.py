@@ -97,9 +97,9 @@ def _check_part(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> 
     expected = spec.counts.get(category)
     if expected and spec.verified and (train, test_normal, test_anomalous) != expected:
         raise DatasetError(
-            f"{spec.name}/{category} has {train} training, {test_normal} normal and {test_anomalous} anomalous "
-            f"test images; published are {expected[0]}, {expected[1]} and {expected[2]}. Complete the copy, or "
-            "use --config configs/folder.yaml for a changed one"
+            f"{spec.name}/{category} has {train} training, {test_normal} normal and {test_anomalous} "
+            f"anomalous test images; published are {expected[0]}, {expected[1]} and {expected[2]}. "
+            "Complete the copy, or use --config configs/folder.yaml for a changed one"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # timm names with the tag of the weights the paper used; others take timm's default tag.
 PINNED = {"wide_resnet50_2": "wide_resnet50_2.tv_in1k"}  # torchvision's first ImageNet weights ("V1")
+FILES = {"wide_resnet50_2": "torchvision's wide_resnet50_2-95faca4d.pth"}
 LITE0 = "tf_efficientnet_lite0"
 
 
@@ -67,7 +68,8 @@ def build_backbone(
             raise
         raise OSError(
             f"the ImageNet weights of '{name}' could not be downloaded ({type(error).__name__}). "
-            f"Give a local state dict: --weights FILE, or take --backbone {LITE0}, which needs no download"
+            f"Give a local copy with --weights FILE ({FILES.get(name, 'a timm state dict')}), "
+            f"or take --backbone {LITE0}, which needs no download"
         ) from error
     if weights:
         load_backbone_weights(net, _read_state_dict(weights), source=weights)

@@ -394,6 +394,14 @@ class TestBackbone:
         loaded, _ = build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "w.pth"))
         assert all((p == 0.5).all() for p in loaded.parameters())
 
+    def test_torchvisions_names_fit(self):
+        import torchvision
+
+        with torch.device("meta"):
+            names = torchvision.models.wide_resnet50_2().state_dict()
+        net, _ = build_backbone("wide_resnet50_2", (4, 8, 16), random_weights=True)
+        assert all(v.shape == names[k].shape for k, v in net.state_dict().items())
+
     def test_weights_of_another_backbone(self, tmp_path):
         net, _ = build_backbone("tf_efficientnet_lite0", (4,), random_weights=True)
         with pytest.raises(ValueError, match="no state dict of this backbone"):
@@ -415,7 +423,9 @@ class TestBackbone:
             return real(name, *args, pretrained=False, **kwargs)
 
         monkeypatch.setattr("model.backbone.timm.create_model", offline)
-        with pytest.raises(OSError, match="--weights FILE, or take --backbone tf_efficientnet_lite0"):
+        with pytest.raises(
+            OSError, match=r"--weights FILE \(torchvision's wide.*--backbone tf_efficientnet_lite0"
+        ):
             build_backbone("wide_resnet50_2", (4, 8, 16))
 
     def test_wrong_names(self):

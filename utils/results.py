@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config import Config
@@ -44,8 +45,12 @@ def write_results(
     parameters: int,
     code: str,
     across_images: str = "none",
+    curve: Sequence[dict[str, object]] = (),
 ) -> None:
-    """Write metrics.json in one step; metrics are fractions, null where undefined."""
+    """Write metrics.json in one step; metrics are fractions, null where undefined.
+
+    curve: evaluations during training, each with its iteration, split and mean results.
+    """
     tree = {
         "format": 1,
         "command": command,
@@ -53,6 +58,7 @@ def write_results(
         "results": results,
         "timing": {key: round(value, 4) for key, value in timing.items()},
         "parameters": parameters,
+        **({"curve": list(curve)} if curve else {}),
         "versions": {**versions(), "code": code},
     }
     write_json(folder / FILE, tree)

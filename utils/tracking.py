@@ -12,13 +12,58 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils.metrics import Results
+from utils.runs import write_text
+
+LOG = "log.jsonl"
+
+
+def show_final(
+    folder: Path, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray
+) -> None:
+    """Add the last evaluation of a run to its TensorBoard events."""
+    with SummaryWriter(str(folder)) as writer:
+        _show(writer, iteration, results, split=split, panel=panel)
+
+
+def _show(
+    writer: SummaryWriter, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray
+) -> None:
+    for category, values in results.items():
+        for name, value in values.items():
+            if isinstance(value, float):
+                writer.add_scalar(f"{split}/{category}/{name}", value, iteration)
+    writer.add_image(f"{split}/heatmaps", torch.from_numpy(panel.copy()).permute(2, 0, 1), iteration)
+
+
+def _lines(folder: Path) -> list[str]:
+    path = folder / LOG
+    whole = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [line for line in whole if line.endswith("}\n")]  # a kill may cut the last one
+
+
+def validation_curve(folder: Path) -> list[dict[str, object]]:
+    """Evaluations during training from log.jsonl: iteration, split, and the mean results."""
+    entries = [json.loads(line) for line in _lines(folder)]
+    return [
+        {"iteration": e["iteration"], "split": e["split"], **e["results"]["mean"]}
+        for e in entries
+        if "split" in e
+    ]
+
 
 class Tracker:
-    """Collects loss parts without a sync, and every `log_every` steps writes their means."""
+    """Collects loss parts without a sync, and every `log_every` steps writes their means.
+
+    Lines after step `start`, of a run that was killed and goes on from there, are dropped from log.jsonl.
+    """
 
     def __init__(self, folder: Path, *, start: int, stop: int, log_every: int, quiet: bool) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=start if start else None)
-        self.lines = (folder / "log.jsonl").open("a", encoding="utf-8")
+        write_text(
+            folder / LOG, "".join(line for line in _lines(folder) if json.loads(line)["iteration"] <= start)
+        )
+        self.lines = (folder / LOG).open("a", encoding="utf-8")
         self.log_every, self.began, self.images = log_every, time.perf_counter(), 0
         self.bar = tqdm(
             initial=start, total=stop, desc="training", unit="step", disable=True if quiet else None
@@ -51,17 +96,12 @@ class Tracker:
         self.lines.write(json.dumps(tree) + "\n")
         self.lines.flush()
 
-    def metrics(self, iteration: int, results: dict[str, dict], *, split: str) -> None:
-        """Write metrics of an evaluation, named by split and category."""
-        for category, values in results.items():
-            for name, value in values.items():
-                if isinstance(value, float):
-                    self.writer.add_scalar(f"{split}/{category}/{name}", value, iteration)
+    def evaluation(
+        self, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray
+    ) -> None:
+        """Write an evaluation during training: metrics by category, and a picture (H, W, 3) uint8."""
+        _show(self.writer, iteration, results, split=split, panel=panel)
         self.line({"iteration": iteration, "split": split, "results": results})
-
-    def heatmaps(self, iteration: int, panel: np.ndarray) -> None:
-        """Show a picture (H, W, 3) uint8 of fixed images."""
-        self.writer.add_image("heatmaps", torch.from_numpy(panel).permute(2, 0, 1), iteration)
 
     def close(self) -> None:
         """Flush and close the files."""
