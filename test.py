@@ -113,7 +113,7 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
     )
     precision = choose_precision(args.precision or config.train.precision, device)
     train = dataclasses.replace(config.train, precision=precision)
-    select = dataclasses.replace(config.eval, split="test")
+    select = dataclasses.replace(config.eval, split="test", every=0)
     return dataclasses.replace(config, data=data, train=train, eval=select)
 
 

@@ -19,19 +19,20 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from datasets.build import SPECS, RunData, build_data, categories_of, dataset_root
+from datasets.build import RunData, build_data, categories_of, dataset_root
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
-from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, restore_rng, rng_state
-from utils.cli import add_setting_flags, log, new_parser, overrides, run_command, say
-from utils.config import CONFIGS, FLAVORS, MODELS, SETTINGS, Config, load_config
+from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
+from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
+from utils.config import CONFIGS, Config, load_config
 from utils.device import autocast, choose_device, choose_precision, peak_memory_gb, seed_everything
 from utils.evaluation import Scores, results_by_category, results_table, score_images, to_device, write_scores
 from utils.figures import example_page, write_png
 from utils.metrics import Results, mean_results
-from utils.results import finished_results, write_results
+from utils.optim import make_optimizer
+from utils.results import finished_results, protocol_notes, write_results
 from utils.runs import RunError, git_sha, locked, run_folder, write_text
 from utils.tracking import Tracker, show_final, validation_curve
 
@@ -95,39 +96,14 @@ def main(argv: Sequence[str]) -> None:
         results.update({k: v for k, v in found.items() if k != "mean"})
     if results:
         results["mean"] = mean_results(list(results.values()))
-        say(results_table(results, notes=notes(config)))
+        say(results_table(results, notes=protocol_notes(config)))
     say(f"run folder: {folder if len(names) == 1 else folder.parent.parent}")
-
-
-def choices() -> str:
-    """What can be chosen on the command line."""
-    rows = {"datasets": SPECS, "models": MODELS, "flavours (uninet)": FLAVORS, "settings": SETTINGS}
-    text = [f"{title}: {', '.join(names)}" for title, names in rows.items()]
-    text.append(
-        "backbones: wide_resnet50_2, tf_efficientnet_lite0 (no download), or any of timm's with features_only"
-    )
-    text.append("MVTec AD categories: " + ", ".join(SPECS["mvtec"].counts))
-    return "\n".join(text)
 
 
 def resolved(config: Config) -> Config:
     """Fix what `auto` stands for on this machine, as it is part of the run."""
     precision = choose_precision(config.train.precision, choose_device(config.train.device))
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
-
-
-def notes(config: Config) -> list[str]:
-    """What a reader must know about the numbers of the table."""
-    text = [
-        f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"
-    ]
-    if config.eval.select == "best":
-        text.append("NOT A FAIR PROTOCOL: the best of several evaluations on the test set itself was kept")
-    if config.eval.split == "validation":
-        text.append(
-            "validation: held-out training normals with synthetic defects, for choosing settings only"
-        )
-    return text
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
@@ -164,10 +140,11 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
 def describe(config: Config, data: RunData, model: nn.Module) -> str:
     """One line that identifies a run."""
     total, train = sum(p.numel() for p in model.parameters()), config.train
+    steps = "one pass" if hasattr(model, "fit") else f"{train.iterations} steps of {train.batch_size}"
     return (
         f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test "
         f"images; {config.model.name} ({config.model.flavor}, {config.model.backbone}), "
-        f"{total / 1e6:.1f} M parameters, {train.iterations} steps of {train.batch_size}, "
+        f"{total / 1e6:.1f} M parameters, {steps}, "
         f"{train.precision}, code {git_sha()}"
     )
 
@@ -191,22 +168,18 @@ def fit(run: Run) -> float:
 def optimise(run: Run) -> float:
     """The training loop: fixed length, the same for every model with a loss; return the seconds it took."""
     config, model, device = run.config, run.model, run.device
-    train, optim = config.train, config.optim
+    train = config.train
     run.data.train.fill_cache(quiet=run.quiet)
 
-    # --- optimiser and schedule -----------------------------------------------------------------------------
-    extra = {"eps": 1e-10, "amsgrad": True} if optim.preset == "multi-class" else {}
-    groups = model.parameter_groups(optim)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=optim.weight_decay, **extra)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, config))
-
     # --- restore, or start ----------------------------------------------------------------------------------
-    start, seconds = restore(run, optimizer, schedule)
+    optimizer, schedule = make_optimizer(model, config)
+    start, seconds = resume_training(run.folder / FILE, model, optimizer, schedule)
     if start == 0:
-        sample = ImageSet(
-            run.data.train.samples[:STATISTICS_IMAGES], run.data.train.decode, run.data.train.normalise
-        )
+        head = run.data.train.samples[:STATISTICS_IMAGES]
+        sample = ImageSet(head, run.data.train.decode, run.data.train.normalise)
         model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
+    else:
+        log.info("going on from step %d", start)
 
     # --- the loop -------------------------------------------------------------------------------------------
     order = TrainingOrder(
@@ -232,42 +205,14 @@ def optimise(run: Run) -> float:
         done = step + 1
         tracker.step(done, parts, lr=rates, images=train.batch_size)
         if config.eval.every and done % config.eval.every == 0:
+            paused = time.perf_counter()
             look(run, tracker, done)
+            began += time.perf_counter() - paused  # training time does not count it
         if done % train.save_every == 0 and done < train.iterations:
-            state = (optimizer.state_dict(), schedule.state_dict(), rng_state())
             elapsed = seconds + time.perf_counter() - began
-            Checkpoint(config, model.state_dict(), done, elapsed, *state).save(run.folder / FILE)
+            save_training(run.folder / FILE, config, model, done, elapsed, optimizer, schedule)
     tracker.close()
     return seconds + time.perf_counter() - began
-
-
-def rate_at(step: int, config: Config) -> float:
-    """Factor on the learning rates at a step: warm-up, then constant, x 0.2 at 80 %, or cosine to 0."""
-    optim, total = config.optim, config.train.iterations
-    if step < optim.warmup:
-        return (step + 1) / optim.warmup
-    if optim.schedule == "step":
-        return 0.2 if step >= 0.8 * total else 1.0
-    if optim.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step - optim.warmup) / max(1, total - optim.warmup)))
-    return 1.0
-
-
-def restore(
-    run: Run, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
-) -> tuple[int, float]:
-    """Load the run's last checkpoint if there is one; return the finished steps and the seconds they took."""
-    path = run.folder / FILE
-    if not path.is_file():
-        return 0, 0.0
-    state = load_checkpoint(path)
-    restore_model(run.model, state.model, source=path)
-    if state.optimizer is not None and state.schedule is not None and state.rng is not None:
-        optimizer.load_state_dict(state.optimizer)
-        schedule.load_state_dict(state.schedule)
-        restore_rng(state.rng)
-    log.info("going on from step %d", state.iteration)
-    return state.iteration, state.seconds
 
 
 def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tensor], step: int) -> None:
@@ -293,7 +238,7 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
     results = results_by_category(scores)
     tracker.evaluation(done, results, split=split, panel=example_page(data, scores, 4))
     mean = results["mean"]
-    log.info("step %d, %s: %s", done, split, short(mean))
+    tracker.note(f"step {done}, {split}: {short(mean)}")
     if config.eval.select == "best":
         value = mean["image_auroc"] if mean["pro"] is None else mean["pro"]  # the released code's criterion
         path = run.folder / BEST
@@ -308,7 +253,9 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
     Checkpoint(config, run.model.state_dict(), config.train.iterations, train_s).save(folder / FILE)
     results: dict[str, Results] = {}
-    timing = {"train_s": train_s, "s_per_iteration": train_s / config.train.iterations}
+    timing = {"train_s": train_s}
+    if not hasattr(run.model, "fit"):
+        timing["s_per_iteration"] = train_s / config.train.iterations
     if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
         data = run.data.evaluated(config.eval.split)
         scores = score(run, data)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import utils.device
-from train import rate_at
 from utils.device import autocast, choose_device, choose_precision, seed_everything
+from utils.optim import rate_at
 
 CPU = torch.device("cpu")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from utils.config import Config, ConfigError, Tree, build
 from utils.runs import write_atomically
@@ -101,14 +103,43 @@ def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -
         raise CheckpointError(f"{source} does not fit this model: {first}") from error
 
 
-def rng_state() -> dict[str, Tensor]:
+def save_training(
+    path: Path,
+    config: Config,
+    model: nn.Module,
+    iteration: int,
+    seconds: float,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+) -> None:
+    """Write all that `resume_training` needs; the data order is a function of seed and iteration."""
+    states = (optimizer.state_dict(), schedule.state_dict(), _rng_state())
+    Checkpoint(config, model.state_dict(), iteration, seconds, *states).save(path)
+
+
+def resume_training(
+    path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> tuple[int, float]:
+    """Load a run's state if there is one; return its finished steps and the seconds they took."""
+    if not path.is_file():
+        return 0, 0.0
+    state = load_checkpoint(path)
+    restore_model(model, state.model, source=path)
+    if state.optimizer is not None and state.schedule is not None and state.rng is not None:
+        optimizer.load_state_dict(state.optimizer)
+        schedule.load_state_dict(state.schedule)
+        _restore_rng(state.rng)
+    return state.iteration, state.seconds
+
+
+def _rng_state() -> dict[str, Tensor]:
     """States of torch's generators, CPU and all GPUs; the data order needs none (see TrainingOrder)."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda{i}": s for i, s in enumerate(gpus)}}
 
 
-def restore_rng(state: dict[str, Tensor]) -> None:
-    """Set the states that `rng_state` took, as far as the devices are there."""
+def _restore_rng(state: dict[str, Tensor]) -> None:
+    """Set the states that `_rng_state` took, as far as the devices are there."""
     torch.set_rng_state(state["cpu"])
     for i in range(torch.cuda.device_count()):
         if f"cuda{i}" in state:

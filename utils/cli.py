@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from datasets.build import SPECS
 from datasets.samples import DatasetError
 from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError, parse_override
@@ -75,6 +76,17 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="any setting of configs/base.yaml",
     )
+
+
+def choices() -> str:
+    """What can be chosen on the command line."""
+    rows = {"datasets": SPECS, "models": MODELS, "flavours (uninet)": FLAVORS, "settings": SETTINGS}
+    text = [f"{title}: {', '.join(names)}" for title, names in rows.items()]
+    text.append(
+        "backbones: wide_resnet50_2, tf_efficientnet_lite0 (no download), or any of timm's with features_only"
+    )
+    text.append("MVTec AD categories: " + ", ".join(SPECS["mvtec"].counts))
+    return "\n".join(text)
 
 
 def overrides(args: argparse.Namespace) -> dict[str, object]:

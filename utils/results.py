@@ -20,6 +20,20 @@ def finished_results(folder: Path) -> dict[str, Results] | None:
     return json.loads(path.read_text())["results"] if path.is_file() else None
 
 
+def protocol_notes(config: Config) -> list[str]:
+    """What a reader must know about the numbers of the table."""
+    text = [
+        f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"
+    ]
+    if config.eval.select == "best":
+        text.append("NOT A FAIR PROTOCOL: the best of several evaluations on the test set itself was kept")
+    if config.eval.split == "validation":
+        text.append(
+            "validation: held-out training normals with synthetic defects, for choosing settings only"
+        )
+    return text
+
+
 def protocol(config: Config, across_images: str) -> dict[str, object]:
     """What the numbers depend on besides the model."""
     return {

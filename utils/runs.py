@@ -71,6 +71,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes private files
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Tracker:
         self.bar = tqdm(
             initial=start, total=stop, desc="training", unit="step", disable=True if quiet else None
         )
+        self.quiet = quiet
         self.sums: dict[str, Tensor] = {}
         self.count = 0
 
@@ -90,6 +92,11 @@ class Tracker:
             self.writer.add_scalar(f"lr/{name}", value, iteration)
         self.line({"iteration": iteration, **means, "lr": lr, "images_per_s": round(rate, 2)})
         self.sums, self.count = {}, 0
+
+    def note(self, text: str) -> None:
+        """Say something above the progress bar."""
+        if not self.quiet:
+            self.bar.write(text, file=sys.stderr)
 
     def line(self, tree: dict[str, object]) -> None:
         """Append one JSON line to log.jsonl."""
