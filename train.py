@@ -86,18 +86,19 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(args.config, chosen)
     names = ["all"] if config.model.setting == "multi-class" else categories_of(config.data)
     results: dict[str, Results] = {}
-    folder = Path()
+    folders: list[Path] = []
     for name in names:
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
         config = resolved(config)
-        folder = run_folder(config, Path(args.output), args.name)
-        with locked(folder):
+        folders.append(run_folder(config, Path(args.output), args.name))
+        with locked(folders[-1]) as folder:
             found = train_run(config, folder, args, command=shlex.join(["python", "train.py", *argv]))
         results.update({k: v for k, v in found.items() if k != "mean"})
     if results:
         results["mean"] = mean_results(list(results.values()))
         say(results_table(results, notes=protocol_notes(config)))
-    say(f"run folder: {folder if len(names) == 1 else folder.parent.parent}")
+    for folder in folders:
+        say(f"scores.csv, heatmaps.png and all else: {folder}")
 
 
 def resolved(config: Config) -> Config:

@@ -113,7 +113,7 @@ def write_demo(root: Path, *, size: int = 256) -> Path:
         raise ValueError(f"size is {size}; give {MIN_SIDE} or more pixels")
     recipe, done, begun = _recipe(size), root / "demo.json", root / "demo.json.partial"
     if _is_complete(root, recipe):
-        _log.info("demo data is there: %s", root)
+        _log.debug("demo data is there: %s", root)
         return root
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()) and not done.exists() and not begun.exists():

@@ -10,11 +10,11 @@ prepare() {
         [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
         # shellcheck disable=SC1091
         source .venv/bin/activate
-        stamp=".venv/.installed-$(cat requirements*.txt "$requirements" | cksum | cut -d' ' -f1)-$(basename "$requirements")"
-        if [[ ! -f "$stamp" ]]; then
+        stamp=".venv/.$(cat requirements*.txt | cksum | cut -d' ' -f1)-"
+        if [[ ! -f "$stamp$requirements" && ! -f "${stamp}requirements-dev.txt" ]]; then  # the latter holds the former
             echo "installing $requirements into .venv (PyTorch: some minutes, about 6 GB) ..." >&2
             python -m pip install --quiet --disable-pip-version-check -r "$requirements"
-            touch "$stamp"
+            touch "$stamp$requirements"
         fi
     fi
 }
