@@ -24,6 +24,7 @@ from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
 from utils.config import CONFIGS, Config, load_config
@@ -252,7 +253,14 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     config, folder = run.config, run.folder
     if config.eval.select == "best" and (folder / BEST).is_file():
         restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
-    Checkpoint(config, run.model.state_dict(), config.train.iterations, train_s).save(folder / FILE)
+    calibration = calibrate(score(run, run.data.calibration)) if len(run.data.calibration) else None
+    Checkpoint(
+        config,
+        run.model.state_dict(),
+        config.train.iterations,
+        train_s,
+        calibration=calibration and dataclasses.asdict(calibration),
+    ).save(folder / FILE)
     results: dict[str, Results] = {}
     timing = {"train_s": train_s}
     if not hasattr(run.model, "fit"):
@@ -262,7 +270,8 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         scores = score(run, data)
         results = results_by_category(scores)
         root = dataset_root(config.data)
-        write_scores(folder / "scores.csv", scores, root)
+        p_values = calibration.p_values(scores.score) if calibration else None
+        write_scores(folder / "scores.csv", scores, root, p_values=p_values)
         page = example_page(data, scores, 8)
         write_png(folder / "heatmaps.png", page)
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)

@@ -26,6 +26,7 @@ class Checkpoint:
     """A run's state after `iteration` steps; optimizer, schedule and rng are None in a finished run.
 
     seconds: training time so far. value: of a state kept by `select: best`, the metric that made it the best.
+    calibration: fields of `utils.calibration.Calibration`, of a finished run that held normals out for it.
     """
 
     config: Config
@@ -36,6 +37,7 @@ class Checkpoint:
     schedule: Tree | None = None
     rng: dict[str, Tensor] | None = None
     value: float | None = None
+    calibration: Tree | None = None
 
     def save(self, path: Path) -> None:
         """Write in one step: a kill at any moment leaves the previous file or this one."""
@@ -49,6 +51,7 @@ class Checkpoint:
             "schedule": self.schedule,
             "rng": self.rng,
             "value": self.value,
+            "calibration": self.calibration,
         }
         write_atomically(path, lambda file: torch.save(tree, file))
 
@@ -86,7 +89,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = build(Config, tree["config"])
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
-    keys = ("model", "iteration", "seconds", "optimizer", "schedule", "rng", "value")
+    keys = ("model", "iteration", "seconds", "optimizer", "schedule", "rng", "value", "calibration")
     return Checkpoint(config, **{key: tree.get(key) for key in keys})
 
 

@@ -107,8 +107,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     """Run a command: 0 when done, 2 for wrong usage, 1 for any other failure, which is told in one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
-    if "--quiet" in argv:
-        log.setLevel(logging.WARNING)
+    log.setLevel(logging.WARNING if "--quiet" in argv else logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(argv)

@@ -100,15 +100,22 @@ def results_by_category(scores: Scores) -> dict[str, Results]:
     return results
 
 
-def write_scores(path: Path, scores: Scores, root: Path | None) -> None:
-    """Write scores.csv, a line an image; paths are relative to the dataset's root where they are below it."""
+def write_scores(
+    path: Path, scores: Scores, root: Path | None, *, p_values: np.ndarray | None = None, rate: float = 0.01
+) -> None:
+    """Write scores.csv, a line an image; paths are relative to the dataset's root where they are below it.
+
+    With p-values (N,) of a calibration, the columns p_value and is_anomalous (p-value at most `rate`) follow.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "category", "label", "defect", "score"])
-    for s, value in zip(scores.samples, scores.score, strict=True):
+    extra = [] if p_values is None else ["p_value", "is_anomalous"]
+    table.writerow(["path", "category", "label", "defect", "score", *extra])
+    for i, s in enumerate(scores.samples):
         inside = root is not None and s.path.is_relative_to(root)
         shown = s.path.relative_to(root) if inside else s.path
-        table.writerow([shown.as_posix(), s.category, s.label, s.defect, f"{value:.6g}"])
+        decision = [] if p_values is None else [f"{p_values[i]:.6g}", int(p_values[i] <= rate)]
+        table.writerow([shown.as_posix(), s.category, s.label, s.defect, f"{scores.score[i]:.6g}", *decision])
     write_text(path, text.getvalue())
 
 

@@ -34,6 +34,12 @@ def heatmap(anomaly_map: np.ndarray, scale: tuple[float, float]) -> Picture:
     return cv2.applyColorMap((255 * grey).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
 
 
+def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> Picture:
+    """Image, map, and the image under the map, side by side: (H, 3 W, 3)."""
+    colours = heatmap(anomaly_map, scale)
+    return np.hstack([image, colours, cv2.addWeighted(image, 0.5, colours, 0.5, 0)])
+
+
 def triplet(
     image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray | None, scale: tuple[float, float]
 ) -> Picture:

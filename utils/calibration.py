@@ -1,0 +1,44 @@
+"""Decisions without labelled anomalies: conformal p-values from held-out normals; a fixed colour scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.evaluation import Scores
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of held-out normal training images, and the map values shown as coldest and hottest colour."""
+
+    scores: tuple[float, ...]
+    low: float
+    high: float
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Share of normals at least as anomalous, each new image (N,) counted with them: (N,) in (0, 1].
+
+        If a new image is normal and exchangeable with the held-out ones (same process, same camera, no
+        drift), its p-value is at most r with probability at most r, whatever the model. It says nothing about
+        how many anomalies are found.
+        """
+        held_out = np.sort(np.asarray(self.scores))
+        above = len(held_out) - np.searchsorted(held_out, scores, side="left")
+        return (1 + above) / (1 + len(held_out))
+
+    def smallest_rate(self) -> float:
+        """The smallest false-alarm rate that these normals can guarantee, 1 / (n + 1)."""
+        return 1 / (1 + len(self.scores))
+
+
+def calibrate(held_out: Scores) -> Calibration:
+    """Take scores and colour scale from held-out normals.
+
+    The scale begins at the median of their maps and ends at twice the distance to their 99.9th percentile, so
+    that normal images use its lower half.
+    """
+    low = float(np.median(held_out.maps))
+    high = float(np.quantile(held_out.maps, 0.999))
+    return Calibration(tuple(map(float, held_out.score)), low, low + 2 * max(high - low, 1e-6))
