@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     elif calibration.smallest_rate() > args.false_alarm_rate:
         smallest, held_out = calibration.smallest_rate(), len(calibration.scores)
         log.info(
-            "%d held-out normals guarantee a false-alarm rate of %.3g at best, so nothing is flagged at %.3g; "
+            "%d held-out normals guarantee a false-alarm rate of %.3g at best, so none is flagged at %.3g; "
             "hold out more, or choose a higher --false-alarm-rate",
             held_out, smallest, args.false_alarm_rate,
         )  # fmt: skip

@@ -93,6 +93,12 @@ class Decision:
 
         Each image's result depends on that image alone.
         """
+        with torch.autocast(
+            maps[0].device.type, enabled=False
+        ):  # a blur in bf16 would round scores to 3 digits
+            return self._decide([m.float() for m in maps], size)
+
+    def _decide(self, maps: list[Tensor], size: tuple[int, int]) -> Prediction:
         total = sum(
             F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
         )

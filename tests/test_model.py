@@ -243,6 +243,13 @@ class TestDecision:
         torch.testing.assert_close(both.score, plain.score)
         torch.testing.assert_close(both.anomaly_map, gaussian_blur(plain.anomaly_map, 2.0))
 
+    def test_autocast_does_not_round_scores(self):
+        maps, decide = [torch.rand(4, 16, 16)], self.decide(score_sigma=2.0, map_sigma=1.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = decide(maps, (32, 32))
+        exact = decide(maps, (32, 32))
+        assert torch.equal(rounded.score, exact.score) and torch.equal(rounded.anomaly_map, exact.anomaly_map)
+
     def test_legacy_map(self):
         maps = [torch.rand(2, 8, 8)]
         prediction = self.decide(decision="max", score_map="legacy_exp")(maps, (8, 8))

@@ -14,7 +14,8 @@ from utils.evaluation import Scores
 
 FLAGS = [
     "--config", "configs/folder.yaml", "--category", "part", "--precision", "fp32", "--device", "cpu",
-    "--quiet", "--model", "memory-bank", "--set", "data.image_size=64", "--set", "data.calibration_fraction=0.4",
+    "--quiet", "--model", "memory-bank", "--set", "data.image_size=64",
+    "--set", "data.calibration_fraction=0.4",
 ]  # fmt: skip
 
 
