@@ -27,7 +27,7 @@ from model.backbone import input_normalisation
 from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
-from utils.config import CONFIGS, Config, load_config
+from utils.config import CONFIGS, Config, ConfigError, load_config
 from utils.device import autocast, choose_device, choose_precision, peak_memory_gb, seed_everything
 from utils.evaluation import Scores, results_by_category, results_table, score_images, to_device, write_scores
 from utils.figures import example_page, write_png
@@ -103,7 +103,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def resolved(config: Config) -> Config:
-    """Fix what `auto` stands for on this machine, as it is part of the run."""
+    """Fix what `auto` stands for on this machine, as it is part of the run.
+
+    Raises:
+        ConfigError: if `select: best` has nothing to select from.
+    """
+    if config.eval.select == "best" and config.eval.every == 0:
+        raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
     precision = choose_precision(config.train.precision, choose_device(config.train.device))
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 

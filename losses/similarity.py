@@ -28,9 +28,8 @@ class _SimilarityRows(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         diagonal = (student * teacher).sum(dim=2) / temperature  # (B, N)
         lse = torch.empty_like(diagonal)
-        expected = (
-            torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        )  # softmax rows times teacher
+        # softmax rows times teacher: all that the student's gradient needs
+        expected = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         for b, rows in _blocks(student):
             m, shift = _shifted_block(student[b, rows], teacher[b], temperature)
             e = m.exp_()

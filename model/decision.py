@@ -93,9 +93,8 @@ class Decision:
 
         Each image's result depends on that image alone.
         """
-        with torch.autocast(
-            maps[0].device.type, enabled=False
-        ):  # a blur in bf16 would round scores to 3 digits
+        # a blur in bf16 would round scores to three digits
+        with torch.autocast(maps[0].device.type, enabled=False):
             return self._decide([m.float() for m in maps], size)
 
     def _decide(self, maps: list[Tensor], size: tuple[int, int]) -> Prediction:
@@ -103,9 +102,8 @@ class Decision:
             F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
         )
         scored = total
-        if (
-            self.score_map == "legacy_exp"
-        ):  # public code before May 2025: the top values are the low distances
+        if self.score_map == "legacy_exp":
+            # public code before May 2025: the top values are the low distances
             scored = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
         scored = gaussian_blur(scored, self.score_sigma)
         if self.decision == "weighted":

@@ -279,6 +279,7 @@ class TestMistakes:
     @pytest.mark.parametrize(("flags", "code", "message"), [
         (("--set", "loss.temprature=1"), 2, "did you mean 'loss.temperature'"),
         (("--set", "iterations"), 2, "has no '='"),
+        (("--select", "best"), 2, "add --set eval.every=N"),
         (("--category", "nothing"), 1, "no category 'nothing'"),
         (("--config", "configs/none.yaml"), 2, "no config file at"),
         (("--device", "gpu"), 1, "choose auto, cpu, cuda"),
