@@ -67,7 +67,7 @@ def dataset_root(data: DataConfig) -> Path | None:
 
 def categories_of(data: DataConfig) -> list[str]:
     """Names of the categories that `data.category` stands for, in order."""
-    samples = collect(SPECS[data.name], dataset_root(data), data.category)
+    samples = collect(SPECS[data.name], dataset_root(data), data.category, warn=False)  # build_data warns
     return list(dict.fromkeys(s.category for s in samples))
 
 

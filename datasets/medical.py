@@ -39,7 +39,7 @@ APTOS = DatasetSpec(
     has_masks=False,
     layout="train/NORMAL and test/{NORMAL,ABNORMAL}, as scripts/prepare_aptos.py writes them,",
 )
-# Patients are in the training and the test set of the release, so copies of an image may be too.
+# Patients were in both the training and the test set of an earlier release, so copies of images may be, too.
 OCT2017 = DatasetSpec(
     "oct2017",
     one_category("oct2017", "train/NORMAL", "test/NORMAL", "test/CNV", "test/DME", "test/DRUSEN"),

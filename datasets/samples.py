@@ -68,7 +68,7 @@ def count(samples: Iterable[Sample]) -> Counts:
     return (*found, extra) if extra else found
 
 
-def collect(spec: DatasetSpec, root: str | Path | None, category: str) -> list[Sample]:
+def collect(spec: DatasetSpec, root: str | Path | None, category: str, *, warn: bool = True) -> list[Sample]:
     """List and check the samples of one category, or of all (`category` "all"), in a fixed order.
 
     Raises:
@@ -83,7 +83,7 @@ def collect(spec: DatasetSpec, root: str | Path | None, category: str) -> list[S
     for name in known if category == "all" else [category]:
         part = spec.list_samples(root, name)
         check_splits(spec, name, part)
-        _check_counts(spec, name, count(part))
+        _check_counts(spec, name, count(part), warn=warn)
         samples += part
     return samples
 
@@ -129,7 +129,7 @@ def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) ->
         raise DatasetError(f"{where}: no {missing} test image found; expected {spec.layout}, and a test set")
 
 
-def _check_counts(spec: DatasetSpec, category: str, found: Counts) -> None:
+def _check_counts(spec: DatasetSpec, category: str, found: Counts, *, warn: bool) -> None:
     expected = spec.counts.get(category, found)
     if found == expected:
         return
@@ -139,7 +139,8 @@ def _check_counts(spec: DatasetSpec, category: str, found: Counts) -> None:
         raise DatasetError(
             f"{problem}. Complete the copy, or use --config configs/folder.yaml for a changed one"
         )
-    _log.warning("%s (numbers that we could not verify, so this may be in order)", problem)
+    if warn:
+        _log.warning("%s (numbers that we could not verify, so this may be in order)", problem)
 
 
 def _in_words(counts: Counts, form: str) -> str:
