@@ -7,8 +7,10 @@ from pathlib import Path
 
 from datasets.demo import write_demo
 from datasets.folder import FOLDER
-from datasets.industrial import MVTEC, list_categories, list_mvtec
+from datasets.industrial import BTAD, MVTEC, MVTEC3D, VAD, VISA, list_categories, list_mvtec
+from datasets.kolektor import KOLEKTOR
 from datasets.loader import ImageSet, SyntheticValidation
+from datasets.medical import APTOS, ISIC2018, OCT2017
 from datasets.samples import (
     NORMAL,
     DatasetError,
@@ -18,12 +20,15 @@ from datasets.samples import (
     collect,
     hold_out,
     limit,
+    without_copies,
 )
 from datasets.transforms import Decode, Normalise
 from utils.config import Config, DataConfig
 
 DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})
-SPECS = {spec.name: spec for spec in (MVTEC, FOLDER, DEMO)}
+INDUSTRIAL = (MVTEC, BTAD, VISA, MVTEC3D, VAD, KOLEKTOR)
+MEDICAL = (APTOS, OCT2017, ISIC2018)
+SPECS = {spec.name: spec for spec in (*INDUSTRIAL, *MEDICAL, FOLDER, DEMO)}
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
 
 
@@ -62,7 +67,7 @@ def dataset_root(data: DataConfig) -> Path | None:
 
 def categories_of(data: DataConfig) -> list[str]:
     """Names of the categories that `data.category` stands for, in order."""
-    samples = collect(SPECS[data.name], dataset_root(data), data.category)
+    samples = collect(SPECS[data.name], dataset_root(data), data.category, warn=False)  # build_data warns
     return list(dict.fromkeys(s.category for s in samples))
 
 
@@ -73,9 +78,12 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
         DatasetError: as `collect`, or if a held-out part would be empty.
     """
     data, seed = config.data, config.train.seed
-    samples = collect(SPECS[data.name], dataset_root(data), data.category)
+    spec = SPECS[data.name]
+    samples = collect(spec, dataset_root(data), data.category)
     train = [s for s in samples if s.split == "train" and s.label == NORMAL]
     test = [s for s in samples if s.split == "test"]
+    if spec.drops_copies:
+        train = without_copies(train, test)
     check_disjoint(train, test)
     train, calibration = hold_out(train, data.calibration_fraction, seed=seed)
     held_out: list[Sample] = []

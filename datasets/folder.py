@@ -22,4 +22,12 @@ def list_folder(root: Path, category: str) -> list[Sample]:
     return list_mvtec(root, category, need_masks=False)
 
 
-FOLDER = DatasetSpec("folder", list_folder_categories, list_folder, counts={}, has_masks=False)
+FOLDER = DatasetSpec(
+    "folder",
+    list_folder_categories,
+    list_folder,
+    counts={},
+    has_masks=False,
+    layout="train/good or <category>/train/good",
+    needs_test=False,
+)

@@ -1,12 +1,18 @@
-"""Industrial datasets in MVTec AD's layout: train/good, test/<type>, ground_truth/<type>/<name>_mask.png."""
+"""Industrial datasets: MVTec AD, BTAD, VisA, MVTec 3D-AD (colour images only) and VAD.
+
+Counts are train normal / test normal / test anomalous (/ train anomalous), as published.
+"""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
-from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample, list_images
+from datasets.layouts import Tree, categories_with, list_tree, one_category
+from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample
 
-# train normal / test normal / test anomalous, as published
+# --- MVTec AD -----------------------------------------------------------------------------------------------
+
 MVTEC_COUNTS = {
     "bottle": (209, 20, 63),
     "cable": (224, 58, 92),
@@ -24,39 +30,152 @@ MVTEC_COUNTS = {
     "wood": (247, 19, 60),
     "zipper": (240, 32, 119),
 }
-
-
-def list_categories(root: Path) -> list[str]:
-    """Folders of `root` that hold train/good."""
-    return sorted(p.name for p in root.iterdir() if (p / "train" / "good").is_dir()) if root.is_dir() else []
+list_categories = categories_with("train/good")
 
 
 def list_mvtec(root: Path, category: str, *, need_masks: bool = True) -> list[Sample]:
-    """All samples of a category; masks are paired by name, whatever their order or suffix.
-
-    Raises:
-        DatasetError: if an anomalous test image has no mask, while `need_masks`.
-    """
-    base = root / category
-
-    def sample(path: Path, split: str, defect: str, mask: Path | None) -> Sample:
-        label = NORMAL if defect == "good" else ANOMALOUS
-        return Sample(path, label, mask, category, split, defect, group=str(path.relative_to(root)))
-
-    samples = [sample(p, "train", "good", None) for p in list_images(base / "train" / "good")]
-    folders = sorted(p for p in (base / "test").iterdir() if p.is_dir()) if (base / "test").is_dir() else []
-    for folder in folders:
-        defect = folder.name
-        masks = {p.stem.removesuffix("_mask"): p for p in list_images(base / "ground_truth" / defect)}
-        for path in list_images(folder):
-            mask = masks.get(path.stem) if defect != "good" else None
-            if mask is None and defect != "good" and need_masks:
-                where = base / "ground_truth" / defect
-                raise DatasetError(
-                    f"no mask for {path}; expected {where / path.stem}_mask.png (or the same name)"
-                )
-            samples.append(sample(path, "test", defect, mask))
-    return samples
+    """train/good, test/<type>, ground_truth/<type>/<name>_mask.png."""
+    return list_tree(root / category, category, Tree(need_masks=need_masks))
 
 
 MVTEC = DatasetSpec("mvtec", list_categories, list_mvtec, MVTEC_COUNTS)
+
+
+# --- BTAD ---------------------------------------------------------------------------------------------------
+
+# The sums of a class's test images (70, 230, 441) are verified, how they split is not.
+BTAD_COUNTS = {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)}
+
+
+def list_btad(root: Path, category: str) -> list[Sample]:
+    """As MVTec AD with "ok" for good images; masks are .png, those of class 03 .bmp."""
+    return list_tree(root / category, category, Tree(normal="ok", train=("ok",)))
+
+
+BTAD = DatasetSpec(
+    "btad",
+    categories_with("train/ok"),
+    list_btad,
+    BTAD_COUNTS,
+    verified=False,
+    layout="<category>/train/ok, <category>/test/{ok,ko}",
+)
+
+
+# --- VisA ---------------------------------------------------------------------------------------------------
+
+VISA_COUNTS = {
+    "candle": (900, 100, 100),
+    "capsules": (542, 60, 100),
+    "cashew": (450, 50, 100),
+    "chewinggum": (453, 50, 100),
+    "fryum": (450, 50, 100),
+    "macaroni1": (900, 100, 100),
+    "macaroni2": (900, 100, 100),
+    "pcb1": (904, 100, 100),
+    "pcb2": (901, 100, 100),
+    "pcb3": (905, 101, 100),
+    "pcb4": (904, 101, 100),
+    "pipe_fryum": (450, 50, 100),
+}
+VISA_SPLIT = "split_csv/1cls.csv"  # of the release
+
+
+def list_visa_categories(root: Path) -> list[str]:
+    """Categories of the release, or of the prepared layout."""
+    return categories_with("Data/Images/Normal" if (root / VISA_SPLIT).is_file() else "train/good")(root)
+
+
+def list_visa(root: Path, category: str) -> list[Sample]:
+    """Samples of the release (by its one-class split file), or of the prepared layout (MVTec AD's)."""
+    if not (root / VISA_SPLIT).is_file():
+        return list_mvtec(root, category)
+    samples = []
+    for row in read_visa_split(root):
+        if row["object"] == category:
+            label = NORMAL if row["label"] == "normal" else ANOMALOUS
+            defect, mask = ("good", None) if label == NORMAL else ("bad", root / row["mask"])
+            path = root / row["image"]
+            samples.append(Sample(path, label, mask, category, row["split"], defect, group=row["image"]))
+    for path in (p for s in samples for p in (s.path, s.mask_path) if p is not None):
+        if not path.is_file():
+            raise DatasetError(f"{root / VISA_SPLIT} names {path}, which is missing; complete the copy")
+    return sorted(samples, key=lambda s: (s.split != "train", s.defect, s.path))
+
+
+def read_visa_split(root: Path) -> list[dict[str, str]]:
+    """Rows of the release's split file: object, split, label, image and mask (relative to the root).
+
+    Raises:
+        DatasetError: if a column is missing or a path leads out of the root.
+    """
+    path, columns = root / VISA_SPLIT, {"object", "split", "label", "image", "mask"}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not columns <= rows[0].keys():
+        raise DatasetError(f"{path} must have the columns {', '.join(sorted(columns))}")
+    for row in rows:
+        if any(Path(p).is_absolute() or ".." in Path(p).parts for p in (row["image"], row["mask"] or "")):
+            raise DatasetError(f"{path} names {row['image']}, which is outside of {root}")
+        if row["label"] != "normal" and not row["mask"]:
+            raise DatasetError(f"{path} gives no mask for {row['image']}")
+    return rows
+
+
+VISA = DatasetSpec(
+    "visa",
+    list_visa_categories,
+    list_visa,
+    VISA_COUNTS,
+    layout="split_csv/1cls.csv and <category>/Data/Images (the release), or <category>/train/good (prepared)",
+)
+
+
+# --- MVTec 3D-AD --------------------------------------------------------------------------------------------
+
+# Recalled, not verified by category; they sum up to the published 2656 + 1197.
+MVTEC3D_COUNTS = {
+    "bagel": (244, 22, 88),
+    "cable_gland": (223, 21, 87),
+    "carrot": (286, 27, 132),
+    "cookie": (210, 28, 103),
+    "dowel": (288, 26, 104),
+    "foam": (236, 20, 80),
+    "peach": (361, 26, 106),
+    "potato": (300, 22, 92),
+    "rope": (298, 32, 69),
+    "tire": (210, 25, 87),
+}
+
+
+def list_mvtec3d(root: Path, category: str) -> list[Sample]:
+    """Colour images and their masks; validation/ and the point clouds in xyz/ are left alone."""
+    return list_tree(root / category, category, Tree(images="rgb", masks="test/{defect}/gt"))
+
+
+MVTEC3D = DatasetSpec(
+    "mvtec3d",
+    categories_with("train/good/rgb"),
+    list_mvtec3d,
+    MVTEC3D_COUNTS,
+    verified=False,
+    layout="<category>/train/good/rgb",
+)
+
+
+# --- VAD ----------------------------------------------------------------------------------------------------
+
+
+def list_vad(root: Path, category: str) -> list[Sample]:
+    """Good and bad images in both splits, without masks; rare defects are in the test set alone."""
+    return list_tree(root, category, Tree(train=("good", "bad"), masks=None))
+
+
+VAD = DatasetSpec(
+    "vad",
+    one_category("vad", "train/good", "test/good", "test/bad"),
+    list_vad,
+    {"vad": (2000, 1000, 1000, 1000)},
+    has_masks=False,
+    layout="train/{good,bad} and test/{good,bad,bad_unseen_defects}",
+)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +13,8 @@ from pathlib import Path
 
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+Counts = tuple[int, ...]  # see `count`
+_log = logging.getLogger("uninet")
 
 
 class DatasetError(ValueError):
@@ -37,43 +41,59 @@ class Sample:
 class DatasetSpec:
     """What a dataset is: how to list a category's samples, and what is published about it.
 
-    counts: category to (train normal, test normal, test anomalous), checked where the category is listed.
+    counts: category to what `count` should give; checked where the category is listed. Counts that differ
+        stop a run where they are `verified`, and are logged as a warning where they are not.
+    has_masks: an anomalous test image must have a mask.
+    layout: what the root holds, for the message about a wrong one.
+    needs_test: an empty test set is an error.
+    drops_copies: the release itself holds test images among the training images; they are not trained on.
     """
 
     name: str
     list_categories: Callable[[Path], list[str]]
     list_samples: Callable[[Path, str], list[Sample]]
-    counts: Mapping[str, tuple[int, int, int]]
+    counts: Mapping[str, Counts]
     verified: bool = True
     has_masks: bool = True
+    layout: str = "<category>/train/good"
+    needs_test: bool = True
+    drops_copies: bool = False
 
 
-def count(samples: Iterable[Sample]) -> tuple[int, int, int]:
-    """Return (train normal, test normal, test anomalous)."""
+def count(samples: Iterable[Sample]) -> Counts:
+    """Return (train normal, test normal, test anomalous), and fourth any anomalous training images."""
     seen = Counter((s.split, s.label) for s in samples)
-    return seen["train", NORMAL], seen["test", NORMAL], seen["test", ANOMALOUS]
+    found = seen["train", NORMAL], seen["test", NORMAL], seen["test", ANOMALOUS]
+    extra = seen["train", ANOMALOUS]
+    return (*found, extra) if extra else found
 
 
-def collect(spec: DatasetSpec, root: str | Path | None, category: str) -> list[Sample]:
+def collect(spec: DatasetSpec, root: str | Path | None, category: str, *, warn: bool = True) -> list[Sample]:
     """List and check the samples of one category, or of all (`category` "all"), in a fixed order.
 
     Raises:
         DatasetError: for a wrong root (a better one is suggested), an unknown category, an empty split, a
             missing mask, or counts that differ from the published ones.
     """
-    root = _checked_root(spec, root)
+    root = find_root(spec, root)
     known = spec.list_categories(root)
     if category != "all" and category not in known:
         raise DatasetError(f"no category '{category}' in {root}; found: {', '.join(known)}")
     samples: list[Sample] = []
     for name in known if category == "all" else [category]:
         part = spec.list_samples(root, name)
-        _check_part(spec, name, part)
+        check_splits(spec, name, part)
+        _check_counts(spec, name, count(part), warn=warn)
         samples += part
     return samples
 
 
-def _checked_root(spec: DatasetSpec, root: str | Path | None) -> Path:
+def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
+    """The root as a path, if the dataset is there.
+
+    Raises:
+        DatasetError: if it is not, naming a folder nearby (one up, or up to two down) where it is.
+    """
     if root is None:
         raise DatasetError(f"where is {spec.name}? Give its folder with --data-root DIR")
     root = Path(root).expanduser()
@@ -81,26 +101,51 @@ def _checked_root(spec: DatasetSpec, root: str | Path | None) -> Path:
         raise DatasetError(f"--data-root {root} is no folder")
     if spec.list_categories(root):
         return root
-    near = [
-        d for d in (root.parent, *sorted(p for p in root.iterdir() if p.is_dir())) if spec.list_categories(d)
-    ]
-    hint = f"; did you mean --data-root {near[0]}?" if near else "; see docs/DATASETS.md for the layout"
-    raise DatasetError(f"{root} does not look like {spec.name}: no <category>/train/good in it{hint}")
+    near = (root.parent, *sorted(root.glob("*/")), *sorted(root.glob("*/*/")))
+    better = next((d for d in near if _holds(spec, d)), None)
+    hint = f"did you mean --data-root {shlex.quote(str(better))}?" if better else "see docs/DATASETS.md"
+    raise DatasetError(f"{root} does not look like {spec.name}: expected {spec.layout} in it; {hint}")
 
 
-def _check_part(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
-    train, test_normal, test_anomalous = count(samples)
+def _holds(spec: DatasetSpec, folder: Path) -> bool:
+    try:
+        return folder.is_dir() and bool(spec.list_categories(folder))
+    except OSError:  # not ours to read
+        return False
+
+
+def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
+    """Stop if there is nothing to train or to test on.
+
+    Raises:
+        DatasetError: naming what is empty.
+    """
+    train, *test = count(samples)[:3]
+    where = f"{spec.name}/{category}"
     if train == 0:
+        raise DatasetError(f"{where}: no normal training image found; images end in {IMAGE_SUFFIXES}")
+    if spec.needs_test and 0 in test:
+        missing = "normal" if test[0] == 0 else "anomalous"
+        raise DatasetError(f"{where}: no {missing} test image found; expected {spec.layout}, and a test set")
+
+
+def _check_counts(spec: DatasetSpec, category: str, found: Counts, *, warn: bool) -> None:
+    expected = spec.counts.get(category, found)
+    if found == expected:
+        return
+    here = _in_words(found, "{} training, {} normal and {} anomalous test images")
+    problem = f"{spec.name}/{category} has {here}; published are {_in_words(expected, '{}, {} and {}')}"
+    if spec.verified:
         raise DatasetError(
-            f"{spec.name}/{category}: no normal training image found; images end in {IMAGE_SUFFIXES}"
+            f"{problem}. Complete the copy, or use --config configs/folder.yaml for a changed one"
         )
-    expected = spec.counts.get(category)
-    if expected and spec.verified and (train, test_normal, test_anomalous) != expected:
-        raise DatasetError(
-            f"{spec.name}/{category} has {train} training, {test_normal} normal and {test_anomalous} "
-            f"anomalous test images; published are {expected[0]}, {expected[1]} and {expected[2]}. "
-            "Complete the copy, or use --config configs/folder.yaml for a changed one"
-        )
+    if warn:
+        _log.warning("%s (numbers that we could not verify, so this may be in order)", problem)
+
+
+def _in_words(counts: Counts, form: str) -> str:
+    train, normal, anomalous, *more = counts
+    return form.format(f"{train} (and {more[0]} anomalous)" if more else train, normal, anomalous)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -118,11 +163,26 @@ def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
     Raises:
         DatasetError: naming the first such pair.
     """
+    for ours, theirs in shared_images(train, test):
+        raise DatasetError(
+            f"{theirs.path} of the test set is the same file as {ours.path} of the training set"
+        )
+
+
+def shared_images(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of a training and a test image with the same bytes; every such training image is in one."""
     sizes = {s.path.stat().st_size for s in train} & {s.path.stat().st_size for s in test}
-    digests = {_digest(s.path): s.path for s in train if s.path.stat().st_size in sizes}
-    for s in test:
-        if s.path.stat().st_size in sizes and (twin := digests.get(_digest(s.path))):
-            raise DatasetError(f"{s.path} of the test set is the same file as {twin} of the training set")
+    digests = {_digest(s.path): s for s in test if s.path.stat().st_size in sizes}
+    candidates = ((s, _digest(s.path)) for s in train if s.path.stat().st_size in sizes)
+    return [(s, digests[digest]) for s, digest in candidates if digest in digests]
+
+
+def without_copies(train: Sequence[Sample], test: Sequence[Sample]) -> list[Sample]:
+    """The training images that are not byte-identical to a test image; a warning tells how many are."""
+    copies = {ours.path for ours, _ in shared_images(train, test)}
+    if copies:
+        _log.warning("%d training images are also in the test set; they are not trained on", len(copies))
+    return [s for s in train if s.path not in copies]
 
 
 def _digest(path: Path) -> bytes:

@@ -27,13 +27,13 @@ FILTERS = {
 class Decode:
     """How a file becomes an array: centre crop (zero-padded where it exceeds the image), then resize.
 
-    size is (height, width); images are resized with antialiasing, masks with nearest neighbour, then
-    thresholded at `mask_threshold`, a share of the value range.
+    size is (height, width); center_crop is a side in pixels, or up to 1 a share of each side. Masks are
+    thresholded at `mask_threshold`, a share of the value range, then resized with nearest neighbour.
     """
 
     size: tuple[int, int]
     resize: str = "bilinear"
-    center_crop: int | None = None
+    center_crop: float | None = None
     mask_threshold: float = 0.0
 
     def image(self, path: Path) -> np.ndarray:
@@ -46,18 +46,35 @@ class Decode:
 
     def mask(self, path: Path) -> np.ndarray:
         """File to (H, W) uint8 in {0, 1}."""
-        grey = _open(path)
-        high = 65535 if grey.mode.startswith("I") else 255
-        values = np.asarray(grey if grey.mode.startswith(("I", "L")) else grey.convert("L"))
+        values, high = mask_values(path, indices=self.mask_threshold == 0)
         binary = Image.fromarray((values > self.mask_threshold * high).astype(np.uint8))
         return np.asarray(self._fit(binary, Image.Resampling.NEAREST))
 
     def _fit(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
         if self.center_crop is not None:
-            left, top = ((side - self.center_crop) // 2 for side in image.size)
-            image = image.crop((left, top, left + self.center_crop, top + self.center_crop))
+            crop = self.center_crop
+            wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in image.size)
+            left, top = (image.width - wide) // 2, (image.height - high) // 2
+            image = image.crop((left, top, left + wide, top + high))
         height, width = self.size
         return image if image.size == (width, height) else image.resize((width, height), resample)
+
+
+def has_foreground(path: Path) -> bool:
+    """Whether any pixel of a mask file is not zero."""
+    return bool(mask_values(path)[0].any())
+
+
+def mask_values(path: Path, *, indices: bool = True) -> tuple[np.ndarray, int]:
+    """(H, W) values of a mask file and the highest possible one.
+
+    indices: of a file with a palette take the colours' numbers (they are the labels), not their brightness.
+    """
+    mask = _open(path)
+    if mask.mode.startswith("I"):  # 16 bits
+        return np.asarray(mask), 65535
+    kept = mask.mode == "L" or (mask.mode == "P" and indices)
+    return np.asarray(mask if kept else mask.convert("L")), 255
 
 
 def _open(path: Path) -> Image.Image:

@@ -92,3 +92,12 @@ def shared_data():
     if not (SHARED / "data").is_dir():
         pytest.skip("needs ../shared/data, the real images beside the repository")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def masters(tmp_path_factory):
+    """Each benchmark's layout in small (tests/fixtures.py), written once; not to be changed."""
+    from fixtures import LAYOUTS, write_layout
+
+    folder = tmp_path_factory.mktemp("layouts")
+    return {layout: write_layout(layout, folder / layout) for layout in LAYOUTS}

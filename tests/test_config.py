@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from datasets.build import SPECS
 from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge, parse_override, read_yaml
 from utils.runs import config_hash
 
@@ -131,3 +132,59 @@ def test_hash_covers_what_changes_the_result():
 def test_every_key_of_base_has_a_meaning_beside_it():
     lines = [line for line in (ROOT / "configs/base.yaml").read_text().splitlines() if line.startswith("  ")]
     assert [line for line in lines if "#" not in line] == []
+
+
+class TestDatasets:
+    def load(self, name, category=None, **settings):
+        chosen = {k.replace("__", "."): v for k, v in settings.items()}
+        return load_config(CONFIGS / f"{name}.yaml", chosen, category=category)
+
+    @pytest.mark.parametrize("flavor", ["paper", "released"])
+    def test_crops_belong_to_both_flavours(self, flavor):
+        names = read_yaml(CONFIGS / "mvtec3d.yaml")["categories"]
+        assert list(names) == list(SPECS["mvtec3d"].counts)
+        crops = {c: self.load("mvtec3d", c, model__flavor=flavor).data.center_crop for c in names}
+        assert crops["potato"] == 384 and crops["rope"] == 900 and crops["tire"] == 512
+        foam = self.load("mvtec3d", "foam", model__flavor=flavor)
+        assert foam.loss.temperature == (2 if flavor == "paper" else 0.1) and foam.data.center_crop == 700
+        wins = self.load("mvtec3d", "foam", model__flavor=flavor, data__center_crop=100)
+        assert wins.data.center_crop == 100
+
+    def test_one_model_for_all_has_no_category(self):
+        assert self.load("mvtec3d", "all", model__setting="multi-class").data.center_crop is None
+        assert self.load("mvtec3d").data.center_crop is None
+
+    def test_order_of_the_blocks(self, tmp_path):
+        (tmp_path / "c.yaml").write_text(
+            "data: {name: mvtec}\n"
+            "loss: {tau: 0.1, temperature: 0.1, kd_weight: 0.1}\n"
+            "settings: {one-class: {loss: {tau: 0.2, temperature: 0.2}}}\n"
+            "categories: {x: {loss: {tau: 0.3, temperature: 0.3, kd_weight: 0.3}}}\n"
+            "flavors: {released: {loss: {temperature: 0.4}, categories: {x: {loss: {kd_weight: 0.5}}}}}\n"
+        )
+
+        def values(category, flavor, exceptions):
+            chosen = {"model.flavor": flavor, "model.category_exceptions": exceptions}
+            loss = load_config(tmp_path / "c.yaml", chosen, category=category).loss
+            return loss.tau, loss.temperature, loss.kd_weight
+
+        assert values(None, "paper", False) == (0.2, 0.2, 0.1)
+        assert values("x", "paper", False) == (0.3, 0.3, 0.3)
+        assert values("x", "released", False) == (0.3, 0.4, 0.3)
+        assert values("x", "released", True) == (0.3, 0.4, 0.5)
+        assert values("y", "released", True) == (0.2, 0.4, 0.1)
+
+    def test_released_exceptions(self):
+        for name in ("aptos", "oct2017", "isic2018", "vad"):
+            paper, released = self.load(name), self.load(name, model__flavor="released")
+            assert paper.loss.stop_grad_kd and not paper.loss.stop_grad_similarity
+            assert released.loss.stop_grad_kd and released.loss.stop_grad_similarity
+            assert released.loss.temperature == (0.1 if name == "vad" else 2) and paper.loss.temperature == 2
+            assert (
+                paper.train.iterations == (2000 if name == "isic2018" else 1000)
+                and paper.train.epochs is None
+            )
+        assert self.load("isic2018", model__flavor="released").data.image_size == (224, 224)
+        assert self.load("btad", model__flavor="released").data.resize == "lanczos"
+        assert self.load("mvtec3d", model__flavor="released").data.resize == "bicubic"
+        assert self.load("kolektor").data.image_size == (640, 256)

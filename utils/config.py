@@ -1,9 +1,13 @@
 """Typed configuration: YAML layers merged in a fixed order, checked once, then frozen.
 
 Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a
-model without flavours) < the dataset's file < its block for the setting < its block for the flavour < its
-block for the category (only where model.category_exceptions is on) < the command line. `configs/base.yaml`
-holds every key with its meaning; other files hold differences only.
+model without flavours) < the dataset's file < its block for the setting < its block for the category < its
+block for the flavour < that block's own one for the category (only where model.category_exceptions is on) <
+the command line. `configs/base.yaml` holds every key with its meaning; other files hold differences only.
+
+The dataset's blocks are `settings.NAME`, `categories.NAME` (how a category is read, whatever the flavour),
+`flavors.NAME` and `flavors.NAME.categories.NAME` (rules by name of that flavour). One model for all
+categories has no category, so neither block by category applies to it.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ class DataConfig:
     category: str
     image_size: tuple[int, int] = field(metadata=_number(32, 4096))
     resize: Literal["bilinear", "bicubic", "lanczos"]
-    center_crop: int | None = field(metadata=_number(32, 8192))
+    center_crop: float | None = field(metadata=_number(0.1, 8192))
     mask_threshold: float = field(metadata=_number(0, 1))
     validation_fraction: float = field(metadata=_number(0, 0.9))
     calibration_fraction: float = field(metadata=_number(0, 0.9))
@@ -168,13 +172,14 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         path: the dataset's file in `configs/`, or a config.yaml saved by a run.
         overrides: dotted keys of the command line, such as {"train.iterations": 200}; they win over every
             file.
-        category: the category to train, for the dataset's exceptions by category (None: no exceptions).
+        category: the category to train, for the dataset's blocks by category (None: none of them applies).
 
     Raises:
         ConfigError: for an unknown key (the nearest one is named), a wrong type, or a value out of range.
     """
     dataset = read_yaml(path)
-    settings, flavors = (dataset.pop(key, None) or {} for key in ("settings", "flavors"))
+    blocks = [dataset.pop(key, None) or {} for key in ("settings", "categories", "flavors")]
+    settings, categories, flavors = blocks
     chosen, base = _nested(overrides), read_yaml(CONFIGS / "base.yaml")
     names = merge([base["model"], dataset.get("model") or {}, chosen.get("model") or {}])
     if names["name"] == "uninet":
@@ -184,7 +189,8 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     backbone = _optional(CONFIGS / "backbones" / f"{names['backbone']}.yaml")
     block = dict(flavors.get(flavor) or {})
     exceptions = block.pop("categories", None) or {}
-    layers = [base, backbone, reading, dataset, settings.get(names["setting"]) or {}, block]
+    own = (settings.get(names["setting"]) or {}, categories.get(category) or {})
+    layers = [base, backbone, reading, dataset, *own, block]
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
         layers.append(exceptions.get(category) or {})
     return build(Config, merge([*layers, chosen, {"model": {"flavor": flavor}}]))

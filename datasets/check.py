@@ -1,0 +1,112 @@
+"""Check a dataset on disk before training: python -m datasets.check --dataset NAME --data-root DIR.
+
+Every category is listed, counted against what is published, and searched for images that are both in the
+training and in the test set. Exit code 1 if a verified count differs or a category is damaged.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.build import SPECS
+from datasets.samples import (
+    NORMAL,
+    Counts,
+    DatasetError,
+    DatasetSpec,
+    check_disjoint,
+    check_splits,
+    count,
+    find_root,
+    without_copies,
+)
+from utils.cli import new_parser, run_command, say
+
+HEADER = ("category", "found", "published", "status")
+COUNTS = "counts: normal training / normal test / anomalous test (/ anomalous training) images"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found in one category. problem: what is wrong with it; note: what a reader should know."""
+
+    category: str
+    found: Counts
+    published: Counts
+    status: str  # ok | differs | unverified: ... | nothing published | missing | damaged
+    problem: str = ""
+    note: str = ""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a line a category, then what is wrong.
+
+    Raises:
+        DatasetError: if a category is damaged or differs from verified counts.
+    """
+    parser = new_parser(__doc__.split("\n")[0])
+    parser.add_argument("--dataset", required=True, choices=sorted(SPECS))
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
+    args = parser.parse_args(argv)
+    spec = SPECS[args.dataset]
+    rows = check(spec, find_root(spec, args.data_root))
+    say(f"{table(rows)}\n{COUNTS}")
+    for row in rows:
+        if row.problem or row.note:
+            say(f"{row.category}: {row.problem or row.note}")
+    wrong = [row.category for row in rows if row.status in ("differs", "damaged")]
+    if wrong:
+        raise DatasetError(f"{len(wrong)} of {len(rows)} categories are not as published: {', '.join(wrong)}")
+
+
+def check(spec: DatasetSpec, root: Path) -> list[Row]:
+    """A row for each category that is there or published; one that is wrong stops none of the others."""
+    here = spec.list_categories(root)
+    missing = [Row(name, (), spec.counts[name], "missing") for name in spec.counts if name not in here]
+    return [check_category(spec, root, name) for name in here] + missing
+
+
+def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
+    """List one category and compare it with what is published."""
+    published = spec.counts.get(name, ())
+    try:
+        samples = spec.list_samples(root, name)
+    except DatasetError as error:
+        return Row(name, (), published, "damaged", str(error))
+    found = count(samples)
+    train = [s for s in samples if s.split == "train" and s.label == NORMAL]
+    test = [s for s in samples if s.split == "test"]
+    try:
+        check_splits(spec, name, samples)
+        check_disjoint(without_copies(train, test) if spec.drops_copies else train, test)
+    except DatasetError as error:
+        return Row(name, found, published, "damaged", str(error))
+    shared = {s.group for s in train}
+    known = sum(s.group in shared for s in test)
+    note = f"{known} of {len(test)} test images are of an item or patient that is trained on" if known else ""
+    return Row(name, found, published, _status(spec, found, published), note=note)
+
+
+def _status(spec: DatasetSpec, found: Counts, published: Counts) -> str:
+    if not published:
+        return "nothing published"
+    answer = "ok" if found == published else "differs"
+    return answer if spec.verified else f"unverified: {answer}"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Counts found and published, a line a category."""
+    lines = [HEADER]
+    for row in rows:
+        counts = ("/".join(map(str, numbers)) or "-" for numbers in (row.found, row.published))
+        lines.append((row.category, *counts, row.status))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    padded = ("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

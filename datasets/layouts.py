@@ -1,0 +1,96 @@
+"""Folder layouts that datasets share: a folder a class, masks paired with images by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.samples import ANOMALOUS, NORMAL, DatasetError, Sample, list_images
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where a category's images are: {train,test}/<class>/<images>/*.
+
+    normal: the class of normal images; every other one is anomalous, and its name is the defect.
+    train: the classes that are listed for training; others of train/ are left alone.
+    images: folder inside a class folder that holds the images; empty: the class folder itself.
+    masks: folder of the masks of an anomalous test class, with {defect} for its name; None: there are none.
+    need_masks: an anomalous test image without a mask is an error.
+    group: file name to what must stay on one side of a split (a patient); None: each image for itself.
+    """
+
+    normal: str = "good"
+    train: tuple[str, ...] = ("good",)
+    images: str = ""
+    masks: str | None = "ground_truth/{defect}"
+    need_masks: bool = True
+    group: Callable[[Path], str] | None = None
+
+
+def categories_with(inside: str) -> Callable[[Path], list[str]]:
+    """A lister of categories: the folders of a root that hold the folder `inside`."""
+
+    def list_categories(root: Path) -> list[str]:
+        return sorted(p.name for p in root.iterdir() if (p / inside).is_dir()) if root.is_dir() else []
+
+    return list_categories
+
+
+def one_category(name: str, *folders: str) -> Callable[[Path], list[str]]:
+    """A lister for a dataset without categories: it has one, `name`, where a root holds all `folders`."""
+
+    def list_categories(root: Path) -> list[str]:
+        return [name] if all((root / folder).is_dir() for folder in folders) else []
+
+    return list_categories
+
+
+def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
+    """All samples of the category whose folder is `base`: training, then test, by class and name.
+
+    Raises:
+        DatasetError: if an anomalous test image has no mask, while `tree.need_masks`.
+    """
+    samples = []
+    for name in tree.train:
+        samples += _list_class(base, category, tree, split="train", name=name)
+    test = base / "test"
+    names = sorted(p.name for p in test.iterdir() if p.is_dir()) if test.is_dir() else []
+    for name in names:
+        samples += _list_class(base, category, tree, split="test", name=name)
+    return samples
+
+
+def _list_class(base: Path, category: str, tree: Tree, *, split: str, name: str) -> list[Sample]:
+    label = NORMAL if name == tree.normal else ANOMALOUS
+    masks = None
+    if tree.masks is not None and label == ANOMALOUS and split == "test":
+        masks = Masks(base / tree.masks.format(defect=name), needed=tree.need_masks)
+    samples = []
+    for path in list_images(base / split / name / tree.images):
+        mask = masks.of(path) if masks else None
+        group = tree.group(path) if tree.group else f"{category}/{path.relative_to(base).as_posix()}"
+        samples.append(Sample(path, label, mask, category, split, name, group))
+    return samples
+
+
+class Masks:
+    """The masks in a folder, found by an image's name: 000.png, 000_mask.png or 000.bmp for 000.JPG."""
+
+    def __init__(self, folder: Path, *, needed: bool = True) -> None:
+        self.folder, self.needed = folder, needed
+        self.by_name = {p.stem.removesuffix("_mask"): p for p in list_images(folder)}
+
+    def of(self, image: Path) -> Path | None:
+        """The mask of `image`; None if there is none and none is needed.
+
+        Raises:
+            DatasetError: if there is none where one is needed.
+        """
+        mask = self.by_name.get(image.stem)
+        if mask is None and self.needed:
+            expected = self.folder / image.stem
+            raise DatasetError(f"no mask for {image}; expected {expected}_mask.png (or the same name)")
+        return mask
