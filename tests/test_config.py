@@ -64,6 +64,10 @@ def test_the_command_line_wins():
     assert load(category="bottle", model__flavor="released", loss__temperature=0.7).loss.temperature == 0.7
     assert load(model__setting="multi-class").optim.preset == "multi-class"
     assert load(model__setting="multi-class", optim__preset="one-class").optim.preset == "one-class"
+    both = load(model__setting="multi-class", model__flavor="released")
+    assert (both.loss.temperature, both.data.resize) == (0.1, "bilinear")
+    one = load(model__flavor="released")
+    assert (one.loss.temperature, one.data.resize) == (2, "lanczos")
     lite = load(model__backbone="tf_efficientnet_lite0")
     assert lite.model.feature_scale == "standardise" and load().model.feature_scale == "none"
     bank = load(model__name="memory-bank")

@@ -2,12 +2,13 @@
 
 Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a
 model without flavours) < the dataset's file < its block for the setting < its block for the category < its
-block for the flavour < that block's own one for the category (only where model.category_exceptions is on) <
-the command line. `configs/base.yaml` holds every key with its meaning; other files hold differences only.
+block for the flavour < that block's own one for the setting < that block's own one for the category (only
+where model.category_exceptions is on) < the command line. `configs/base.yaml` holds every key with its
+meaning; other files hold differences only.
 
 The dataset's blocks are `settings.NAME`, `categories.NAME` (how a category is read, whatever the flavour),
-`flavors.NAME` and `flavors.NAME.categories.NAME` (rules by name of that flavour). One model for all
-categories has no category, so neither block by category applies to it.
+`flavors.NAME`, `flavors.NAME.settings.NAME` and `flavors.NAME.categories.NAME` (rules by name of a flavour).
+One model for all categories has no category, so neither block by category applies to it.
 """
 
 from __future__ import annotations
@@ -188,9 +189,9 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         flavor, reading = "default", _optional(CONFIGS / "models" / f"{names['name']}.yaml")
     backbone = _optional(CONFIGS / "backbones" / f"{names['backbone']}.yaml")
     block = dict(flavors.get(flavor) or {})
-    exceptions = block.pop("categories", None) or {}
+    exceptions, by_setting = (block.pop(key, None) or {} for key in ("categories", "settings"))
     own = (settings.get(names["setting"]) or {}, categories.get(category) or {})
-    layers = [base, backbone, reading, dataset, *own, block]
+    layers = [base, backbone, reading, dataset, *own, block, by_setting.get(names["setting"]) or {}]
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
         layers.append(exceptions.get(category) or {})
     return build(Config, merge([*layers, chosen, {"model": {"flavor": flavor}}]))
