@@ -69,7 +69,7 @@ def test_the_command_line_wins():
     one = load(model__flavor="released")
     assert (one.loss.temperature, one.data.resize) == (2, "lanczos")
     lite = load(model__backbone="tf_efficientnet_lite0")
-    assert lite.model.feature_scale == "standardise" and load().model.feature_scale == "none"
+    assert lite.model.feature_scale == "std" and load().model.feature_scale == "none"
     bank = load(model__name="memory-bank")
     assert bank.model.flavor == "default" and bank.score.decision == "max" and bank.score.map_sigma == 4
 
