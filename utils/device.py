@@ -58,12 +58,14 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def _product_seconds(dtype: torch.dtype, size: int) -> float:
-    a = torch.ones(size, size, dtype=dtype)
-    seconds = []
-    for _ in range(4):
+    """Seconds of one matrix product: one thread, the fastest of many, so that other work does not decide."""
+    a, threads, seconds = torch.ones(size, size, dtype=dtype), torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    for _ in range(12):
         start = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
     return min(seconds)
 
 
