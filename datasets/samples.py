@@ -8,7 +8,7 @@ import random
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
@@ -218,8 +218,3 @@ def limit(samples: Sequence[Sample], number: int | None, *, seed: int) -> list[S
     order = list(range(len(samples)))
     random.Random(f"{seed}-limit").shuffle(order)  # noqa: S311 (a subset, no secret)
     return [samples[i] for i in sorted(order[:number])]
-
-
-def as_split(samples: Iterable[Sample], split: str) -> list[Sample]:
-    """The same samples under another split's name."""
-    return [replace(s, split=split) for s in samples]

@@ -236,7 +236,7 @@ class TestDecision:
 
     def test_score_and_map_are_smoothed_apart(self):
         maps = [torch.rand(2, 16, 16)]
-        plain, score, both = self.decide()(maps, (16, 16)), self.decide(score_sigma=2.0)(maps, (16, 16)), None
+        plain, score = self.decide()(maps, (16, 16)), self.decide(score_sigma=2.0)(maps, (16, 16))
         torch.testing.assert_close(plain.anomaly_map, score.anomaly_map)
         assert (score.score < plain.score).all()
         both = self.decide(map_sigma=2.0)(maps, (16, 16))
@@ -254,9 +254,7 @@ class TestDecision:
         maps = [torch.rand(2, 8, 8)]
         prediction = self.decide(decision="max", score_map="legacy_exp")(maps, (8, 8))
         total = prediction.anomaly_map
-        expected = 1 - (total - total.amax((1, 2), keepdim=True)).exp().amin((1, 2))
         torch.testing.assert_close(prediction.score, (1 - (total.amin((1, 2)) - total.amax((1, 2))).exp()))
-        assert expected.shape[0] == 2
 
     def test_distance_map(self):
         t, s = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
