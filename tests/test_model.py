@@ -314,9 +314,7 @@ class TestWiring:
         model = build_model(config).train()
         before = copy.deepcopy(model.state_dict())
         groups = model.parameter_groups(config.optim)
-        assert [(g["name"], g["lr"]) for g in groups] == [("student", 5e-3), ("teacher", 1e-3)] or groups[0][
-            "lr"
-        ] > 0
+        assert [(g["name"], g["lr"]) for g in groups] == [("student", 5e-3), ("teacher", 1e-3)]
         optimizer = torch.optim.AdamW(groups)
         model.loss({"image": torch.randn(4, 3, 64, 64)}, 0.0)["total"].backward()
         optimizer.step()
