@@ -1,8 +1,8 @@
 """Similarity-contrastive loss L_SC and margin loss L_M (Sec. 4.4, Eqs. 8 to 11).
 
 Both need only the diagonal of the softmax over teacher positions, d_j = exp(m_jj) / sum_k exp(m_jk), with
-m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) row block by
-row block, so the N x N matrix is never in memory, forward or backward.
+m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) by fused
+attention, so the N x N matrix is never in memory, forward or backward.
 
 Legend: B images, N = H W positions, C channels.
 """
@@ -16,28 +16,22 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 EPS = 1e-8  # epsilon of Eqs. 9 and 10
 BLOCK_ELEMENTS = 1 << 20  # 4 MB of float32 a block: stays in cache
-SAFE_TEMPERATURE = 0.05  # cosines / T stay within +-20 above it: exp(m - 1/T) cannot underflow as a whole
 
 
 class _SimilarityRows(torch.autograd.Function):
-    """Diagonal and row log-sum-exp of s t^T / T, and their gradients, by blocks of rows."""
+    """Diagonal and row log-sum-exp of s t^T / T, and their gradients.
+
+    Both passes are attention: the student's gradient needs softmax(m) t, the teacher's softmax(m)^T times the
+    weighted student, which is attention from teacher to student positions with -lse as a bias on the keys.
+    """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, student: Tensor, teacher: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         diagonal = (student * teacher).sum(dim=2) / temperature  # (B, N)
-        lse = torch.empty_like(diagonal)
-        # softmax rows times teacher: all that the student's gradient needs
-        expected = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        for b, rows in _blocks(student):
-            m, shift = _shifted_block(student[b, rows], teacher[b], temperature)
-            e = m.exp_()
-            total = e.sum(dim=1)
-            lse[b, rows] = total.log() + shift
-            if expected is not None:
-                torch.mm(e, teacher[b], out=expected[b, rows]).div_(total[:, None])
-        ctx.save_for_backward(student, teacher, lse, *([] if expected is None else [expected]))
+        expected, lse = attend(student, teacher, teacher, temperature)
+        ctx.save_for_backward(student, teacher, lse, expected)
         ctx.temperature = temperature
         return diagonal, lse
 
@@ -46,34 +40,49 @@ class _SimilarityRows(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, g_diagonal: Tensor, g_lse: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        student, teacher, lse, *expected = ctx.saved_tensors
+        student, teacher, lse, expected = ctx.saved_tensors
+        g_diagonal, g_lse = g_diagonal[..., None] / ctx.temperature, g_lse[..., None] / ctx.temperature
         g_student = g_teacher = None
-        if expected:
-            g_student = (g_diagonal[..., None] * teacher + g_lse[..., None] * expected[0]) / ctx.temperature
+        if ctx.needs_input_grad[0]:
+            g_student = g_diagonal * teacher + g_lse * expected
         if ctx.needs_input_grad[1]:
-            g_teacher = g_diagonal[..., None] * student
-            weighted = g_lse[..., None] * student
-            for b, rows in _blocks(student):  # columns need all rows' gradients first: form each block again
-                m, shift = _shifted_block(student[b, rows], teacher[b], ctx.temperature)
-                p = m.add_((shift - lse[b, rows])[:, None]).exp_()
-                g_teacher[b].addmm_(p.T, weighted[b, rows])
-            g_teacher = g_teacher / ctx.temperature
+            # with the bias the logits are log p_jk, so exp of their sum over j undoes the normalisation exactly
+            mean, log_total = attend(teacher, student, g_lse * student, ctx.temperature, bias=-lse)
+            g_teacher = g_diagonal * student + mean * log_total.exp()[..., None]
         return g_student, g_teacher, None
 
 
-def _blocks(x: Tensor) -> list[tuple[int, slice]]:
-    rows = max(1, BLOCK_ELEMENTS // x.shape[1])
-    return [(b, slice(i, i + rows)) for b in range(x.shape[0]) for i in range(0, x.shape[1], rows)]
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, temperature: float, *, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(query key^T / T + bias) value, (B, N, C), and the row log-sum-exp, (B, N); all inputs (B, N, C).
+
+    The bias (B, N) is added per key. On the CPU torch's fused attention does it, three times as fast as blocks
+    of rows; it alone gives the log-sum-exp, by an operator without a public name.
+    """
+    if query.device.type != "cpu":
+        return attend_by_rows(query, key, value, temperature, bias=bias)
+    mask = None if bias is None else bias[:, None, None, :].expand(-1, 1, query.shape[1], -1)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query[:, None], key[:, None], value[:, None], attn_mask=mask, scale=1 / temperature
+    )
+    return out[:, 0], lse[:, 0]
 
 
-def _shifted_block(rows: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(R, C), (N, C) to (R, N) logits minus a shift that keeps their exponential in range; the shift (R,)."""
-    if temperature >= SAFE_TEMPERATURE:  # no pass for the row maximum: cosines are bounded by 1
-        shift = rows.new_full((len(rows),), 1 / temperature)
-        return torch.addmm(shift[:, None], rows, teacher.T, beta=-1, alpha=1 / temperature), shift
-    m = torch.mm(rows, teacher.T).div_(temperature)
-    shift = m.amax(dim=1)
-    return m.sub_(shift[:, None]), shift
+def attend_by_rows(
+    query: Tensor, key: Tensor, value: Tensor, temperature: float, *, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend` by blocks of rows, for any device."""
+    out, lse = torch.empty_like(query), query.new_empty(query.shape[:2])
+    rows = max(1, BLOCK_ELEMENTS // key.shape[1])
+    for b in range(query.shape[0]):
+        for part in (slice(i, i + rows) for i in range(0, query.shape[1], rows)):
+            logits = torch.mm(query[b, part], key[b].T).div_(temperature)
+            if bias is not None:
+                logits.add_(bias[b])
+            lse[b, part] = logits.logsumexp(dim=1)
+            torch.mm(logits.sub_(lse[b, part, None]).exp_(), value[b], out=out[b, part])
+    return out, lse
 
 
 def similarity_rows(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -72,9 +72,11 @@ class TestKD:
 
 class TestSimilarityRows:
     @pytest.mark.parametrize("temperature", [2.0, 0.1, 0.01])
-    @pytest.mark.parametrize("block", [16, 100, 1 << 20])
+    @pytest.mark.parametrize("block", [None, 16, 100, 1 << 20])
     def test_matches_the_dense_matrix_and_its_gradients(self, monkeypatch, temperature, block):
-        monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", block)
+        if block is not None:  # the version for any device; None: fused attention of the CPU
+            monkeypatch.setattr(similarity, "attend", similarity.attend_by_rows)
+            monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", block)
         s, t = (
             F.normalize(torch.randn(2, 30, 5, dtype=torch.float64), dim=2).requires_grad_() for _ in range(2)
         )
@@ -101,10 +103,12 @@ class TestSimilarityRows:
         similarity_rows(s, t, 1.0)[1].sum().backward()
         assert s.grad is not None and t.grad is None
 
-    def test_never_holds_the_matrix(self):
+    @pytest.mark.parametrize("attend", [similarity.attend, similarity.attend_by_rows])
+    def test_never_holds_the_matrix(self, monkeypatch, attend):
         """Peak memory of forward and backward stays far below one N x N matrix (N = 4096: 64 MB)."""
         from torch.profiler import ProfilerActivity, profile
 
+        monkeypatch.setattr(similarity, "attend", attend)
         s, t = (F.normalize(torch.randn(1, 4096, 8), dim=2).requires_grad_() for _ in range(2))
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             similarity_rows(s, t, 0.1)[1].sum().backward()
