@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.build import SPECS, build_data, dataset_root
+from datasets.build import SPECS, build_data, dataset_root, test_config
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say
-from utils.config import Config
+from utils.config import Config, ConfigError, build, parse_override
 from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.evaluation import Scores, results_by_category, results_table, score_images, write_scores
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
@@ -51,6 +51,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help=f"{APRIL}: also the numbers as the first public evaluation computed them ({UNFAIR})",
     )
     parser.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="settings of score and eval, which need no training (Eq. 14 and its variants)",
+    )
     parser.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: as trained")
@@ -76,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         )
 
     scores = score()
-    results = results_by_category(scores)
+    results = results_by_category(scores, config.eval, data.trained_defects)
     say(results_table(results, notes=[f"fair protocol: nothing shared between images; {path}"]))
     output = Path(args.output) if args.output else path.parent / "test"
     write_scores(output / "scores.csv", scores, dataset_root(config.data))
@@ -92,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
         write_maps(output / "maps", scores)
     if args.protocol == APRIL:
         model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
-        unfair = april_results(score())
+        unfair = april_results(score(), config)
         title = (
             f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"
         )
@@ -104,29 +111,45 @@ def main(argv: Sequence[str]) -> None:
 
 
 def evaluated_config(config: Config, args: argparse.Namespace, device: torch.device) -> Config:
-    """The run's configuration with data, device and precision of the command line; always on the test set."""
+    """The run's configuration with what the command line changes; always on the test set.
+
+    Raises:
+        ConfigError: for a --set outside of `score` and `eval`.
+    """
     data = config.data
-    if args.dataset and args.dataset != data.name:
-        data = dataclasses.replace(data, name=args.dataset, root=None, category="all")
+    if args.dataset and args.dataset not in (data.name, data.test_name):
+        data = dataclasses.replace(data, test_name=args.dataset, test_root=None, test_category=None)
+    elif args.dataset == data.name:
+        data = dataclasses.replace(data, test_name=None)
+    data = test_config(data)
     data = dataclasses.replace(
         data, root=args.data_root or data.root, category=args.category or data.category
     )
     precision = choose_precision(args.precision or config.train.precision, device)
     train = dataclasses.replace(config.train, precision=precision)
-    select = dataclasses.replace(config.eval, split="test", every=0)
-    return dataclasses.replace(config, data=data, train=train, eval=select)
+    config = dataclasses.replace(config, data=data, train=train)
+    tree = config.to_dict()
+    for key, value in map(parse_override, args.set):
+        section, _, name = key.partition(".")
+        if section not in ("score", "eval"):
+            raise ConfigError(
+                f"--set {key}: a trained model has that fixed; score.* and eval.* can be changed"
+            )
+        tree[section][name] = value
+    tree["eval"] |= {"split": "test", "every": 0}
+    return build(Config, tree)
 
 
-def april_results(scores: Scores) -> dict[str, Results]:
+def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     """Metrics as the first public evaluation computed them; not a fair protocol.
 
     Scores are smoothed along the list of each category's test images in folder order, where neighbours share
     their label; PRO takes 800 thresholds and stretches the false-positive rate. Pixel AUROC and AP are not
     touched.
     """
-    fair = results_by_category(scores)
+    fair = results_by_category(scores, config.eval)
     results: dict[str, Results] = {}
-    for category in (name for name in fair if name != "mean"):
+    for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
         image = image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
         pro = None

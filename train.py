@@ -15,12 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
 
-from datasets.build import RunData, build_data, categories_of, dataset_root
+from datasets.augment import flip_rotate, rescale
+from datasets.build import SPECS, RunData, build_data, categories_of, dataset_root, test_config
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
+from datasets.samples import NORMAL
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
@@ -29,8 +32,16 @@ from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, r
 from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
 from utils.config import CONFIGS, Config, ConfigError, load_config
 from utils.device import autocast, choose_device, choose_precision, peak_memory_gb, seed_everything
-from utils.evaluation import Scores, results_by_category, results_table, score_images, to_device, write_scores
-from utils.figures import example_page, write_png
+from utils.evaluation import (
+    Scores,
+    inputs_of,
+    results_by_category,
+    results_table,
+    score_images,
+    to_device,
+    write_scores,
+)
+from utils.figures import clip_page, example_page, write_png
 from utils.metrics import Results, mean_results
 from utils.optim import make_optimizer
 from utils.results import finished_results, protocol_notes, write_results
@@ -38,7 +49,7 @@ from utils.runs import RunError, git_sha, locked, run_folder, write_text
 from utils.tracking import Tracker, show_final, validation_curve
 
 BEST = "best.pt"
-STATISTICS_IMAGES = 64  # training normals that feature statistics are taken from
+STATISTICS_IMAGES = 64  # that feature statistics are taken from
 
 
 @dataclass
@@ -85,7 +96,8 @@ def main(argv: Sequence[str]) -> None:
         return
     chosen = overrides(args)
     config = load_config(args.config, chosen)
-    names = ["all"] if config.model.setting == "multi-class" else categories_of(config.data)
+    one_model = config.model.setting in ("multi-class", "cross-dataset")
+    names = [config.data.category] if one_model else categories_of(config.data)
     results: dict[str, Results] = {}
     folders: list[Path] = []
     for name in names:
@@ -96,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
             found = train_run(config, folder, args, command=shlex.join(["python", "train.py", *argv]))
         results.update({k: v for k, v in found.items() if k != "mean"})
     if results:
-        results["mean"] = mean_results(list(results.values()))
+        results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
         say(results_table(results, notes=protocol_notes(config)))
     for folder in folders:
         say(f"scores.csv, heatmaps.png and all else: {folder}")
@@ -134,6 +146,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
     if config.train.epochs is not None:
         steps = math.ceil(config.train.epochs * len(data.train) / config.train.batch_size)
+        steps *= len(config.train.scales)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=steps))
     model = build_model(config, pretrained=not checkpoint.is_file()).to(
         device, memory_format=torch.channels_last
@@ -160,7 +173,15 @@ def describe(config: Config, data: RunData, model: nn.Module) -> str:
 def image_batches(data: ImageSet, device: torch.device, batch_size: int) -> Iterator[Tensor]:
     """Batches of images alone, on the device."""
     for batch in batches(data, batch_size):
-        yield to_device({"image": batch["image"]}, device)["image"]
+        images = inputs_of(to_device(batch, device))
+        yield images[:, -1] if images.dim() == 5 else images
+
+
+def statistics_sample(data: ImageSet) -> ImageSet:
+    """Normal training images (all, if there is none), spread over the set and so over its categories."""
+    samples = [s for s in data.samples if s.label == NORMAL] or data.samples
+    spread = np.linspace(0, len(samples) - 1, min(STATISTICS_IMAGES, len(samples))).round().astype(int)
+    return ImageSet([samples[i] for i in spread], data.decode, data.normalise)
 
 
 def fit(run: Run) -> float:
@@ -183,15 +204,19 @@ def optimise(run: Run) -> float:
     optimizer, schedule = make_optimizer(model, config)
     start, seconds = resume_training(run.folder / FILE, model, optimizer, schedule)
     if start == 0:
-        head = run.data.train.samples[:STATISTICS_IMAGES]
-        sample = ImageSet(head, run.data.train.decode, run.data.train.normalise)
+        sample = statistics_sample(run.data.train)
         model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
     else:
         log.info("going on from step %d", start)
 
     # --- the loop -------------------------------------------------------------------------------------------
     order = TrainingOrder(
-        len(run.data.train), train.batch_size, seed=train.seed, start=start, stop=train.iterations
+        len(run.data.train),
+        train.batch_size,
+        seed=train.seed,
+        start=start,
+        stop=train.iterations,
+        repeat=len(train.scales),
     )
     loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
     tracker = Tracker(
@@ -200,7 +225,7 @@ def optimise(run: Run) -> float:
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
-        batch = to_device(host_batch, device)
+        batch = varied(to_device(host_batch, device), config, step)
         with autocast(device, train.precision):
             parts = model.loss(batch, step / train.iterations)
         stop_if_not_finite(run, parts, host_batch, step)
@@ -223,6 +248,14 @@ def optimise(run: Run) -> float:
     return seconds + time.perf_counter() - began
 
 
+def varied(batch: dict[str, Tensor], config: Config, step: int) -> dict[str, Tensor]:
+    """The batch of a step as it is trained on: augmented, at one of the sizes, by seed and step alone."""
+    turn, scale = divmod(step, len(config.train.scales))
+    if config.data.augment == "flip-rotate":
+        batch = flip_rotate(batch, np.random.default_rng([config.train.seed, turn]))
+    return rescale(batch, config.train.scales[scale])
+
+
 def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tensor], step: int) -> None:
     """Stop at once on a loss that is no number, naming its parts and the images (a sync point)."""
     if torch.isfinite(parts["total"]):
@@ -243,7 +276,7 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
     config, split = run.config, "test" if run.config.eval.select == "best" else "validation"
     data = run.data.evaluated(split)
     scores = score(run, data)
-    results = results_by_category(scores)
+    results = results_by_category(scores, config.eval, run.data.trained_defects)
     tracker.evaluation(done, results, split=split, panel=example_page(data, scores, 4))
     mean = results["mean"]
     tracker.note(f"step {done}, {split}: {short(mean)}")
@@ -274,12 +307,14 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
         data = run.data.evaluated(config.eval.split)
         scores = score(run, data)
-        results = results_by_category(scores)
-        root = dataset_root(config.data)
+        results = results_by_category(scores, config.eval, run.data.trained_defects)
+        root = dataset_root(test_config(config.data))
         p_values = calibration.p_values(scores.score) if calibration else None
         write_scores(folder / "scores.csv", scores, root, p_values=p_values)
         page = example_page(data, scores, 8)
         write_png(folder / "heatmaps.png", page)
+        if SPECS[test_config(config.data).name].video:
+            write_png(folder / "clips.png", clip_page(scores))
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
         timing["ms_per_image"] = scores.ms_per_image
     timing["peak_memory_gb"] = peak_memory_gb(run.device)

@@ -77,7 +77,7 @@ def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
     except DatasetError as error:
         return Row(name, (), published, "damaged", str(error))
     found = count(samples)
-    train = [s for s in samples if s.split == "train" and s.label == NORMAL]
+    train = [s for s in samples if s.split == "train" and (s.label == NORMAL or spec.segmentation)]
     test = [s for s in samples if s.split == "test"]
     try:
         check_splits(spec, name, samples)

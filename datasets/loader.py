@@ -25,6 +25,8 @@ class ImageSet(Dataset):
     Decoded images are kept as uint8 up to `cache_gb`.
     """
 
+    kind = "detection"  # what is measured on it, see `Scores`
+
     def __init__(
         self, samples: Sequence[Sample], decode: Decode, normalise: Normalise, *, cache_gb: float = 0
     ) -> None:
@@ -103,13 +105,15 @@ def _with_defect(sample: Sample) -> Sample:
 class TrainingOrder(Sampler[list[int]]):
     """Batches of indices from step `start` to `stop`: permutations of all samples, one after the other.
 
-    Batches run across epochs, so all have the same size. Step k is a function of the seed alone, hence a run
-    can go on anywhere without replaying what came before.
+    Batches run across epochs, so all have the same size; each is given `repeat` times in a row. Step k is a
+    function of the seed alone, hence a run can go on anywhere without replaying what came before.
     """
 
-    def __init__(self, samples: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:
+    def __init__(
+        self, samples: int, batch_size: int, *, seed: int, start: int, stop: int, repeat: int = 1
+    ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.repeat = start, stop, repeat
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -117,8 +121,8 @@ class TrainingOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch, order = -1, []
         for step in range(self.start, self.stop):
-            batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            batch, first = [], step // self.repeat * self.batch_size
+            for position in range(first, first + self.batch_size):
                 if position // self.samples != epoch:
                     epoch = position // self.samples
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.samples).tolist()

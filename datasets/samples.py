@@ -32,7 +32,7 @@ class Sample:
     label: int
     mask_path: Path | None
     category: str
-    split: str  # train | test
+    split: str  # train | validation | test
     defect: str
     group: str
 
@@ -47,6 +47,8 @@ class DatasetSpec:
     layout: what the root holds, for the message about a wrong one.
     needs_test: an empty test set is an error.
     drops_copies: the release itself holds test images among the training images; they are not trained on.
+    segmentation: every image is anomalous and has a mask; there are no normal ones, and none are needed.
+    video: samples are frames in order, their group is the clip.
     """
 
     name: str
@@ -58,6 +60,8 @@ class DatasetSpec:
     layout: str = "<category>/train/good"
     needs_test: bool = True
     drops_copies: bool = False
+    segmentation: bool = False
+    video: bool = False
 
 
 def count(samples: Iterable[Sample]) -> Counts:
@@ -122,6 +126,11 @@ def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) ->
     """
     train, *test = count(samples)[:3]
     where = f"{spec.name}/{category}"
+    if spec.segmentation:
+        for split in ("train", "test"):
+            if not any(s.split == split for s in samples):
+                raise DatasetError(f"{where}: no anomalous {split} image found; expected {spec.layout}")
+        return
     if train == 0:
         raise DatasetError(f"{where}: no normal training image found; images end in {IMAGE_SUFFIXES}")
     if spec.needs_test and 0 in test:
@@ -133,8 +142,7 @@ def _check_counts(spec: DatasetSpec, category: str, found: Counts, *, warn: bool
     expected = spec.counts.get(category, found)
     if found == expected:
         return
-    here = _in_words(found, "{} training, {} normal and {} anomalous test images")
-    problem = f"{spec.name}/{category} has {here}; published are {_in_words(expected, '{}, {} and {}')}"
+    problem = f"{spec.name}/{category} has {in_words(found)}; published are {in_words(expected, short=True)}"
     if spec.verified:
         raise DatasetError(
             f"{problem}. Complete the copy, or use --config configs/folder.yaml for a changed one"
@@ -143,9 +151,13 @@ def _check_counts(spec: DatasetSpec, category: str, found: Counts, *, warn: bool
         _log.warning("%s (numbers that we could not verify, so this may be in order)", problem)
 
 
-def _in_words(counts: Counts, form: str) -> str:
+def in_words(counts: Counts, *, short: bool = False) -> str:
+    """`count`'s numbers as "5 training, 2 normal and 3 anomalous test images", or the numbers alone."""
     train, normal, anomalous, *more = counts
-    return form.format(f"{train} (and {more[0]} anomalous)" if more else train, normal, anomalous)
+    first = f"{train} (and {more[0]} anomalous)" if more else f"{train}"
+    if short:
+        return f"{first}, {normal} and {anomalous}"
+    return f"{first} training, {normal} normal and {anomalous} anomalous test images"
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -46,7 +46,7 @@ class _SimilarityRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             g_student = g_diagonal * teacher + g_lse * expected
         if ctx.needs_input_grad[1]:
-            # with the bias the logits are log p_jk, so exp of their sum over j undoes the normalisation exactly
+            # with the bias the logits are log p_jk; exp of their sum over j undoes the normalisation exactly
             mean, log_total = attend(teacher, student, g_lse * student, ctx.temperature, bias=-lse)
             g_teacher = g_diagonal * student + mean * log_total.exp()[..., None]
         return g_student, g_teacher, None
@@ -55,10 +55,10 @@ class _SimilarityRows(torch.autograd.Function):
 def attend(
     query: Tensor, key: Tensor, value: Tensor, temperature: float, *, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """softmax(query key^T / T + bias) value, (B, N, C), and the row log-sum-exp, (B, N); all inputs (B, N, C).
+    """softmax(query key^T / T + bias) value, (B, N, C), and row log-sum-exp, (B, N), of (B, N, C) inputs.
 
-    The bias (B, N) is added per key. On the CPU torch's fused attention does it, three times as fast as blocks
-    of rows; it alone gives the log-sum-exp, by an operator without a public name.
+    The bias (B, N) is added per key. On the CPU torch's fused attention does it, three times as fast as
+    blocks of rows; only an operator without a public name gives its log-sum-exp.
     """
     if query.device.type != "cpu":
         return attend_by_rows(query, key, value, temperature, bias=bias)

@@ -87,15 +87,22 @@ class Decision:
     score_map: str
     score_sigma: float
     map_sigma: float
+    head_weight: float = 0.0
 
-    def __call__(self, maps: list[Tensor], size: tuple[int, int]) -> Prediction:
+    def __call__(
+        self, maps: list[Tensor], size: tuple[int, int], *, head_score: Tensor | None = None
+    ) -> Prediction:
         """Distance maps (B, h_i, w_i) to the map M_AS at `size` (their sum, upsampled) and the score.
 
-        Each image's result depends on that image alone.
+        A head's own score (B,) is added to it with `head_weight`. Each image's result depends on that image
+        alone.
         """
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
-            return self._decide([m.float() for m in maps], size)
+            found = self._decide([m.float() for m in maps], size)
+        if head_score is None:
+            return found
+        return Prediction(found.anomaly_map, found.score + self.head_weight * head_score.float())
 
     def _decide(self, maps: list[Tensor], size: tuple[int, int]) -> Prediction:
         total = sum(

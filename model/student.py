@@ -5,6 +5,8 @@ Legend: B images, C_i channels of level i (fine to coarse), w width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,28 +51,42 @@ class Student(nn.Module):
     Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored).
     The released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's
     level, or the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's
-    channels.
+    channels. With `skips` the teacher's features of a level are added between its stage and the next, as the
+    released code does for polyps (through a 1 x 1 convolution where the widths differ).
     """
 
     def __init__(
-        self, channels: tuple[int, ...], in_channels: int, *, width: float = 1, signed: bool = False
+        self,
+        channels: tuple[int, ...],
+        in_channels: int,
+        *,
+        width: float = 1,
+        signed: bool = False,
+        skips: bool = False,
     ) -> None:
         super().__init__()
         blocks = (3, 4) + (6,) * (len(channels) - 2)
-        self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
+        self.stages, self.heads, self.skips = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for c, count in zip(reversed(channels), blocks, strict=False):
             inner = round(c * width)
             stage = [DecoderBlock(in_channels, inner, upsample=True)]
             stage += [DecoderBlock(inner, inner, upsample=False) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*stage))
             self.heads.append(nn.Conv2d(inner, c, 1) if signed or inner != c else nn.Identity())
+            if skips and len(self.stages) < len(channels):
+                self.skips.append(nn.Conv2d(c, inner, 1) if inner != c else nn.Identity())
             in_channels = inner
         init_weights(self)
 
-    def forward(self, embedding: Tensor) -> list[Tensor]:
-        """(B, C, H, W) to one (B, C_i, H_i, W_i) a level, fine to coarse."""
+    def forward(self, embedding: Tensor, teacher: Sequence[Tensor]) -> list[Tensor]:
+        """(B, C, H, W) to one (B, C_i, H_i, W_i) a level, fine to coarse.
+
+        teacher: the features, fine to coarse, that the embedding was made of; only `skips` use them.
+        """
         outputs, x = [], embedding
-        for stage, head in zip(self.stages, self.heads, strict=True):
+        for i, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
             x = stage(x)
             outputs.append(head(x))
+            if i < len(self.skips):
+                x = x + self.skips[i](teacher[-1 - i])
         return outputs[::-1]

@@ -9,13 +9,16 @@ import copy
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.supervised import supervised_loss
 from losses.total import Pair, uninet_loss
 from model.backbone import BackboneInfo
 from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
+from model.heads import FrameHead, LabelHead, MaskHead
 from model.layers import fold_batch_norms
 from model.student import Student
 from model.teachers import Features, FeatureScale, Teachers
@@ -24,8 +27,11 @@ from utils.config import LossConfig, ModelConfig, OptimConfig
 Batch = dict[str, Tensor]
 
 
+Pairs = list[tuple[int, Tensor, Tensor]]
+
+
 class UniNet(nn.Module):
-    """The unsupervised model of the paper.
+    """The model of the paper, with a head where a task needs one.
 
     Both teachers' features pass the bottleneck and the student as one batch of 2B, target first. What was
     decoded from the target's features is compared with the SOURCE teacher, and the other way round (cross
@@ -53,7 +59,13 @@ class UniNet(nn.Module):
             reparam=config.mem_reparam,
         )
         signed = info.signed or config.feature_scale == "standardise"
-        self.student = Student(info.channels, self.bottleneck.out_channels, width=config.width, signed=signed)
+        self.student = Student(
+            info.channels,
+            self.bottleneck.out_channels,
+            width=config.width,
+            signed=signed,
+            skips=config.skips,
+        )
         self.dfs = DomainRelatedFeatureSelection(
             info.channels,
             mode=config.dfs,
@@ -61,53 +73,90 @@ class UniNet(nn.Module):
             theta_map=config.dfs_theta_map,
             stop_grad=config.dfs_stop_grad,
         )
+        self.heads = build_heads(info, config)
         self.deployed = False
 
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """Measure what the model takes from the training normals before the first step: the feature scale."""
         self.teachers.fit_scale(images)
 
-    def features(self, images: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    def features(self, images: Tensor) -> Pairs:
         """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's."""
         source, target = self.teachers(images)
-        restored = self.student(
-            self.bottleneck([torch.cat(both) for both in zip(target, source, strict=True)])
-        )
-        from_target, from_source = _halves(restored)
+        both = [torch.cat(pair) for pair in zip(target, source, strict=True)]
+        from_target, from_source = _halves(self.student(self.bottleneck(both), both))
         pairs = [(i, *pair) for i, pair in enumerate(zip(source, from_target, strict=True))]
         return pairs + [(i, *pair) for i, pair in enumerate(zip(target, from_source, strict=True))]
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Eq. 12 on a batch; image (B, 3, H, W), and where known label (B,) and mask (B, 1, H, W).
+        """Eq. 12 on a batch, or Eq. 13 with a head.
 
-        `progress` in [0, 1] is there for models with schedules; UniNet has none.
+        The batch holds image (B, 3, H, W), or frames (B, F, 3, H, W) with a frame head; where known label
+        (B,) and mask (B, 1, H, W). `progress` in [0, 1] is there for models with schedules; UniNet has none.
         """
         if self.deployed:
             raise RuntimeError(
                 "this model was folded by deploy() for inference; load the checkpoint to train on"
             )
-        pairs = self.features(batch["image"])
+        images, target = _first_and_last(batch["frames"] if "frames" in batch else batch["image"])
+        pairs = self.features(images)
+        outputs = self.head_outputs(pairs)
         wanted = {"both": pairs, "source": pairs[: len(pairs) // 2], "target": pairs[len(pairs) // 2 :]}
-        with torch.autocast(batch["image"].device.type, enabled=False):
+        told = {self.loss_config.anomalous: batch.get(self.loss_config.anomalous)}
+        with torch.autocast(images.device.type, enabled=False):
             selected = [
                 Pair(teacher.float(), self.dfs(student.float(), teacher.float(), level))
                 for level, teacher, student in wanted[self.loss_config.pairs]
             ]
-            return uninet_loss(selected, self.loss_config, label=batch.get("label"), mask=batch.get("mask"))
+            parts = uninet_loss(selected, self.loss_config, label=told.get("label"), mask=told.get("mask"))
+            if outputs:
+                truth = target if self.config.head == "frame" else batch[self.config.head]
+                parts["head"] = supervised_loss([x.float() for x in outputs], truth, self.loss_config)
+                parts["total"] = parts["total"] + self.loss_config.head_weight * parts["head"]
+        return parts
+
+    def head_outputs(self, pairs: Pairs) -> list[Tensor]:
+        """Outputs of the heads on raw student features, finest level first, of both halves for each level.
+
+        Label (B,), mask (B, 1, h, w) or frame (B, 3, H, W); empty without a head.
+        """
+        n = len(self.info.channels)
+        return [head(pairs[half + level][2]) for level, head in enumerate(self.heads) for half in (0, n)]
 
     def predict(self, images: Tensor) -> Prediction:
-        """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
+        """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone.
+
+        With a frame head frames (B, F, 3, H, W); the error of the predicted last one joins the score. With a
+        mask head the map is the probability of an anomaly, the score its maximum.
+        """
+        images, target = _first_and_last(images)
+        pairs, size = self.features(images), tuple(images.shape[2:])
+        outputs = [x.float() for x in self.head_outputs(pairs)]
+        if self.config.head == "mask":
+            logit = outputs[0] + outputs[1]  # both halves of the finest level
+            logit = F.interpolate(logit, size=size, mode="bilinear", align_corners=False)
+            probability = logit[:, 0].sigmoid()
+            return Prediction(probability, probability.amax(dim=(1, 2)))
         maps = []
-        for level, teacher, student in self.features(images):
+        for level, teacher, student in pairs:
             restored = (
                 self.dfs(student.float(), teacher.float(), level) if self.config.dfs_at_test else student
             )
             maps.append(distance_map(teacher, restored))
-        return self.decision(maps, tuple(images.shape[2:]))
+        return self.decision(maps, size, head_score=self._head_score(outputs, target))
+
+    def _head_score(self, outputs: list[Tensor], target: Tensor) -> Tensor | None:
+        """Probability of an anomaly (label head) or squared error of both frames (frame head), (B,)."""
+        if not outputs:
+            return None
+        if self.config.head == "label":
+            return torch.stack(outputs).mean(dim=0).sigmoid()
+        return sum((x - target).square().mean(dim=(1, 2, 3)) for x in outputs)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict]:
-        """Student, bottleneck and DFS at `lr`; the target teacher at `lr_teacher` (Sec. 5.1)."""
-        learnt = [*self.student.parameters(), *self.bottleneck.parameters(), *self.dfs.parameters()]
+        """Student, bottleneck, DFS and heads at `lr`; the target teacher at `lr_teacher` (Sec. 5.1)."""
+        parts = (self.student, self.bottleneck, self.dfs, self.heads)
+        learnt = [p for part in parts for p in part.parameters()]
         return [
             {"name": "student", "params": [p for p in learnt if p.requires_grad], "lr": optim.lr},
             {"name": "teacher", "params": list(self.teachers.target.parameters()), "lr": optim.lr_teacher},
@@ -128,3 +177,19 @@ class UniNet(nn.Module):
 def _halves(features: Features) -> tuple[Features, Features]:
     first, second = zip(*(f.chunk(2) for f in features), strict=True)
     return list(first), list(second)
+
+
+def build_heads(info: BackboneInfo, config: ModelConfig) -> nn.ModuleList:
+    """One head a level from the finest on, shared by both halves; empty for `head: none`."""
+    if config.head == "frame":
+        return nn.ModuleList([FrameHead(info.channels[0], info.strides[0])])
+    kinds = {"label": LabelHead, "mask": MaskHead}
+    levels = 1 if config.head_levels == "finest" else max(1, len(info.channels) - 1)
+    return nn.ModuleList(kinds[config.head](c) for c in info.channels[:levels] if config.head in kinds)
+
+
+def _first_and_last(images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the teachers see and what is judged: of frames (B, F, 3, H, W) the first and the last."""
+    if images.dim() == 4:
+        return images, images
+    return images[:, 0].contiguous(memory_format=torch.channels_last), images[:, -1]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.build import SPECS
-from datasets.samples import DatasetError, collect, count
+from datasets.samples import DatasetError, collect, count, in_words
 from utils.cli import log, new_parser, say
 from utils.runs import write_atomically
 
@@ -87,8 +87,7 @@ def prepare(name: str, items: Sequence[Item], args: argparse.Namespace) -> None:
         for _ in tqdm(written, total=len(todo), unit="file", disable=True if args.quiet else None):
             pass
     samples = collect(SPECS[name], args.output, "all")
-    train, normal, anomalous = count(samples)
-    say(f"{args.output}: {train} training, {normal} normal and {anomalous} anomalous test images")
+    say(f"{args.output}: {in_words(count(samples))}")
 
 
 def check_plan(items: Sequence[Item], source: Path, output: Path) -> None:

@@ -162,6 +162,40 @@ def write_oct(root: Path) -> None:
     stray(root / "train/NORMAL")
 
 
+# --- polyps and video ---------------------------------------------------------------------------------------
+
+
+def write_polyp(root: Path) -> None:
+    """As prepared: every image has a polyp and a mask of its name, with grey values on the border."""
+    write = Writer()
+    for category in ("random", "sequence"):
+        for split, number in (("train", 5), ("validation", 2), ("test", 3)):
+            base = root / category / split
+            classes(write, base, {"images": number}, ("jpg", "png"), normal="none")
+            masks(write, base / "masks", number)
+            for path in (base / "masks").glob("[0-9]*.png"):
+                mask = np.asarray(Image.open(path)).copy()
+                mask[:3] = 100
+                Image.fromarray(mask).save(path)
+
+
+def write_ped2(root: Path) -> None:
+    """Two clips a split; the second one's masks have other names, as in the release."""
+    write, intervals = Writer(), []
+    for clip in ("001", "002"):
+        for number in range(1, 5):
+            write.image(root / f"Train/Train{clip}/{number:03d}.tif", None, "L")
+        first, last = (2, 3) if clip == "001" else (1, 2)
+        intervals.append(f"TestVideoFile{{end+1}}.gt_frame = [{first}:{last}];")
+        for number in range(1, 5):
+            spot = number if first <= number <= last else None
+            name = f"frame{number:03d}" if clip == "002" else f"{number:03d}"
+            write.image(root / f"Test/Test{clip}/{number:03d}.tif", spot, "L")
+            write.mask(root / f"Test/Test{clip}_gt/{name}.bmp", spot)
+        stray(root / f"Test/Test{clip}")
+    (root / "Test/UCSDped2.m").write_text("\n".join(["TestVideoFile = {};", *intervals]))
+
+
 LAYOUTS = {
     "btad": write_btad,
     "visa": write_visa,
@@ -172,6 +206,10 @@ LAYOUTS = {
     "aptos": write_medical,
     "oct2017": write_oct,
     "isic2018": write_medical,
+    "kvasir": write_polyp,
+    "clinicdb": write_polyp,
+    "colondb": write_polyp,
+    "ped2": write_ped2,
 }
 COUNTS = {
     "btad": {"01": (5, 2, 3), "03": (5, 2, 3)},
@@ -183,6 +221,10 @@ COUNTS = {
     "aptos": {"aptos": (6, 3, 2)},
     "oct2017": {"oct2017": (6, 2, 6)},
     "isic2018": {"isic2018": (6, 3, 2)},
+    "kvasir": {"random": (0, 0, 3, 5), "sequence": (0, 0, 3, 5)},
+    "clinicdb": {"random": (0, 0, 3, 5), "sequence": (0, 0, 3, 5)},
+    "colondb": {"random": (0, 0, 3, 5), "sequence": (0, 0, 3, 5)},
+    "ped2": {"ped2": (8, 4, 4)},
 }
 
 
@@ -226,4 +268,16 @@ def write_isic_originals(root: Path) -> Path:
         (root / f"{stem}_GroundTruth").mkdir()
         with (root / f"{stem}_GroundTruth/{stem}_GroundTruth.csv").open("w", newline="") as file:
             csv.writer(file).writerows([names, *rows])
+    return root
+
+
+def write_polyp_originals(root: Path) -> Path:
+    """40 images of ten videos, four frames each, with masks and the table of videos."""
+    for i in range(1, 41):
+        write = Writer(rng=np.random.default_rng(i))
+        write.mask(root / f"Original/{i}.png", i)
+        write.mask(root / f"Ground Truth/{i}.png", i)
+    rows = [[i, (i - 1) // 4 + 1] for i in range(1, 41)]
+    with (root / "sequences.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["frame", "sequence"], *rows])
     return root

@@ -25,6 +25,7 @@ from utils.config import CONFIGS, load_config
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EVERY = pytest.mark.parametrize("layout", LAYOUTS)
+POLYPS = ("kvasir", "clinicdb", "colondb")  # no normal images
 
 
 @pytest.fixture
@@ -56,10 +57,14 @@ class TestListing:
         for category, expected in spec.counts.items():
             assert count([s for s in samples if s.category == category]) == expected
         for s in samples:
-            assert s.path.is_file() and s.path.suffix.lower() != ".tiff" and s.split in ("train", "test")
+            assert (
+                s.path.is_file()
+                and s.path.suffix.lower() != ".tiff"
+                and s.split in ("train", "validation", "test")
+            )
             bright = (np.asarray(Image.open(s.path).convert("L")) > 200).any()
             assert s.label == int(bright), s.path
-            assert (s.defect in ("good", "ok", "NORMAL")) == (s.label == 0)
+            assert (s.defect in ("good", "ok", "NORMAL", "normal")) == (s.label == 0)
         assert len({s.path for s in samples}) == len(samples)
 
     def test_masks_are_those_of_their_images(self, root, spec):
@@ -73,11 +78,16 @@ class TestListing:
 
     def test_sets_of_a_run(self, root, spec):
         data = build_data(config_of(spec, root), NORMALISE)
-        train_normal, test_normal, test_anomalous, *_ = next(iter(spec.counts.values()))
-        assert len(data.train) == train_normal and len(data.test) == test_normal + test_anomalous
-        assert all(s.label == 0 for s in data.train.samples)  # VAD's anomalous ones are left out
+        train_normal, test_normal, test_anomalous, *more = next(iter(spec.counts.values()))
+        assert len(data.test) == test_normal + test_anomalous
+        if spec.segmentation:
+            assert len(data.train) == more[0] and len(data.validation) == 2
+        else:
+            assert len(data.train) == train_normal and data.validation is None
+            assert all(s.label == 0 for s in data.train.samples)  # VAD's anomalous ones are left out
         batch = data.test.__getitems__(list(range(len(data.test))))
-        assert batch["image"].shape == (len(data.test), 3, 64, 64)
+        shape = (2, 3, 64, 64) if spec.video else (3, 64, 64)
+        assert batch["frames" if spec.video else "image"].shape == (len(data.test), *shape)
         assert batch["label"].sum() == test_anomalous
         if spec.has_masks:
             assert batch["mask"].shape == (len(data.test), 1, 64, 64)
@@ -100,12 +110,26 @@ class TestDamage:
     def test_empty_split(self, root, spec, split, label):
         category = next(iter(spec.counts))
         victims = [s for s in collect(spec, root, category) if (s.split, s.label) == (split, label)]
+        if spec.segmentation:
+            shutil.rmtree(root / category / split / "images")
+            (root / category / split / "images").mkdir()
+            with pytest.raises(DatasetError, match=f"no anomalous {split} image found"):
+                collect(spec, root, category)
+            return
+        if spec.video:
+            intervals = {("train", 0): None, ("test", 0): "[1:4]", ("test", 1): "[9:9]"}[split, label]
+            if intervals is None:
+                shutil.rmtree(root / "Train")
+                (root / "Train/Train001").mkdir(parents=True)
+            else:
+                file = root / "Test/UCSDped2.m"
+                file.write_text(file.read_text().replace("[2:3]", intervals).replace("[1:2]", intervals))
         csv = root / "split_csv/1cls.csv"
         if csv.is_file():
             gone = {s.path.relative_to(root).as_posix() for s in victims}
             lines = csv.read_text().splitlines(keepends=True)
             csv.write_text("".join(line for line in lines if not gone & set(line.split(","))))
-        else:
+        elif not spec.video:
             for s in victims:
                 s.path.unlink()
         kind = ("normal", "anomalous")[label]
@@ -115,8 +139,9 @@ class TestDamage:
 
     def test_a_test_image_that_was_trained_on(self, root, spec, caplog):
         samples = collect(spec, root, next(iter(spec.counts)))
-        ours = next(s for s in samples if s.split == "train" and s.label == 0)
-        theirs = next(s for s in samples if s.split == "test" and s.label == 0)
+        label = int(spec.segmentation)
+        ours = next(s for s in samples if s.split == "train" and s.label == label)
+        theirs = next(s for s in samples if s.split == "test" and s.label == label)
         shutil.copyfile(ours.path, theirs.path)
         if spec.drops_copies:  # as its release is known for it
             data = build_data(config_of(spec, root), NORMALISE)
@@ -136,7 +161,7 @@ class TestDamage:
             assert f"does not look like {spec.name}: expected {spec.layout} in it" in str(error.value)
 
     def test_counts(self, root, spec, caplog):
-        victim = next(s for s in collect(spec, root, "all") if s.split == "train" and s.label == 0)
+        victim = next(s for s in collect(spec, root, "all") if s.split == "train")
         if (root / "split_csv").is_dir():
             csv = root / "split_csv/1cls.csv"
             name = victim.path.relative_to(root).as_posix()
@@ -155,7 +180,10 @@ class TestDamage:
 def test_missing_mask(root, spec):
     victim = next(s for s in collect(spec, root, "all") if s.mask_path)
     victim.mask_path.unlink()
-    with pytest.raises(DatasetError, match=r"(no mask for|1cls\.csv names) .*; (expected|.*complete)"):
+    with pytest.raises(
+        DatasetError,
+        match=r"(no mask for|1cls\.csv names|4 frames and 3 masks).*; (expected|.*complete|one a frame)",
+    ):
         collect(spec, root, "all")
 
 
@@ -324,7 +352,13 @@ def test_every_dataset_has_a_config_and_a_script():
             assert done.returncode == 2 and f"usage: bash scripts/{name}.sh DATA_ROOT" in done.stderr
 
 
-RUNS = [*((layout, "paper") for layout in LAYOUTS), ("mvtec3d", "released"), ("isic2018", "released")]
+RUNS = [
+    *((layout, "paper") for layout in LAYOUTS),
+    ("mvtec3d", "released"),
+    ("isic2018", "released"),
+    ("clinicdb", "released"),
+    ("ped2", "released"),
+]
 
 
 @pytest.mark.parametrize(("layout", "flavor"), RUNS)  # released: where it reads the images in another way
@@ -342,5 +376,9 @@ def test_a_short_run(root, spec, flavor, tmp_path, capfd):
     category, counts = next(iter(spec.counts.items()))
     result = json.loads(path.read_text())["results"][category]
     assert (result["n_normal"], result["n_anomalous"]) == counts[1:3]
-    assert 0 <= result["image_auroc"] <= 1
     assert (result["pixel_auroc"] is not None) == spec.has_masks
+    if spec.segmentation:
+        assert result["image_auroc"] is None and 0 <= result["miou"] <= result["dsc"] <= 1
+    else:
+        assert 0 <= result["image_auroc"] <= 1
+    assert ("frame_auroc_macro_smoothed" in result) == (path.parent / "clips.png").is_file() == spec.video

@@ -95,7 +95,7 @@ class TestShapesAndSizes:
     def test_student(self):
         with torch.device("meta"):
             student = Student(WRN, 2048)
-            shapes = [tuple(f.shape) for f in student(torch.empty(2, 2048, 8, 8))]
+            shapes = [tuple(f.shape) for f in student(torch.empty(2, 2048, 8, 8), [])]
         assert parameters(student) == 24_917_504
         assert shapes == [(2, 256, 64, 64), (2, 512, 32, 32), (2, 1024, 16, 16)]
 
@@ -297,8 +297,8 @@ class TestWiring:
         x = torch.randn(2, 3, 64, 64)
         with torch.no_grad():
             source, target = model.teachers(x)
-            from_target = model.student(model.bottleneck(target))
-            from_source = model.student(model.bottleneck(source))
+            from_target = model.student(model.bottleneck(target), target)
+            from_source = model.student(model.bottleneck(source), source)
             pairs = model.features(x)
         for level in range(3):
             for (found_level, teacher, student), expected in (

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from fixtures import COUNTS, write_aptos_originals, write_isic_originals
+from fixtures import COUNTS, write_aptos_originals, write_isic_originals, write_polyp_originals
 from PIL import Image
 
 from datasets.build import SPECS
@@ -19,6 +19,8 @@ from utils.cli import run_command
 sys.path.insert(0, str(ROOT / "scripts"))
 import prepare_aptos
 import prepare_isic2018
+import prepare_kolektor
+import prepare_polyp
 import prepare_visa
 
 
@@ -118,9 +120,51 @@ class TestPreparation:
                 assert set(np.unique(values)) == {0, 255}
                 assert np.array_equal(values > 0, np.asarray(Image.open(raw.mask_path)) > 0)
 
-    @pytest.mark.parametrize("name", ["aptos", "isic2018", "visa"])
+    def test_polyps(self, tmp_path, monkeypatch, capfd):
+        source, output = write_polyp_originals(tmp_path / "originals"), tmp_path / "out"
+        flags = ("--dataset", "clinicdb")
+        assert self.prepare(prepare_polyp, source, output, *flags) == 1
+        assert "found 40 images in" in capfd.readouterr().err
+        release = replace(prepare_polyp.RELEASES["clinicdb"], number=40)
+        monkeypatch.setitem(prepare_polyp.RELEASES, "clinicdb", release)
+        monkeypatch.setitem(SPECS, "clinicdb", replace(SPECS["clinicdb"], counts={"random": (0, 0, 4, 32)}))
+        before = self.snapshot(source)
+        assert self.prepare(prepare_polyp, source, output, *flags) == 0
+        assert self.snapshot(source) == before
+        samples = collect(SPECS["clinicdb"], output, "all")
+        for category in ("random", "sequence"):
+            part = {s.path.name: s.split for s in samples if s.category == category}
+            assert len(part) == 40  # each image in one part
+            assert [list(part.values()).count(x) for x in ("train", "validation", "test")] == [32, 4, 4]
+            videos = {(int(name.split(".")[0]) - 1) // 4: set() for name in part}
+            for name, split in part.items():
+                videos[(int(name.split(".")[0]) - 1) // 4].add(split)
+            together = all(len(splits) == 1 for splits in videos.values())
+            assert together == (category == "sequence")
+        for s in samples:
+            assert np.array_equal(
+                np.asarray(Image.open(s.path)) > 128, np.asarray(Image.open(s.mask_path)) > 0
+            )
+        (source / "sequences.csv").write_text("frame,sequence\n1,1\n")
+        assert self.prepare(prepare_polyp, source, output, *flags) == 1
+        assert "gives no sequence for 10.png" in capfd.readouterr().err
+
+    def test_kolektor_beside_others(self, masters, tmp_path, monkeypatch):
+        monkeypatch.setitem(SPECS, "kolektor", replace(SPECS["kolektor"], counts=COUNTS["kolektor"]))
+        monkeypatch.setattr(prepare_kolektor, "KOLEKTOR", SPECS["kolektor"])
+        assert self.prepare(prepare_kolektor, masters["kolektor"], tmp_path / "out/kolektor") == 0
+        made = collect(SPECS["folder"], tmp_path / "out", "kolektor")
+        raw = collect(SPECS["kolektor"], masters["kolektor"], "kolektor")
+
+        def key(s):
+            return s.path.read_bytes(), s.split, s.label, s.mask_path and s.mask_path.read_bytes()
+
+        assert sorted(map(str, map(key, made))) == sorted(map(str, map(key, raw)))
+
+    @pytest.mark.parametrize("name", ["aptos", "isic2018", "visa", "polyp", "kolektor"])
     def test_as_commands(self, name, tmp_path):
         call = [sys.executable, str(ROOT / f"scripts/prepare_{name}.py"), "--source", str(tmp_path)]
+        call += ["--dataset", "kvasir"] if name == "polyp" else []
         done = subprocess.run(
             [*call, "--output", str(tmp_path / "out")], cwd=tmp_path, capture_output=True, text=True
         )

@@ -29,24 +29,31 @@ def scores(tmp_path):
     return Scores(samples, maps.reshape(16, -1).max(axis=1).astype(float), maps, masks, 1.0)
 
 
-def test_metrics_by_category_and_their_mean(scores):
-    results = results_by_category(scores)
+@pytest.fixture
+def evaluated(make_config):
+    return make_config().eval
+
+
+def test_metrics_by_category_and_their_mean(scores, evaluated):
+    results = results_by_category(scores, evaluated)
     assert list(results) == ["a", "b", "mean"]
     assert results["a"]["image_auroc"] == results["mean"]["pixel_auroc"] == 1
     assert results["mean"]["n_normal"] == 8 and results["a"]["n_anomalous"] == 4
 
 
-def test_unknown_labels_are_left_out(scores):
+def test_unknown_labels_are_left_out(scores, evaluated):
     from dataclasses import replace
 
     unknown = replace(scores, samples=[replace(s, label=-1) for s in scores.samples[:8]] + scores.samples[8:])
-    assert list(results_by_category(unknown)) == ["b", "mean"]
+    assert list(results_by_category(unknown, evaluated)) == ["b", "mean"]
     with pytest.raises(ValueError, match="no labelled image"):
-        results_by_category(replace(scores, samples=[replace(s, label=-1) for s in scores.samples]))
+        results_by_category(
+            replace(scores, samples=[replace(s, label=-1) for s in scores.samples]), evaluated
+        )
 
 
-def test_table(scores):
-    lines = results_table(results_by_category(scores), notes=["a note"]).splitlines()
+def test_table(scores, evaluated):
+    lines = results_table(results_by_category(scores, evaluated), notes=["a note"]).splitlines()
     assert lines[0].count("|") == lines[2].count("|") and "100.00" in lines[2] and lines[-1] == "a note"
     assert "mean" in lines[4]
     empty = results_table({"x": {"image_auroc": 0.5}})

@@ -21,6 +21,9 @@ USER_ERRORS = (DatasetError, CheckpointError, RunError, ValueError, OSError, Flo
 FLAGS = {
     "data_root": "data.root",
     "category": "data.category",
+    "test_dataset": "data.test_name",
+    "test_data_root": "data.test_root",
+    "test_category": "data.test_category",
     "setting": "model.setting",
     "model": "model.name",
     "flavor": "model.flavor",
@@ -55,13 +58,17 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to train, on what")
     what.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
     what.add_argument("--category", metavar="NAME", help="one category, or all")
-    what.add_argument("--setting", choices=SETTINGS, help="a model a category, or one for all")
+    what.add_argument("--setting", choices=SETTINGS, help="what a model is trained on (docs/SETTINGS.md)")
     what.add_argument("--model", choices=MODELS)
     what.add_argument(
         "--flavor", choices=FLAVORS, help="the equations as printed, or the public code's reading"
     )
     what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
     what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
+    cross = parser.add_argument_group("cross-dataset: what to test on")
+    cross.add_argument("--test-dataset", metavar="NAME", help="a dataset of --list")
+    cross.add_argument("--test-data-root", metavar="DIR", help="its folder")
+    cross.add_argument("--test-category", metavar="NAME", help="one of its categories, or all")
     how = parser.add_argument_group("how")
     how.add_argument("--iterations", type=int, metavar="N", help="optimiser steps; replaces train.epochs")
     how.add_argument("--seed", type=int, metavar="S")

@@ -26,7 +26,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MAX_CONFIG_BYTES = 1 << 18
 MODELS = ("uninet", "memory-bank")
 FLAVORS = ("paper", "released")
-SETTINGS = ("one-class", "multi-class")
+SETTINGS = ("one-class", "multi-class", "cross-dataset", "supervised")
+
+HEAD_LOSSES = {"none": ("none",), "label": ("bce",), "mask": ("bce", "dice", "structure"), "frame": ("mse",)}
 
 T = TypeVar("T")
 Tree = dict[str, "Tree | list | str | int | float | bool | None"]
@@ -54,6 +56,12 @@ class DataConfig:
     validation_fraction: float = field(metadata=_number(0, 0.9))
     calibration_fraction: float = field(metadata=_number(0, 0.9))
     train_limit: int | None = field(metadata=_number(1, 10**9))
+    moved_anomalies: int = field(metadata=_number(0, 10**9))
+    augment: Literal["none", "flip-rotate"]
+    time_step: int = field(metadata=_number(0, 1000))
+    test_name: str | None
+    test_root: str | None
+    test_category: str | None
     cache_gb: float = field(metadata=_number(0, 10**4))
     workers: int = field(metadata=_number(0, 256))
 
@@ -64,7 +72,7 @@ class ModelConfig:
 
     name: Literal["uninet", "memory-bank"]
     flavor: Literal["paper", "released", "default"]
-    setting: Literal["one-class", "multi-class"]
+    setting: Literal["one-class", "multi-class", "cross-dataset", "supervised"]
     category_exceptions: bool
     backbone: str
     weights: str | None
@@ -81,12 +89,15 @@ class ModelConfig:
     dfs_theta_map: Literal["identity", "clamp_sigmoid"]
     dfs_at_test: bool
     dfs_stop_grad: bool
+    head: Literal["none", "label", "mask", "frame"]
+    head_levels: Literal["n-1", "finest"]
+    skips: bool
     bank_fraction: float = field(metadata=_number(1e-6, 1))
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Eqs. 7 to 12: which terms, how they are read, and their weights."""
+    """Eqs. 7 to 13: which terms, how they are read, and their weights."""
 
     kd: Literal["global", "pointwise"]
     stop_grad_kd: bool
@@ -98,6 +109,10 @@ class LossConfig:
     temperature: float = field(metadata=_number(1e-3, 1e3))
     tau: float = field(metadata=_number(0, 2))
     kd_weight: float = field(metadata=_number(0, 1))
+    anomalous: Literal["label", "mask", "none"]
+    supervised: Literal["none", "bce", "dice", "structure", "mse"]
+    structure_bce: Literal["mean", "weighted"]
+    head_weight: float = field(metadata=_number(0, 1e4))
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,7 @@ class ScoreConfig:
     score_map: Literal["raw", "legacy_exp"]
     score_sigma: float = field(metadata=_number(0, 100))
     map_sigma: float = field(metadata=_number(0, 100))
+    head_weight: float = field(metadata=_number(0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,7 @@ class TrainConfig:
     iterations: int = field(metadata=_number(1, 10**8))
     epochs: float | None = field(metadata=_number(0, 10**6))
     batch_size: int = field(metadata=_number(1, 65536))
+    scales: tuple[float, ...] = field(metadata=_number(0.25, 4))
     seed: int = field(metadata=_number(0, 2**32 - 1))
     device: str
     precision: Literal["auto", "fp32", "bf16"]
@@ -147,6 +164,8 @@ class EvalConfig:
     select: Literal["last", "best"]
     every: int = field(metadata=_number(0, 10**8))
     batch_size: int = field(metadata=_number(1, 65536))
+    segmentation: Literal["hard", "soft"]
+    clip_sigma: float = field(metadata=_number(0, 1000))
 
 
 @dataclass(frozen=True)
@@ -194,7 +213,25 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     layers = [base, backbone, reading, dataset, *own, block, by_setting.get(names["setting"]) or {}]
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
         layers.append(exceptions.get(category) or {})
-    return build(Config, merge([*layers, chosen, {"model": {"flavor": flavor}}]))
+    tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
+    if names["name"] != "uninet":  # no other model has heads
+        tree = merge([tree, {"model": {"head": "none"}, "loss": {"supervised": "none"}}])
+    config = build(Config, tree)
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    head, loss = config.model.head, config.loss.supervised
+    if loss not in HEAD_LOSSES[head]:
+        raise ConfigError(
+            f"model.head {head} and loss.supervised {loss} do not go together; "
+            f"with that head loss.supervised is one of {', '.join(HEAD_LOSSES[head])}"
+        )
+    if config.data.time_step and head != "frame":
+        raise ConfigError("data.time_step needs a model that looks at frames: model.head=frame")
+    if (config.model.setting == "cross-dataset") != (config.data.test_name is not None):
+        raise ConfigError("--setting cross-dataset and --test-dataset NAME belong together")
 
 
 def _flavor(name: str) -> Tree:

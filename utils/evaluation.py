@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
+from utils.config import EvalConfig
 from utils.device import autocast
-from utils.metrics import Results, evaluate, mean_results
+from utils.metrics import Results, evaluate, mean_results, segmentation_metrics
 from utils.runs import write_text
+from utils.video import frame_metrics
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Scores:
     maps: np.ndarray
     masks: np.ndarray | None
     ms_per_image: float
+    kind: str = "detection"  # detection | segmentation (maps are probabilities) | video (groups are clips)
 
     @property
     def labels(self) -> np.ndarray:
@@ -39,9 +42,16 @@ class Scores:
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Move a batch, images in channels-last order."""
-    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k != "image"}
-    image = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last)
-    return {"image": image, **moved}
+    formats = {"image": torch.channels_last}
+    return {
+        k: v.to(device, non_blocking=True, memory_format=formats.get(k, torch.preserve_format))
+        for k, v in batch.items()
+    }
+
+
+def inputs_of(batch: dict[str, Tensor]) -> Tensor:
+    """What `predict` takes: images (B, 3, H, W), or frames (B, F, 3, H, W) of video."""
+    return batch["frames"] if "frames" in batch else batch["image"]
 
 
 @torch.inference_mode()
@@ -64,7 +74,7 @@ def score_images(
     for batch in tqdm(
         batches(data, batch_size), desc="scoring", unit="batch", leave=False, disable=quiet or None
     ):
-        images = to_device({"image": batch["image"]}, device)["image"]
+        images = inputs_of(to_device(batch, device))
         start = time.perf_counter()
         with autocast(device, precision):
             prediction = model.predict(images)
@@ -76,11 +86,16 @@ def score_images(
             masks[part] = batch["mask"][:, 0].numpy()
         done = part.stop
     model.train(was_training)
-    return Scores(data.samples, score, maps, masks, 1000 * seconds / max(len(data), 1))
+    return Scores(data.samples, score, maps, masks, 1000 * seconds / max(len(data), 1), kind=data.kind)
 
 
-def results_by_category(scores: Scores) -> dict[str, Results]:
+def results_by_category(
+    scores: Scores, config: EvalConfig, trained_defects: frozenset[str] = frozenset()
+) -> dict[str, Results]:
     """Metrics of each category (its pixels and regions only), and their mean under "mean".
+
+    Where training saw anomalies (kinds `trained_defects`) but not all kinds that are tested, the rows
+    "<category>/seen" and "<category>/unseen" follow: normal images with the anomalous ones of these kinds.
 
     Raises:
         ValueError: if there is no labelled image.
@@ -91,12 +106,28 @@ def results_by_category(scores: Scores) -> dict[str, Results]:
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
         if not chosen.any():
             continue
-        masks = None if scores.masks is None else scores.masks[chosen]
-        maps = None if scores.masks is None else scores.maps[chosen]
-        results[category] = evaluate(scores.score[chosen], labels[chosen], maps, masks)
+        results[category] = _results_of(scores, chosen, config)
+        known = np.array([s.defect in trained_defects for s in scores.samples])
+        if trained_defects and (chosen & (labels == 1) & ~known).any():
+            for name, kind in (("seen", known), ("unseen", ~known)):
+                results[f"{category}/{name}"] = _results_of(scores, chosen & ((labels == 0) | kind), config)
     if not results:
         raise ValueError("the test set has no labelled image, so there is nothing to measure")
-    results["mean"] = mean_results(list(results.values()))
+    results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
+    return results
+
+
+def _results_of(scores: Scores, chosen: np.ndarray, config: EvalConfig) -> Results:
+    """Metrics of the samples where `chosen` (N,) is true."""
+    labels, samples = scores.labels[chosen], [s for s, c in zip(scores.samples, chosen, strict=True) if c]
+    masks = None if scores.masks is None else scores.masks[chosen]
+    maps = None if scores.masks is None else scores.maps[chosen]
+    results = evaluate(scores.score[chosen], labels, maps, masks)
+    if scores.kind == "segmentation" and masks is not None:
+        results |= segmentation_metrics(maps, masks, soft=config.segmentation == "soft")
+    if scores.kind == "video":
+        clips = [s.group for s in samples]
+        results |= frame_metrics(scores.score[chosen], labels, clips, sigma=config.clip_sigma)
     return results
 
 
@@ -128,22 +159,32 @@ COLUMNS = {
     "pixel_f1": "P-F1*",
     "pro": "PRO",
     "pro_05": "PRO@5%",
+    "dsc": "DSC",
+    "miou": "mIoU",
+    "frame_auroc_micro": "micro",
+    "frame_auroc_macro": "macro",
+    "frame_auroc_micro_smoothed": "micro~",
+    "frame_auroc_macro_smoothed": "macro~",
+}
+FOOTNOTES = {
+    "*": "best threshold on these very images: an upper bound, not a working point",
+    "~": "scores smoothed within each clip (eval.clip_sigma), which uses later frames",
 }
 
 
 def results_table(results: dict[str, Results], *, notes: Sequence[str] = ()) -> str:
     """A Markdown table in percent, a row a category; empty where undefined. Then the notes, one a line."""
-    rows = [["category", *COLUMNS.values()]]
+    shown = {k: name for k, name in COLUMNS.items() if any(r.get(k) is not None for r in results.values())}
+    rows = [["category", *shown.values()]]
     for name, metrics in results.items():
-        if name == "mean" and len(results) == 2:
+        if name == "mean" and sum("/" not in other for other in results) == 2:
             continue
-        values = [metrics.get(key) for key in COLUMNS]
+        values = [metrics.get(key) for key in shown]
         rows.append([name, *("" if v is None else f"{100 * v:.2f}" for v in values)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
-    return "\n".join(
-        [*lines, "", "* best threshold on these very images: an upper bound, not a working point", *notes]
-    )
+    marked = [f"{mark} {text}" for mark, text in FOOTNOTES.items() if any(mark in n for n in shown.values())]
+    return "\n".join([*lines, "", *marked, *notes])

@@ -56,7 +56,8 @@ def choose_examples(scores: Scores, count: int) -> list[int]:
     groups: dict[str, list[int]] = {}
     for i, s in enumerate(scores.samples):
         groups.setdefault(s.defect, []).append(i)
-    normal = groups.pop("good", [])
+    normal = [i for i, s in enumerate(scores.samples) if s.label == 0]
+    groups = {defect: found for defect, found in groups.items() if scores.samples[found[0]].label != 0}
     chosen = normal[:: max(1, len(normal) // max(1, count // 4))][: max(1, count // 4)]
     rounds = max((len(g) for g in groups.values()), default=0)
     defects = [g[r] for r in range(rounds) for g in groups.values() if r < len(g)]
@@ -94,6 +95,49 @@ def example_page(data: ImageSet, scores: Scores, count: int) -> Picture:
     """`heatmap_page` of `count` images of a set, normal and anomalous."""
     chosen = choose_examples(scores, count)
     return heatmap_page([data.pixels(i) for i in chosen], scores, chosen)
+
+
+def clip_page(scores: Scores, *, columns: int = 3, width: int = 320, height: int = 110) -> Picture:
+    """Score over the frames of each clip, a panel each, on one scale; anomalous frames are shaded."""
+    low, high = np.quantile(scores.score, [0.001, 0.999])
+    names = list(dict.fromkeys(s.group for s in scores.samples))
+    groups = np.array([s.group for s in scores.samples])
+    panels = []
+    for name in names:
+        part = groups == name
+        panels.append(
+            _curve_panel(name, scores.score[part], scores.labels[part], (low, high), (width, height))
+        )
+    panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
+    return np.vstack([np.hstack(panels[i : i + columns]) for i in range(0, len(panels), columns)])
+
+
+def _curve_panel(
+    title: str, values: np.ndarray, labels: np.ndarray, scale: tuple[float, float], size: tuple[int, int]
+) -> Picture:
+    (width, height), (low, high), top = size, scale, 18
+    panel = np.full((height, width, 3), 255, np.uint8)
+    x = np.linspace(4, width - 5, len(values)).round().astype(int)
+    for start, end, label in zip(x, [*x[1:], x[-1]], labels, strict=True):
+        if label == 1:
+            panel[top : height - 4, start : end + 1] = (255, 214, 204)
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    y = (height - 5 - share * (height - top - 6)).round().astype(int)
+    cv2.polylines(
+        panel, [np.stack([x, y], axis=1)[:, None]], isClosed=False, color=(30, 60, 140), lineType=cv2.LINE_AA
+    )
+    cv2.rectangle(panel, (3, top), (width - 4, height - 4), (170, 170, 170))
+    cv2.putText(
+        panel,
+        f"{title}: {len(values)} frames",
+        (4, 13),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.4,
+        (30, 30, 30),
+        1,
+        cv2.LINE_AA,
+    )
+    return panel
 
 
 def write_png(path: Path, picture: Picture) -> None:

@@ -130,6 +130,37 @@ def pixel_metrics(
     return dict(zip(names, [auroc, ap, f1, *(_area(fpr, overlap, x) for x in pro_limits)], strict=True))
 
 
+def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
+    """DSC and mIoU: Dice and intersection over union of the foreground an image, averaged over images.
+
+    Args:
+        probability: (N, H, W) in [0, 1].
+        masks: (N, H, W) of {0, 1}.
+        soft: as the public code has it: probabilities stretched to [0, 1] an image and not thresholded,
+            smoothing 1. Otherwise above 0.5 is foreground; an empty mask that is predicted empty counts 1.
+
+    Returns:
+        dsc and miou in [0, 1].
+
+    Raises:
+        ValueError: Empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
+    """
+    p, g = _finite(np.asarray(probability, np.float64), "probability"), _binary(np.asarray(masks), "masks")
+    if p.shape != g.shape or p.ndim != 3 or p.min() < 0 or p.max() > 1:
+        raise ValueError(f"probability {p.shape} in [0, 1] and masks {g.shape} must have one shape (N, H, W)")
+    if soft:
+        low, high = (extreme(p, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
+        p = (p - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
+    else:
+        p = (p > 0.5).astype(np.float64)
+    both, sums = (p * g).sum((1, 2)), p.sum((1, 2)) + g.sum((1, 2))
+    smooth = 1.0 if soft else 0.0
+    empty = sums + smooth == 0
+    dice = np.where(empty, 1, (2 * both + smooth) / np.where(empty, 1, sums + smooth))
+    union = np.where(empty, 1, sums - both + smooth)
+    return {"dsc": float(dice.mean()), "miou": float(np.where(empty, 1, (both + smooth) / union).mean())}
+
+
 def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) -> float | None:
     """PRO as the first public evaluation of the UniNet code had it: not a fair protocol, for comparison only.
 

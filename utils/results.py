@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from utils.config import Config
@@ -45,6 +46,7 @@ def protocol(config: Config, across_images: str) -> dict[str, object]:
         "iterations": config.train.iterations,
         "seed": config.train.seed,
         "precision": config.train.precision,
+        "score": asdict(config.score),
         "f1_and_acc_threshold": "best on the evaluated images",
     }
 

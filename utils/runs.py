@@ -18,7 +18,7 @@ from utils.config import Config, Tree
 
 # settings that change where, how fast or how often, but not the result
 IRRELEVANT = {
-    "data": ("root", "cache_gb", "workers"),
+    "data": ("root", "test_root", "cache_gb", "workers"),
     "train": ("device", "seed", "log_every", "save_every"),
     "eval": ("batch_size",),
 }

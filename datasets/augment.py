@@ -1,0 +1,52 @@
+"""Augmentation of training batches, image and mask alike: flips, rotation, several sizes (Sec. 8.2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+MULTIPLE = 32  # sizes are rounded to it, so that every level has whole positions
+
+
+def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Each image flipped along either axis (p = 0.5 each) and rotated by up to 90 degrees both ways.
+
+    Beyond the border image and mask go on mirrored. Masks stay binary.
+    """
+    images = batch["image"]
+    count, height, width = len(images), *images.shape[2:]
+    angle = torch.tensor(rng.uniform(-math.pi / 2, math.pi / 2, count))
+    flip_x, flip_y = (torch.tensor(rng.choice([-1.0, 1.0], count)) for _ in range(2))
+    cos, sin, aspect = angle.cos(), angle.sin(), height / width
+    # rotation in pixels, written in coordinates that run from -1 to 1 along both sides
+    matrix = torch.zeros(count, 2, 3, dtype=torch.float64)
+    matrix[:, 0, 0], matrix[:, 0, 1] = flip_x * cos, -flip_x * sin * aspect
+    matrix[:, 1, 0], matrix[:, 1, 1] = flip_y * sin / aspect, flip_y * cos
+    grid = F.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
+    warped = dict(batch)
+    warped["image"] = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    if "mask" in batch:
+        mask = F.grid_sample(
+            batch["mask"].to(images), grid, mode="nearest", padding_mode="reflection", align_corners=False
+        )
+        warped["mask"] = mask.to(batch["mask"].dtype)
+    return warped
+
+
+def rescale(batch: Batch, scale: float) -> Batch:
+    """Images (bilinear) and masks (nearest) at `scale` times their size, rounded to multiples of 32."""
+    if scale == 1:
+        return batch
+    new = [max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in batch["image"].shape[2:]]
+    resized = dict(batch)
+    resized["image"] = F.interpolate(batch["image"], size=new, mode="bilinear", align_corners=False)
+    if "mask" in batch:
+        resized["mask"] = F.interpolate(batch["mask"].float(), size=new, mode="nearest").to(
+            batch["mask"].dtype
+        )
+    return resized

@@ -1,0 +1,48 @@
+"""Polyp segmentation: Kvasir-SEG, CVC-ClinicDB and CVC-ColonDB, as scripts/prepare_polyp.py lays them out.
+
+Every image shows a polyp and has a mask. A category is a split: `random`, as the published numbers use, or
+`sequence`, which keeps the frames of one video on one side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets.layouts import Masks, categories_with
+from datasets.samples import ANOMALOUS, DatasetSpec, Sample, list_images
+
+SPLITS = ("train", "validation", "test")
+
+
+def list_polyp(root: Path, category: str) -> list[Sample]:
+    """<category>/{train,validation,test}/images, with masks of the same name in masks/.
+
+    Raises:
+        DatasetError: if an image has no mask.
+    """
+    samples = []
+    for split in SPLITS:
+        base = root / category / split
+        masks = Masks(base / "masks")
+        for path in list_images(base / "images"):
+            group = path.relative_to(root).as_posix()
+            samples.append(Sample(path, ANOMALOUS, masks.of(path), category, split, "polyp", group))
+    return samples
+
+
+def _spec(name: str, counts: dict[str, tuple[int, int, int, int]]) -> DatasetSpec:
+    return DatasetSpec(
+        name,
+        categories_with("train/images"),
+        list_polyp,
+        counts,
+        verified=False,
+        layout="<split>/{train,validation,test}/{images,masks}, as scripts/prepare_polyp.py writes them,",
+        segmentation=True,
+    )
+
+
+# 80 : 10 : 10 of 1000, 612 and 380 images; the tenth in between is for validation and not counted here
+KVASIR = _spec("kvasir", {"random": (0, 0, 100, 800)})
+CLINICDB = _spec("clinicdb", {"random": (0, 0, 61, 490), "sequence": (0, 0, 66, 478)})
+COLONDB = _spec("colondb", {"random": (0, 0, 38, 304)})

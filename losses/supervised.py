@@ -1,0 +1,89 @@
+"""Supervised losses L_S of Eq. 13: binary cross-entropy, Dice, and the structure loss of polyp segmentation.
+
+Legend: B images, H x W pixels. Logits are raw outputs; targets are 0 or 1, for labels also -1 (unknown).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.config import LossConfig
+
+BORDER_WINDOW, BORDER_WEIGHT = (
+    31,
+    5.0,
+)  # of the structure loss: pixels near the mask's border count up to 1 + 5
+
+
+def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the elements whose target is known; zero if none is.
+
+    Args:
+        logits: any shape.
+        target: the same shape, 0, 1 or -1.
+    """
+    known = target >= 0
+    values = F.binary_cross_entropy_with_logits(
+        logits, target.clamp(min=0).to(logits.dtype), reduction="none"
+    )
+    return (values * known).sum() / known.sum().clamp(min=1)
+
+
+def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s) an image, averaged over images; both (B, 1, H, W)."""
+    p, g = logits.sigmoid().flatten(1), mask.to(logits.dtype).flatten(1)
+    return (1 - (2 * (p * g).sum(1) + smooth) / (p.sum(1) + g.sum(1) + smooth)).mean()
+
+
+def structure_loss(logits: Tensor, mask: Tensor, *, bce: str = "mean") -> Tensor:
+    """Cross-entropy plus weighted IoU; pixels near the border of the mask weigh more. Both (B, 1, H, W).
+
+    Pixel weight w = 1 + 5 |mean of the mask over 31 x 31 - mask|. bce: "weighted" is the cross-entropy under
+    w, as the loss was designed; "mean" is the plain mean, which the released code computes because the name
+    of an argument is misspelt.
+
+    Raises:
+        ValueError: for another `bce`.
+    """
+    if bce not in ("mean", "weighted"):
+        raise ValueError(f"bce is '{bce}'; choose mean or weighted")
+    mask = mask.to(logits.dtype)
+    local = F.avg_pool2d(mask, BORDER_WINDOW, stride=1, padding=BORDER_WINDOW // 2)
+    weight = 1 + BORDER_WEIGHT * (local - mask).abs()
+    if bce == "mean":
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, mask)
+    else:
+        values = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+        cross_entropy = ((weight * values).sum((1, 2, 3)) / weight.sum((1, 2, 3))).mean()
+    p = logits.sigmoid()
+    both = (weight * p * mask).sum((1, 2, 3))
+    either = (weight * (p + mask)).sum((1, 2, 3)) - both
+    return cross_entropy + (1 - (both + 1) / (either + 1)).mean()
+
+
+def supervised_loss(outputs: list[Tensor], target: Tensor, config: LossConfig) -> Tensor:
+    """Sum of L_S over the heads' outputs, each with weight 1 (Eq. 13; public code: both halves).
+
+    Args:
+        outputs: label logits (B,), mask logits (B, 1, h, w), upsampled here (Phi), or frames (B, 3, H, W).
+        target: label (B,), mask (B, 1, H, W) or frame (B, 3, H, W).
+        config: which loss; `mse` is for frames.
+    """
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "bce": bce_loss,
+        "dice": dice_loss,
+        "structure": partial(structure_loss, bce=config.structure_bce),
+        "mse": F.mse_loss,
+    }
+    return torch.stack([losses[config.supervised](_resized(x, target), target) for x in outputs]).sum()
+
+
+def _resized(output: Tensor, target: Tensor) -> Tensor:
+    if output.dim() < 4 or output.shape[2:] == target.shape[2:]:
+        return output
+    return F.interpolate(output, size=target.shape[2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,344 @@
+"""Supervised, cross-dataset, polyp and video runs: what is trained on, tested on and reported."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import LITE0
+from fixtures import COUNTS
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import test as test_command
+import train
+from datasets.build import SPECS, build_data
+from datasets.loader import TrainingOrder
+from datasets.samples import DatasetError
+from datasets.transforms import Decode, Normalise
+from datasets.video import FrameSet
+from utils.cli import run_command
+from utils.config import CONFIGS, load_config
+from utils.evaluation import Scores, results_table
+from utils.figures import clip_page
+from utils.metrics import segmentation_metrics
+from utils.video import frame_metrics
+
+NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SMALL = [
+    "--backbone", LITE0, "--device", "cpu", "--precision", "fp32", "--quiet",
+    "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set", "model.width=0.5",
+    "--set", "train.batch_size=2",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_counts(monkeypatch):
+    for name in ("vad", "kolektor", "clinicdb", "ped2", "btad", "visa"):
+        monkeypatch.setitem(SPECS, name, replace(SPECS[name], counts=COUNTS[name]))
+
+
+@pytest.fixture
+def run(masters, tmp_path, capfd):
+    """train.py on a layout in small; gives exit code, stdout, stderr."""
+
+    def call(name, *flags, output="runs"):
+        base = ["--config", str(CONFIGS / f"{name}.yaml"), "--data-root", str(masters[name])]
+        code = run_command(train.main, [*base, "--output", str(tmp_path / output), *SMALL, *flags])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def results_of(folder):
+    (path,) = folder.glob("*/*/*/*/metrics.json")
+    return json.loads(path.read_text())["results"]
+
+
+def data_of(name, root, **settings):
+    chosen = {"data.root": str(root), "data.image_size": 64, "model.backbone": LITE0}
+    config = load_config(CONFIGS / f"{name}.yaml", chosen | settings)
+    return build_data(config, NORMALISE)
+
+
+class TestSupervised:
+    def test_seen_and_unseen_defects_apart(self, run, tmp_path):
+        code, out, err = run("vad", "--setting", "supervised", "--iterations", "2")
+        assert code == 0, err
+        results = results_of(tmp_path / "runs")
+        counts = {name: (r["n_normal"], r["n_anomalous"]) for name, r in results.items()}
+        assert counts == {"vad": (3, 3), "vad/seen": (3, 2), "vad/unseen": (3, 1), "mean": (3, 3)}
+        assert "vad/unseen" in out and "mean" not in out
+        code, out, _ = run("vad", "--iterations", "1", output="one-class")
+        assert code == 0 and "vad/unseen" not in out
+
+    def test_what_is_trained_on(self, masters):
+        supervised = data_of("vad", masters["vad"], **{"model.setting": "supervised"})
+        assert [s.label for s in supervised.train.samples].count(1) == 2
+        assert supervised.trained_defects == {"bad"} and not supervised.train.has_masks
+        assert data_of("vad", masters["vad"]).trained_defects == frozenset()
+        with pytest.raises(DatasetError, match="vad has no masks"):
+            data_of("vad", masters["vad"], **{"model.setting": "supervised", "loss.anomalous": "mask"})
+
+    def test_moved_anomalies_leave_the_same_test_set_to_both_settings(self, masters):
+        parts = []
+        for setting in ("one-class", "supervised"):
+            settings = {"model.setting": setting, "data.moved_anomalies": 2}
+            parts.append(data_of("kolektor", masters["kolektor"], **settings))
+        one_class, supervised = parts
+        assert [s.path for s in one_class.test.samples] == [s.path for s in supervised.test.samples]
+        moved = [s for s in supervised.train.samples if s.label == 1]
+        assert len(moved) >= 2 and all(s.label == 0 for s in one_class.train.samples)
+        assert not {s.path for s in moved} & {s.path for s in supervised.test.samples}
+        tested = {s.group for s in supervised.test.samples if s.label == 1}
+        assert not {s.group for s in moved} & tested  # copies and commutators stay on one side
+        assert all(s.mask_path is not None for s in moved)
+        with pytest.raises(DatasetError, match="leaves no anomalous test image"):
+            data_of("kolektor", masters["kolektor"], **{"data.moved_anomalies": 50})
+
+    def test_kolektor(self, run, tmp_path):
+        code, _, err = run(
+            "kolektor", "--setting", "supervised", "--iterations", "1", "--set", "data.moved_anomalies=2"
+        )
+        assert code == 0, err
+        assert list(results_of(tmp_path / "runs")) == ["kolektor", "mean"]  # one kind of defect: seen
+
+    def test_no_normal_images(self, run):
+        code, _, err = run("clinicdb", "--setting", "one-class", "--category", "random")
+        assert code == 1 and "clinicdb has no normal training image; it is for --setting supervised" in err
+
+
+class TestPolyps:
+    def test_validation_is_that_of_the_split(self, run, tmp_path):
+        flags = ("--category", "sequence", "--iterations", "2", "--eval", "validation")
+        code, out, err = run("clinicdb", *flags)
+        assert code == 0 and "DSC" in out and "I-AUROC" not in out, err
+        assert results_of(tmp_path / "runs")["sequence"]["n_anomalous"] == 2
+
+    def test_several_sizes_and_augmentation_resume_exactly(self, run, tmp_path):
+        flags = ["--category", "random", "--iterations", "8", "--set", "train.save_every=5"]
+        assert run("clinicdb", *flags, output="whole")[0] == 0
+        whole = torch.load(next((tmp_path / "whole").rglob("last.pt")), weights_only=True)
+        stop = run("clinicdb", *flags[:2], "--iterations", "5", *flags[4:], "--name", "x", output="parts")
+        assert stop[0] == 0
+        folder = next((tmp_path / "parts").rglob("last.pt")).parent
+        code, _, err = run("clinicdb", *flags, "--name", "x", "--overwrite", output="parts")
+        assert code == 0, err
+        again = torch.load(folder / "last.pt", weights_only=True)
+        assert all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
+
+    def test_a_kill_in_the_middle_of_the_sizes(self, run, tmp_path, monkeypatch):
+        flags = ["--category", "random", "--iterations", "7", "--set", "train.save_every=1"]
+        assert run("clinicdb", *flags, output="whole")[0] == 0
+        real, calls = train.stop_if_not_finite, []
+
+        def stop_at_5(run_, parts, batch, step):
+            calls.append(step)
+            if step == 5:
+                raise KeyboardInterrupt
+            real(run_, parts, batch, step)
+
+        monkeypatch.setattr(train, "stop_if_not_finite", stop_at_5)
+        assert run("clinicdb", *flags, output="killed")[0] == 1 and calls[-1] == 5
+        monkeypatch.setattr(train, "stop_if_not_finite", real)
+        assert run("clinicdb", *flags, "--resume", output="killed")[0] == 0
+        states = [
+            torch.load(next((tmp_path / name).rglob("last.pt")), weights_only=True)["model"]
+            for name in ("whole", "killed")
+        ]
+        assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+    def test_each_batch_comes_at_every_size(self):
+        order = list(TrainingOrder(7, 2, seed=0, start=0, stop=9, repeat=3))
+        assert order[0] == order[1] == order[2] != order[3] == order[4]
+        assert list(TrainingOrder(7, 2, seed=0, start=4, stop=9, repeat=3)) == order[4:]
+        plain = list(TrainingOrder(7, 2, seed=0, start=0, stop=3))
+        assert order[::3] == plain
+
+    def test_epochs_count_every_size(self, run, tmp_path):
+        code, _, err = run("clinicdb", "--category", "random", "--set", "train.epochs=2")
+        assert code == 0, err
+        (path,) = (tmp_path / "runs").glob("*/*/*/*/metrics.json")
+        assert json.loads(path.read_text())["protocol"]["iterations"] == 15  # 2 x 5 / 2 batches, 3 sizes
+
+
+class TestSegmentationMetrics:
+    def test_known_answer(self):
+        masks = np.zeros((2, 4, 4), np.uint8)
+        masks[0, :2], masks[1, 0, :2] = 1, 1
+        maps = np.zeros((2, 4, 4))
+        maps[0, 1:3], maps[1, 0, 0] = 0.9, 0.51  # 4 of 8 found with 4 too many; 1 of 2 found
+        found = segmentation_metrics(maps, masks)
+        assert found["dsc"] == pytest.approx((0.5 + 2 / 3) / 2)
+        assert found["miou"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+    def test_half_is_not_foreground_and_empty_matches_empty(self):
+        empty = np.zeros((1, 4, 4), np.uint8)
+        assert segmentation_metrics(np.full((1, 4, 4), 0.5), empty) == {"dsc": 1, "miou": 1}
+        assert segmentation_metrics(np.full((1, 4, 4), 0.6), empty) == {"dsc": 0, "miou": 0}
+
+    def test_soft_is_stretched_and_not_thresholded(self):
+        rng = np.random.default_rng(0)
+        p, g = rng.random((3, 5, 6)) * 0.3 + 0.2, (rng.random((3, 5, 6)) > 0.5).astype(np.uint8)
+        dice, iou = [], []
+        for a, b in zip(p, g):
+            a = (a - a.min()) / (a.max() - a.min())
+            both, total = (a * b).sum(), a.sum() + b.sum()
+            dice.append((2 * both + 1) / (total + 1))
+            iou.append((both + 1) / (total - both + 1))
+        found = segmentation_metrics(p, g, soft=True)
+        assert found["dsc"] == pytest.approx(np.mean(dice)) and found["miou"] == pytest.approx(np.mean(iou))
+        scaled = segmentation_metrics(p * 0.1, g, soft=True)
+        assert scaled["dsc"] == pytest.approx(found["dsc"])
+
+    def test_order_and_mistakes(self):
+        rng = np.random.default_rng(0)
+        p, g = rng.random((6, 5, 6)), (rng.random((6, 5, 6)) > 0.5).astype(np.uint8)
+        order = rng.permutation(6)
+        assert segmentation_metrics(p[order], g[order])["dsc"] == pytest.approx(
+            segmentation_metrics(p, g)["dsc"]
+        )
+        with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+            segmentation_metrics(p * 3, g)
+
+
+class TestVideo:
+    def test_frames_are_of_the_clip(self, masters):
+        data = data_of("ped2", masters["ped2"], **{"model.head": "frame", "data.time_step": 2}).train
+        assert isinstance(data, FrameSet) and data.earlier == [0, 0, 0, 1, 4, 4, 4, 5]
+        batch = data.__getitems__([3, 4])
+        image = Decode((64, 64)).image
+        for place, (earlier, now) in enumerate(((1, 3), (4, 4))):
+            for k, i in enumerate((earlier, now)):
+                expected = NORMALISE(image(data.samples[i].path)[None])[0]
+                torch.testing.assert_close(batch["frames"][place, k], expected)
+
+    def test_known_answer(self):
+        labels = np.array([0, 0, 1, 1, 0, 1, 1, 1])
+        scores = np.array([0.1, 0.2, 0.3, 0.4, 0.8, 0.9, 0.5, 0.6])
+        clips = ["a"] * 4 + ["b"] * 2 + ["c"] * 2  # c has one class only
+        found = frame_metrics(scores, labels, clips, sigma=0)
+        assert found["frame_auroc_micro"] == pytest.approx(roc_auc_score(labels, scores))
+        assert found["frame_auroc_macro"] == found["frame_auroc_macro_smoothed"] == 1
+        assert found["frame_auroc_micro"] == pytest.approx(11 / 15)
+
+    def test_smoothing_stays_within_a_clip(self):
+        rng = np.random.default_rng(0)
+        labels = np.repeat([0, 1, 0, 1], 20)
+        scores = rng.normal(size=80) + 2 * labels
+        clips = np.repeat(["a", "b"], 40).tolist()
+        found = frame_metrics(scores, labels, clips, sigma=4)
+        assert found["frame_auroc_micro_smoothed"] > found["frame_auroc_micro"]
+        swapped = np.r_[40:80, 0:40]  # the clips in another order
+        again = frame_metrics(scores[swapped], labels[swapped], [clips[i] for i in swapped], sigma=4)
+        assert again == pytest.approx(found)
+
+    def test_one_class_only(self):
+        found = frame_metrics(np.arange(3.0), np.zeros(3, int), ["a"] * 3, sigma=4)
+        assert set(found.values()) == {None}
+
+    def test_run_and_picture(self, run, tmp_path):
+        code, out, err = run("ped2", "--iterations", "2")
+        assert code == 0 and "micro~" in out and "smoothed within each clip" in out, err
+        (picture,) = (tmp_path / "runs").rglob("clips.png")
+        assert Image.open(picture).size[0] == 960
+        code, _, err = run("ped2", "--iterations", "1", "--eval", "validation", output="other")
+        assert code == 2 and "ped2 has no validation images" in err
+        code, _, err = run("ped2", "--set", "data.train_limit=3", output="other")
+        assert code == 2 and "data.train_limit leaves gaps between frames" in err
+
+    def test_memory_bank_sees_single_frames(self, run, tmp_path):
+        code, out, err = run(
+            "ped2", "--model", "memory-bank", "--set", "data.time_step=0", "--set", "data.train_limit=3"
+        )
+        assert code == 0 and "micro" in out, err
+
+    def test_curves_show_anomalous_frames(self, masters):
+        samples = data_of("ped2", masters["ped2"]).test.samples
+        scores = Scores(samples, np.arange(8.0), np.zeros((8, 4, 4), np.float32), None, 1.0, kind="video")
+        page = clip_page(scores)
+        shaded = (page == (255, 214, 204)).all(axis=2)
+        assert shaded[:, :320].any() and shaded[:, 320:640].any() and not shaded[:, 640:].any()
+
+    def test_damaged_intervals(self, masters, tmp_path):
+        import shutil
+
+        root = shutil.copytree(masters["ped2"], tmp_path / "ped2")
+        (root / "Test/UCSDped2.m").write_text("TestVideoFile = {};")
+        with pytest.raises(DatasetError, match="has 0 intervals for 2 test clips"):
+            data_of("ped2", root)
+        (root / "Test/UCSDped2.m").unlink()
+        with pytest.raises(DatasetError, match=r"UCSDped2.m is missing"):
+            data_of("ped2", root)
+
+
+class TestCrossDataset:
+    def test_tested_as_the_other_dataset_is_read(self, run, masters, tmp_path):
+        flags = ["--setting", "cross-dataset", "--category", "01", "--iterations", "1"]
+        other = [
+            "--test-dataset",
+            "visa",
+            "--test-data-root",
+            str(masters["visa"]),
+            "--test-category",
+            "pcb1",
+        ]
+        code, out, err = run("btad", *flags, *other)
+        assert code == 0 and "pcb1" in out, err
+        results = results_of(tmp_path / "runs")
+        assert list(results) == ["pcb1", "mean"] and results["pcb1"]["n_anomalous"] == 3
+        (folder,) = (tmp_path / "runs").glob("btad/cross-dataset/01/*")
+        code = run_command(test_command.main, ["--checkpoint", str(folder), "--quiet"])
+        tested = json.loads((folder / "test/metrics.json").read_text())["results"]
+        assert code == 0 and tested["pcb1"]["image_auroc"] == pytest.approx(results["pcb1"]["image_auroc"])
+
+    def test_its_own_size_and_threshold(self, masters):
+        settings = {"data.test_name": "kolektor", "data.test_root": str(masters["kolektor"])}
+        data = data_of("btad", masters["btad"], **settings, **{"model.setting": "cross-dataset"})
+        assert data.train.decode.size == (64, 64) and data.test.decode.size == (640, 256)
+        assert {s.category for s in data.test.samples} == {"kolektor"}
+
+    def test_unknown_dataset(self, run):
+        code, _, err = run("btad", "--setting", "cross-dataset", "--test-dataset", "nothing")
+        assert code == 1 and "unknown dataset 'nothing'" in err
+        code, _, err = run("btad", "--setting", "cross-dataset")
+        assert code == 2 and "belong together" in err
+
+
+class TestScoreSettingsWithoutTraining:
+    def test_decision_of_a_trained_model(self, run, masters, tmp_path, capfd):
+        assert run("btad", "--category", "01", "--iterations", "1")[0] == 0
+        (folder,) = (tmp_path / "runs").glob("btad/one-class/01/*")
+
+        def scored(*flags):
+            argv = ["--checkpoint", str(folder), "--output", str(tmp_path / "out"), "--quiet", *flags]
+            code = run_command(test_command.main, argv)
+            return code, (tmp_path / "out/scores.csv").read_text() if code == 0 else capfd.readouterr().err
+
+        plain, same, other = (
+            scored(),
+            scored("--set", "score.beta=0.03"),
+            scored("--set", "score.decision=max"),
+        )
+        assert plain == same != other and other[0] == 0
+        protocol = json.loads((tmp_path / "out/metrics.json").read_text())["protocol"]
+        assert protocol["score"]["decision"] == "max"
+        code, err = scored("--set", "model.width=2")
+        assert code == 2 and "a trained model has that fixed" in err
+
+
+def test_columns_without_values_are_left_out():
+    table = results_table({"x": {"dsc": 0.5, "image_auroc": None}, "mean": {"dsc": 0.5}})
+    assert "DSC" in table and "I-AUROC" not in table and "50.00" in table and "*" not in table
+
+
+def test_feature_statistics_are_of_all_categories_and_of_normal_images(masters):
+    data = data_of("vad", masters["vad"], **{"model.setting": "supervised"}).train
+    assert [s.label for s in train.statistics_sample(data).samples] == [0] * 6
+    polyps = data_of("clinicdb", masters["clinicdb"], **{"data.category": "random"}).train
+    assert len(train.statistics_sample(polyps)) == 5
+    many = data_of("btad", masters["btad"]).train
+    many.samples = many.samples * 20
+    found = [s.category for s in train.statistics_sample(many).samples]
+    assert len(found) == 64 and 24 <= found.count("01") <= 40
