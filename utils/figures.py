@@ -52,16 +52,20 @@ def triplet(
 
 
 def choose_examples(scores: Scores, count: int) -> list[int]:
-    """Indices of `count` images: one in four normal, the others spread over defect types, in order."""
-    groups: dict[str, list[int]] = {}
+    """Indices of `count` images: one in four normal, the others over all kinds of defects, evenly spread."""
+    kinds: dict[str, list[int]] = {}
     for i, s in enumerate(scores.samples):
-        groups.setdefault(s.defect, []).append(i)
-    normal = [i for i, s in enumerate(scores.samples) if s.label == 0]
-    groups = {defect: found for defect, found in groups.items() if scores.samples[found[0]].label != 0}
-    chosen = normal[:: max(1, len(normal) // max(1, count // 4))][: max(1, count // 4)]
-    rounds = max((len(g) for g in groups.values()), default=0)
-    defects = [g[r] for r in range(rounds) for g in groups.values() if r < len(g)]
+        kinds.setdefault("" if s.label == 0 else s.defect, []).append(i)
+    chosen = _spread(kinds.pop("", []), max(1, count // 4))
+    share = -(-(count - len(chosen)) // max(1, len(kinds)))
+    spread = [_spread(found, share) for found in kinds.values()]
+    defects = [found[k] for k in range(share) for found in spread if k < len(found)]
     return sorted([*chosen, *defects[: count - len(chosen)]])
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return [indices[i] for i in places]
 
 
 def heatmap_page(
