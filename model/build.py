@@ -7,6 +7,7 @@ from dataclasses import asdict
 from model.backbone import build_backbone
 from model.decision import Decision
 from model.memory_bank import MemoryBank
+from model.recontrast import ReContrast
 from model.uninet import UniNet
 from utils.config import Config
 
@@ -30,4 +31,5 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | MemoryBa
     decision = Decision(**asdict(config.score))
     if config.model.name == "memory-bank":
         return MemoryBank(backbone, info, config.model, decision=decision)
-    return UniNet(backbone, info, config.model, loss=config.loss, decision=decision)
+    network = {"uninet": UniNet, "recontrast": ReContrast}[config.model.name]
+    return network(backbone, info, config.model, loss=config.loss, decision=decision)

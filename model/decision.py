@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIXED_FRACTIONS = {"max": 0.0, "top1": 0.01, "top3": 0.03, "top5": 0.05, "top10": 0.10}  # Table 5
+FIXED_FRACTIONS = {
+    "max": 0.0,
+    "top1": 0.01,
+    "top3": 0.03,
+    "top5": 0.05,
+    "top10": 0.10,
+    "mean": 1.0,
+}  # Table 5
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,7 +53,8 @@ class Student(nn.Module):
     The released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's
     level, or the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's
     channels. With `skips` the teacher's features of a level are added between its stage and the next, as the
-    released code does for polyps (through a 1 x 1 convolution where the widths differ).
+    released code does for polyps (through a 1 x 1 convolution where the widths differ). `outputs: 2` gives
+    each half of the batch a 1 x 1 convolution of its own, as in ReContrast.
     """
 
     def __init__(
@@ -63,16 +65,21 @@ class Student(nn.Module):
         width: float = 1,
         signed: bool = False,
         skips: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         blocks = (3, 4) + (6,) * (len(channels) - 2)
-        self.stages, self.heads, self.skips = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.stages, self.skips = nn.ModuleList(), nn.ModuleList()
+        self.heads, self.second_heads = nn.ModuleList(), nn.ModuleList()
         for c, count in zip(reversed(channels), blocks, strict=False):
             inner = round(c * width)
             stage = [DecoderBlock(in_channels, inner, upsample=True)]
             stage += [DecoderBlock(inner, inner, upsample=False) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*stage))
-            self.heads.append(nn.Conv2d(inner, c, 1) if signed or inner != c else nn.Identity())
+            needed = signed or inner != c or outputs == 2
+            self.heads.append(nn.Conv2d(inner, c, 1) if needed else nn.Identity())
+            if outputs == 2:
+                self.second_heads.append(nn.Conv2d(inner, c, 1))
             if skips and len(self.stages) < len(channels):
                 self.skips.append(nn.Conv2d(c, inner, 1) if inner != c else nn.Identity())
             in_channels = inner
@@ -84,9 +91,15 @@ class Student(nn.Module):
         teacher: the features, fine to coarse, that the embedding was made of; only `skips` use them.
         """
         outputs, x = [], embedding
-        for i, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+        for i, stage in enumerate(self.stages):
             x = stage(x)
-            outputs.append(head(x))
+            outputs.append(self._output(i, x))
             if i < len(self.skips):
                 x = x + self.skips[i](teacher[-1 - i])
         return outputs[::-1]
+
+    def _output(self, i: int, x: Tensor) -> Tensor:
+        if not self.second_heads:
+            return self.heads[i](x)
+        first, second = x.chunk(2)
+        return torch.cat([self.heads[i](first), self.second_heads[i](second)])

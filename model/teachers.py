@@ -56,10 +56,14 @@ class FeatureScale(nn.Module):
 
 
 class Teachers(nn.Module):
-    """Source teacher: frozen, always eval, no gradient. Target teacher: starts as its copy and is trained."""
+    """Source teacher: frozen, always eval, no gradient. Target teacher: starts as its copy and is trained.
 
-    def __init__(self, backbone: nn.Module, scale: FeatureScale) -> None:
+    train_bn: whether the target's batch norms take batch statistics in training.
+    """
+
+    def __init__(self, backbone: nn.Module, scale: FeatureScale, *, train_bn: bool = True) -> None:
         super().__init__()
+        self.train_bn = train_bn
         self.source = backbone.eval().requires_grad_(False)
         self.target = copy.deepcopy(backbone).requires_grad_(True)
         self.scale = scale
@@ -74,6 +78,8 @@ class Teachers(nn.Module):
         """Switch the target's batch norm; the source stays in eval."""
         super().train(mode)
         self.source.eval()
+        if not self.train_bn:
+            self.target.eval()
         return self
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ class UniNet(nn.Module):
         super().__init__()
         self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
         scale = FeatureScale(info.channels, mode=config.feature_scale, gain=config.feature_gain)
-        self.teachers = Teachers(backbone, scale)
+        self.teachers = Teachers(backbone, scale, train_bn=config.teacher_bn == "train")
         self.bottleneck = Bottleneck(
             info.channels,
             width=config.width,
@@ -65,6 +65,7 @@ class UniNet(nn.Module):
             width=config.width,
             signed=signed,
             skips=config.skips,
+            outputs=config.student_outputs,
         )
         self.dfs = DomainRelatedFeatureSelection(
             info.channels,

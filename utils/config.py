@@ -2,8 +2,8 @@
 
 Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a
 model without flavours) < the dataset's file < its block for the setting < its block for the category < its
-block for the flavour < that block's own one for the setting < that block's own one for the category (only
-where model.category_exceptions is on) < the command line. `configs/base.yaml` holds every key with its
+block for the flavour or model < that block's own one for the setting < that block's own one for the category
+(only where model.category_exceptions is on) < the command line. `configs/base.yaml` holds every key with its
 meaning; other files hold differences only.
 
 The dataset's blocks are `settings.NAME`, `categories.NAME` (how a category is read, whatever the flavour),
@@ -24,7 +24,7 @@ import yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MAX_CONFIG_BYTES = 1 << 18
-MODELS = ("uninet", "memory-bank")
+MODELS = ("uninet", "recontrast", "memory-bank")
 FLAVORS = ("paper", "released")
 SETTINGS = ("one-class", "multi-class", "cross-dataset", "supervised")
 
@@ -70,7 +70,7 @@ class DataConfig:
 class ModelConfig:
     """The network: teachers, bottleneck, student and feature selection (paper Sec. 4.1 to 4.3)."""
 
-    name: Literal["uninet", "memory-bank"]
+    name: Literal["uninet", "recontrast", "memory-bank"]
     flavor: Literal["paper", "released", "default"]
     setting: Literal["one-class", "multi-class", "cross-dataset", "supervised"]
     category_exceptions: bool
@@ -89,6 +89,8 @@ class ModelConfig:
     dfs_theta_map: Literal["identity", "clamp_sigmoid"]
     dfs_at_test: bool
     dfs_stop_grad: bool
+    student_outputs: int = field(metadata=_number(1, 2))
+    teacher_bn: Literal["train", "eval"]
     head: Literal["none", "label", "mask", "frame"]
     head_levels: Literal["n-1", "finest"]
     skips: bool
@@ -119,7 +121,7 @@ class LossConfig:
 class ScoreConfig:
     """From the 2n distance maps to one map and one number an image (Sec. 4.5, Alg. 1). Sigmas in pixels."""
 
-    decision: Literal["weighted", "max", "top1", "top3", "top5", "top10"]
+    decision: Literal["weighted", "max", "top1", "top3", "top5", "top10", "mean"]
     decision_values: Literal["probability", "distance"]
     alpha: float = field(metadata=_number(0, 1))
     beta: float = field(metadata=_number(0, 1))
@@ -207,7 +209,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     else:
         flavor, reading = "default", _optional(CONFIGS / "models" / f"{names['name']}.yaml")
     backbone = _optional(CONFIGS / "backbones" / f"{names['backbone']}.yaml")
-    block = dict(flavors.get(flavor) or {})
+    block = dict(flavors.get(flavor if names["name"] == "uninet" else names["name"]) or {})
     exceptions, by_setting = (block.pop(key, None) or {} for key in ("categories", "settings"))
     own = (settings.get(names["setting"]) or {}, categories.get(category) or {})
     layers = [base, backbone, reading, dataset, *own, block, by_setting.get(names["setting"]) or {}]
