@@ -231,6 +231,8 @@ def optimise(run: Run) -> float:
         stop_if_not_finite(run, parts, host_batch, step)
         optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
+        if config.optim.grad_clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
         optimizer.step()
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         schedule.step()

@@ -8,11 +8,12 @@ from model.backbone import build_backbone
 from model.decision import Decision
 from model.memory_bank import MemoryBank
 from model.recontrast import ReContrast
+from model.unias import UniAS
 from model.uninet import UniNet
 from utils.config import Config
 
 
-def build_model(config: Config, *, pretrained: bool = True) -> UniNet | MemoryBank:
+def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | MemoryBank:
     """Build the model of `config.model.name`.
 
     Args:
@@ -31,5 +32,5 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | MemoryBa
     decision = Decision(**asdict(config.score))
     if config.model.name == "memory-bank":
         return MemoryBank(backbone, info, config.model, decision=decision)
-    network = {"uninet": UniNet, "recontrast": ReContrast}[config.model.name]
+    network = {"uninet": UniNet, "recontrast": ReContrast, "unias": UniAS}[config.model.name]
     return network(backbone, info, config.model, loss=config.loss, decision=decision)

@@ -79,6 +79,21 @@ class TestFilesOfARun:
         state = torch.load(folder / "last.pt", weights_only=True)
         assert state["iteration"] == 3 and state["optimizer"] is None
 
+    @pytest.mark.parametrize(("model", "part"), [("recontrast", "source"), ("unias", "mse")])
+    def test_other_models(self, run, tmp_path, model, part):
+        code, out, err = run("--model", model, "--setting", "one-class", "--iterations", "2")
+        assert code == 0 and "I-AUROC" in out, err
+        folder = the_run(tmp_path)
+        assert folder.name.startswith(f"{model}-default-tf_efficientnet_lite0-")
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert all(np.isfinite(line[part]) for line in lines if "total" in line)
+        code, _, err = run("--checkpoint", str(folder), "--quiet", command=test_command, base=False)
+        assert code == 0, err
+        again = metrics(folder / "test")["results"]["part"]
+        assert again["pixel_auroc"] == pytest.approx(
+            metrics(folder)["results"]["part"]["pixel_auroc"], abs=1e-3
+        )
+
     def test_memory_bank(self, run, tmp_path):
         code, out, _ = run("--model", "memory-bank", "--set", "model.random_weights=false")
         assert code == 0

@@ -24,7 +24,7 @@ import yaml
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MAX_CONFIG_BYTES = 1 << 18
-MODELS = ("uninet", "recontrast", "memory-bank")
+MODELS = ("uninet", "recontrast", "unias", "memory-bank")
 FLAVORS = ("paper", "released")
 SETTINGS = ("one-class", "multi-class", "cross-dataset", "supervised")
 
@@ -70,7 +70,7 @@ class DataConfig:
 class ModelConfig:
     """The network: teachers, bottleneck, student and feature selection (paper Sec. 4.1 to 4.3)."""
 
-    name: Literal["uninet", "recontrast", "memory-bank"]
+    name: Literal["uninet", "recontrast", "unias", "memory-bank"]
     flavor: Literal["paper", "released", "default"]
     setting: Literal["one-class", "multi-class", "cross-dataset", "supervised"]
     category_exceptions: bool
@@ -115,6 +115,7 @@ class LossConfig:
     supervised: Literal["none", "bce", "dice", "structure", "mse"]
     structure_bce: Literal["mean", "weighted"]
     head_weight: float = field(metadata=_number(0, 1e4))
+    unias_weight: float = field(metadata=_number(0, 1e4))
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class OptimConfig:
     lr: float = field(metadata=_number(0, 1))
     lr_teacher: float = field(metadata=_number(0, 1))
     weight_decay: float = field(metadata=_number(0, 1))
-    schedule: Literal["constant", "step", "cosine"]
+    schedule: Literal["constant", "step", "tenth", "cosine"]
+    grad_clip: float | None = field(metadata=_number(1e-6, 1e6))
     warmup: int = field(metadata=_number(0, 10**7))
 
 
@@ -211,8 +213,10 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     backbone = _optional(CONFIGS / "backbones" / f"{names['backbone']}.yaml")
     block = dict(flavors.get(flavor if names["name"] == "uninet" else names["name"]) or {})
     exceptions, by_setting = (block.pop(key, None) or {} for key in ("categories", "settings"))
-    own = (settings.get(names["setting"]) or {}, categories.get(category) or {})
-    layers = [base, backbone, reading, dataset, *own, block, by_setting.get(names["setting"]) or {}]
+    setting = merge([reading.get("model") or {}, dataset.get("model") or {}, chosen.get("model") or {}])
+    setting = setting.get("setting", names["setting"])
+    own = (settings.get(setting) or {}, categories.get(category) or {})
+    layers = [base, backbone, reading, dataset, *own, block, by_setting.get(setting) or {}]
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
         layers.append(exceptions.get(category) or {})
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])

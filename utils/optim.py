@@ -21,12 +21,14 @@ def make_optimizer(model: nn.Module, config: Config) -> tuple[AdamW, LambdaLR]:
 
 
 def rate_at(step: int, config: Config) -> float:
-    """Factor on the learning rates at a step: warm-up, then constant, x 0.2 at 80 %, or cosine to 0."""
+    """Factor on the learning rates at a step: warm-up, then as `optim.schedule` in base.yaml says."""
     optim, total = config.optim, config.train.iterations
     if step < optim.warmup:
         return (step + 1) / optim.warmup
     if optim.schedule == "step":
         return 0.2 if step >= 0.8 * total else 1.0
+    if optim.schedule == "tenth":
+        return 0.1 ** int(step / (0.4 * total))
     if optim.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - optim.warmup) / max(1, total - optim.warmup)))
     return 1.0

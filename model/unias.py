@@ -1,0 +1,284 @@
+"""UniAS (WACV 2025): reconstruct a frozen backbone's features coarse to fine, one model for all categories.
+
+A pixel decoder makes four maps of equal width; learned queries, gated by the image, pass four decoder levels
+that attend to them in space and over channels; each level restores one stage of the backbone. What is
+restored badly is anomalous: the map is the product of the four blurred distances.
+
+Legend: B images, C_l channels of stage l (fine to coarse), D = 256 width, G = 14 side of the query grid,
+N = G^2 tokens. Stages are resized to G, 2 G, 4 G, 8 G, what they are anyway at 224 pixels and stride 16.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.reconstruction import reconstruction_loss
+from model.backbone import BackboneInfo
+from model.decision import Decision, Prediction
+from utils.config import LossConfig, ModelConfig, OptimConfig
+
+D, G, HEADS, FFN, DROPOUT = 256, 14, 4, 2048, 0.1
+NEIGHBOURS = 7  # side of the neighbourhood that a position must not look at
+NOISE, NOISE_CHANCE = 20.0, 0.5
+
+
+class MGGCNN(nn.Module):
+    """Multi-granularity gated CNN: GELU of chains of 1x1; 3x3; two 3x3; three 3x3 convolutions, added."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+
+        def chain(count: int) -> nn.Sequential:
+            if count == 0:
+                return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1))
+            widths = [in_channels] + [out_channels] * count
+            return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)))
+
+        self.chains = nn.ModuleList(chain(count) for count in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C', h, w)."""
+        return sum(F.gelu(chain(x)) for chain in self.chains)
+
+
+class Attention(nn.Module):
+    """Cross attention to a level, self attention, feed-forward, each added and normalised afterwards.
+
+    Positions join the keys, not the queries.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cross, self.itself = (
+            nn.MultiheadAttention(width, HEADS, DROPOUT, batch_first=True) for _ in range(2)
+        )
+        self.feed = nn.Sequential(
+            nn.Linear(width, FFN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(FFN, width)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.drop = nn.Dropout(DROPOUT)
+
+    def forward(
+        self, x: Tensor, level: Tensor, level_key: Tensor, position: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """x, level, level_key (level and position): (B, T, width), position (1, T, width), mask (T, T)."""
+        found = self.cross(x, level_key, level, attn_mask=mask, need_weights=False)[0]
+        x = self.norms[0](x + self.drop(found))
+        found = self.itself(x, x + position, x, attn_mask=mask, need_weights=False)[0]
+        x = self.norms[1](x + self.drop(found))
+        return self.norms[2](x + self.drop(self.feed(x)))
+
+
+class DecoderLevel(nn.Module):
+    """Attention between positions (not to neighbours) plus attention between channels, then MGG-CNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spatial, self.channel, self.local = Attention(D), Attention(G * G), MGGCNN(D, D)
+
+    def forward(
+        self, x: Tensor, level: Tensor, level_position: Tensor, position: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Tokens x and level (B, N, D), positions (1, N, D), mask (N, N), True where forbidden; (B, N, D)."""
+        key = level + level_position
+        spatial = self.spatial(x, level, key, position, mask)
+        flipped = (t.transpose(1, 2) for t in (x, level, key, position))
+        tokens = spatial + self.channel(*flipped, None).transpose(1, 2)
+        return _tokens(self.local(_grid(tokens)))
+
+
+class PixelDecoder(nn.Module):
+    """A feature pyramid, a transformer on its coarsest stage: stages to maps (B, D, h, w), coarse to fine."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        *finer, coarsest = (2 * c for c in channels)  # blurred feature and what the blur took away
+        self.enter = nn.Conv2d(coarsest, D, 1)
+        layer = nn.TransformerEncoderLayer(D, HEADS, FFN, DROPOUT, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.leave = nn.Conv2d(D, D, 3, padding=1, bias=False)
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, D, 1), nn.GroupNorm(32, D)) for c in reversed(finer)
+        )
+        self.outputs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(D, D, 3, padding=1), nn.GroupNorm(32, D), nn.ReLU()) for _ in finer
+        )
+        self.register_buffer("position", sine_positions(), persistent=False)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Stages (B, 2 C_l, h_l, w_l), fine to coarse."""
+        tokens = _tokens(self.enter(inputs[-1]))
+        maps = [F.relu(self.leave(_grid(self.encoder(tokens + self.position))))]
+        for x, lateral, output in zip(reversed(inputs[:-1]), self.laterals, self.outputs, strict=True):
+            coarser = F.interpolate(maps[-1], size=x.shape[2:], mode="bilinear", align_corners=False)
+            maps.append(output(lateral(x) + coarser))
+        return maps
+
+
+class QueryMaker(nn.Module):
+    """Learned queries, two sets of N, weighted by channel and by place as the image says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(2 * G * G, D))
+        self.conv = nn.Conv2d(D, D, 3, padding=1)
+        self.mlp = nn.Sequential(
+            nn.Linear(D, D // 2), nn.ReLU(), nn.Linear(D // 2, D // 2), nn.ReLU(), nn.Linear(D // 2, D)
+        )
+        self.place = nn.Conv2d(2, 1, 7, padding=3)
+        self.local = MGGCNN(2 * D, D)
+
+    def forward(self, coarsest: Tensor) -> Tensor:
+        """(B, D, G, G) to tokens (B, N, D)."""
+        x = self.conv(coarsest)
+        channel = (self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3)))).sigmoid()  # (B, D)
+        summary = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        place = self.place(summary).sigmoid().flatten(1).repeat(1, 2)  # (B, 2 N)
+        gated = self.queries * (channel[:, None] + place[:, :, None])  # (B, 2 N, D)
+        both = gated.view(-1, 2, G * G, D).permute(0, 1, 3, 2).reshape(-1, 2 * D, G, G)
+        return _tokens(self.local(both))
+
+
+class UniAS(nn.Module):
+    """The whole model; the backbone is frozen."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        info: BackboneInfo,
+        config: ModelConfig,
+        *,
+        loss: LossConfig,
+        decision: Decision,
+    ) -> None:
+        super().__init__()
+        if len(info.channels) != 4:
+            raise ValueError(f"UniAS needs four strides such as 2, 4, 8, 16; model.strides is {info.strides}")
+        self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.pixel_decoder, self.query_maker = PixelDecoder(info.channels), QueryMaker()
+        widths = ((D, 1), (D, 2), (384, 4), (512, 8))
+        self.to_grid = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(D, w, s, stride=s) if s > 1 else nn.Identity(), nn.Conv2d(w, D, 1))
+            for w, s in widths
+        )
+        self.level_embedding = nn.Parameter(torch.randn(4, D))
+        self.query_position = nn.Parameter(torch.randn(1, G * G, D))
+        self.levels = nn.ModuleList(DecoderLevel() for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(4))
+        self.heads = nn.ModuleList(_head(c) for c in reversed(info.channels))
+        self.register_buffer("position", sine_positions(), persistent=False)
+        self.register_buffer("forbidden", neighbour_mask(), persistent=False)
+
+    def train(self, mode: bool = True) -> UniAS:
+        """Switch all but the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def fit_statistics(self, images: object) -> None:
+        """Nothing: features are taken as they come."""
+
+    def targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Blurred stages, which are restored, and the inputs (B, 2 C_l, h_l, w_l), fine to coarse."""
+        with torch.no_grad():
+            stages = [_resize(f.float(), G << (3 - i)) for i, f in enumerate(self.backbone(images))]
+            blurred = [_blur(f, 3, 1.0) for f in stages]
+            inputs = [torch.cat([g, f - g], dim=1) for f, g in zip(stages, blurred, strict=True)]
+        return blurred, inputs
+
+    def restore(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Inputs of `targets` to restored stages, fine to coarse."""
+        maps = self.pixel_decoder(inputs)
+        x, restored = self.query_maker(maps[0]), []
+        for i, level_map in enumerate(maps):
+            level = _tokens(self.to_grid[i](level_map))
+            x = self.levels[i](
+                x, level, self.position + self.level_embedding[i], self.query_position, self.forbidden
+            )
+            grid = F.interpolate(
+                _grid(self.norms[i](x)), scale_factor=float(1 << i), mode="bilinear", align_corners=True
+            )
+            restored.append(self.heads[i](grid))
+        return restored[::-1]
+
+    def loss(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """Squared error and cosine distance over the four stages; noise on some of the inputs."""
+        target, inputs = self.targets(batch["image"])
+        restored = self.restore([_with_noise(x) if torch.rand(()) < NOISE_CHANCE else x for x in inputs])
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            return reconstruction_loss(target, restored, weight=self.loss_config.unias_weight)
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Images (B, 3, H, W) to maps (B, H, W), the product of four blurred distances, and scores (B,)."""
+        target, inputs = self.targets(images)
+        product = None
+        for i, (g, r) in enumerate(zip(target, self.restore(inputs), strict=True)):
+            distance = (g - r.float()).square().sum(dim=1, keepdim=True).sqrt()
+            distance = F.interpolate(distance, size=(8 * G, 8 * G), mode="bilinear", align_corners=True)
+            size = 9 - 2 * i  # the finest stage is restored last and blurred most
+            distance = _blur(distance, size, size / 3)
+            product = distance if product is None else product * distance
+        return self.decision([product[:, 0]], tuple(images.shape[2:]))
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
+        """All but the backbone at one rate."""
+        learnt = [p for p in self.parameters() if p.requires_grad]
+        return [{"name": "decoder", "params": learnt, "lr": optim.lr}]
+
+    def deploy(self) -> UniAS:
+        """The model in eval mode: there is no batch norm to fold outside of the backbone."""
+        return self.eval()
+
+
+def sine_positions() -> Tensor:
+    """Sine positions of the grid, normalised to 2 pi: (1, N, D), half of the channels for each axis."""
+    step = (torch.arange(G, dtype=torch.float32) + 1) / G * 2 * math.pi
+    frequency = 10000 ** (2 * (torch.arange(D // 2) // 2) / (D // 2))
+    angle = step[:, None] / frequency
+    axis = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)  # (G, D / 2)
+    y, x = axis[:, None].expand(-1, G, -1), axis[None].expand(G, -1, -1)
+    return torch.cat([y, x], dim=2).view(1, G * G, D)
+
+
+def neighbour_mask() -> Tensor:
+    """(N, N), True where the second position lies in the 7 x 7 neighbourhood of the first: forbidden."""
+    place = torch.stack(torch.meshgrid(torch.arange(G), torch.arange(G), indexing="ij")).flatten(1)
+    apart = (place[:, :, None] - place[:, None]).abs().amax(dim=0)
+    return apart <= NEIGHBOURS // 2
+
+
+def _head(channels: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Conv2d(D, c, 3, padding=1) for c in (D, D, channels)))
+
+
+def _with_noise(x: Tensor) -> Tensor:
+    """Normal noise, at each position as large as 20 times the feature's norm over its channels' number."""
+    return x + torch.randn_like(x) * (NOISE * x.norm(dim=1, keepdim=True) / x.shape[1])
+
+
+def _tokens(grid: Tensor) -> Tensor:
+    return grid.flatten(2).transpose(1, 2)
+
+
+def _grid(tokens: Tensor) -> Tensor:
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, G, G)
+
+
+def _resize(x: Tensor, side: int) -> Tensor:
+    if tuple(x.shape[2:]) == (side, side):
+        return x
+    return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _blur(x: Tensor, size: int, sigma: float) -> Tensor:
+    """Gaussian of `size` x `size` with mirrored borders, each channel for itself."""
+    at = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
+    line = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = (line[:, None] * line / line.sum() ** 2).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, groups=x.shape[1])
