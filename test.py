@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.build import SPECS, build_data, dataset_root, test_config
+from datasets.build import SPECS, build_data, test_config
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
@@ -24,8 +24,9 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build, parse_override
 from utils.device import choose_device, choose_precision, peak_memory_gb
-from utils.evaluation import Scores, results_by_category, results_table, score_images, write_scores
+from utils.evaluation import Scores, results_by_category, results_table, score_images
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
+from utils.outputs import write_outputs
 from utils.results import write_results
 from utils.runs import git_sha, write_atomically
 
@@ -86,10 +87,11 @@ def main(argv: Sequence[str]) -> None:
     results = results_by_category(scores, config.eval, data.trained_defects)
     say(results_table(results, notes=[f"fair protocol: nothing shared between images; {path}"]))
     output = Path(args.output) if args.output else path.parent / "test"
-    write_scores(output / "scores.csv", scores, dataset_root(config.data))
+    command = shlex.join(["python", "test.py", *argv])
+    write_outputs(output, config, data.test, scores, results, command=command)
     timing = {"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(device)}
     about = {
-        "command": shlex.join(["python", "test.py", *argv]),
+        "command": command,
         "timing": timing,
         "parameters": sum(p.numel() for p in model.parameters()),
         "code": git_sha(),

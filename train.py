@@ -21,7 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from datasets.augment import flip_rotate, rescale
-from datasets.build import SPECS, RunData, build_data, categories_of, dataset_root, test_config
+from datasets.build import RunData, build_data, categories_of
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.samples import NORMAL
 from datasets.transforms import Normalise
@@ -39,11 +39,11 @@ from utils.evaluation import (
     results_table,
     score_images,
     to_device,
-    write_scores,
 )
-from utils.figures import clip_page, example_page, write_png
+from utils.figures import example_page
 from utils.metrics import Results, mean_results
 from utils.optim import make_optimizer
+from utils.outputs import write_outputs
 from utils.results import finished_results, protocol_notes, write_results
 from utils.runs import RunError, git_sha, locked, run_folder, write_text
 from utils.tracking import Tracker, show_final, validation_curve
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
         results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
         say(results_table(results, notes=protocol_notes(config)))
     for folder in folders:
-        say(f"scores.csv, heatmaps.png and all else: {folder}")
+        say(f"report.html, scores.csv, heatmaps.png and all else: {folder}")
 
 
 def resolved(config: Config) -> Config:
@@ -310,13 +310,9 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         data = run.data.evaluated(config.eval.split)
         scores = score(run, data)
         results = results_by_category(scores, config.eval, run.data.trained_defects)
-        root = dataset_root(test_config(config.data))
-        p_values = calibration.p_values(scores.score) if calibration else None
-        write_scores(folder / "scores.csv", scores, root, p_values=p_values)
-        page = example_page(data, scores, 8)
-        write_png(folder / "heatmaps.png", page)
-        if SPECS[test_config(config.data).name].video:
-            write_png(folder / "clips.png", clip_page(scores))
+        page = write_outputs(
+            folder, config, data, scores, results, command=run.command, calibration=calibration
+        )
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
         timing["ms_per_image"] = scores.ms_per_image
     timing["peak_memory_gb"] = peak_memory_gb(run.device)

@@ -76,6 +76,7 @@ class TestFilesOfARun:
         assert [x["iteration"] for x in found["curve"]] == [2]
         assert list(folder.glob("events.out*"))
         assert Image.open(folder / "heatmaps.png").size[0] > 100
+        assert "part: ROC" in (folder / "report.html").read_text()
         state = torch.load(folder / "last.pt", weights_only=True)
         assert state["iteration"] == 3 and state["optimizer"] is None
 

@@ -118,16 +118,28 @@ def pixel_metrics(
     n_normal, n_anomalous = pixels.normal.size, pixels.anomalous.size
     if not (n_normal and n_anomalous):
         return dict.fromkeys(names)
-    hits, alarms, alarms_before, covered = _curve(pixels)
+    curve = _curve(pixels)
+    hits, alarms, alarms_before, _ = curve
     new_hits = np.diff(hits, prepend=0)
     # Mann-Whitney in integers: each anomalous pixel against the normal ones below it, ties count half
     auroc = float(new_hits @ (2 * n_normal - alarms - alarms_before)) / (2 * n_normal * n_anomalous)
     ap = float(new_hits @ (hits / (hits + alarms))) / n_anomalous
     f1 = float(np.max(2 * hits / (hits + alarms + n_anomalous)))
-    # K + 1 flat pieces of the PRO curve, from one score to the next, joined by straight lines over the ties
-    flat = np.stack([np.append(0, alarms), np.append(alarms_before, n_normal)], axis=1)
-    fpr, overlap = flat.reshape(-1) / n_normal, np.repeat(np.append(0, covered), 2)
+    fpr, overlap = _overlap_curve(curve, n_normal)
     return dict(zip(names, [auroc, ap, f1, *(_area(fpr, overlap, x) for x in pro_limits)], strict=True))
+
+
+def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False positive rates, ascending, and the mean covered share of the regions at each, for a plot of PRO.
+
+    Raises:
+        ValueError: As `pixel_metrics`, or a class is absent.
+    """
+    pixels = _split_pixels(maps, masks)
+    if not (pixels.normal.size and pixels.anomalous.size):
+        raise ValueError("a PRO curve needs normal and anomalous pixels")
+    curve = _curve(pixels)
+    return _overlap_curve(curve, pixels.normal.size)
 
 
 def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
@@ -295,6 +307,12 @@ def _curve(pixels: _Pixels) -> _Curve:
     covered = np.cumsum(pixels.share[::-1])[last]
     n_normal = pixels.normal.size
     return _Curve(last + 1, n_normal - below[::-1], n_normal - at_most[::-1], covered / covered[-1])
+
+
+def _overlap_curve(curve: _Curve, n_normal: int) -> tuple[np.ndarray, np.ndarray]:
+    """K + 1 flat pieces of the PRO curve, from one score to the next, joined by straight lines over ties."""
+    flat = np.stack([np.append(0, curve.alarms), np.append(curve.alarms_before, n_normal)], axis=1)
+    return flat.reshape(-1) / n_normal, np.repeat(np.append(0, curve.covered), 2)
 
 
 def _area(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:

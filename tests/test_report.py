@@ -1,0 +1,112 @@
+"""report.html: self-contained, escaped, and with the numbers and pictures of the run."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from datasets.samples import Sample
+from utils.evaluation import Scores, results_by_category
+from utils.metrics import pro_curve
+from utils.report import GALLERY, Report, page
+
+
+class Tags(HTMLParser):
+    """Collects tags and checks that they close in order."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def report_of(make_config, tmp_path, count=20, category="part", anomalous=None, masks=True):
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(count):
+        label = int(i >= count // 2) if anomalous is None else int(anomalous)
+        samples.append(
+            Sample(tmp_path / f"<b>{i}.png", label, None, category, "test", "bent" if label else "good", "")
+        )
+    truth = np.zeros((count, 32, 48), np.uint8)
+    for i, s in enumerate(samples):
+        truth[i, 4:12, 5:15] = s.label
+    maps = (rng.random(truth.shape) + truth).astype(np.float32)
+    scores = Scores(samples, maps.max(axis=(1, 2)).astype(float), maps, truth if masks else None, 2.0)
+    results = results_by_category(scores, make_config().eval)
+    facts = {"command": "python train.py --set 'a=<b>'"}
+    pixels = lambda i: np.full((32, 48, 3), 7 * i % 255, np.uint8)  # noqa: E731
+    return Report("x & <y>", scores, pixels, results, ["a note"], facts, {"train": {"seed": 0}})
+
+
+def test_well_formed_and_without_network(make_config, tmp_path):
+    html = page(report_of(make_config, tmp_path))
+    tags = Tags()
+    tags.feed(html)
+    assert tags.open == []
+    assert not re.findall(r"(?:src|href)=.(?!data:)", html) and "http" not in html
+    assert "<b>" not in html and "&lt;b&gt;" in html and "x &amp; &lt;y&gt;" in html
+
+
+def test_for_people_who_listen(make_config, tmp_path):
+    tags = Tags()
+    tags.feed(page(report_of(make_config, tmp_path)))
+    assert ("html", {"lang": "en"}) in tags.seen
+    assert all(a.get("alt") for tag, a in tags.seen if tag == "img")
+    assert all(a.get("aria-label") for tag, a in tags.seen if tag == "svg")
+    headings = [tag for tag, _ in tags.seen if re.fullmatch(r"h\d", tag)]
+    assert headings[0] == "h1" and headings.count("h1") == 1
+    assert [a["scope"] for tag, a in tags.seen if tag == "th"].count("col") >= 5
+    assert any(tag == "caption" for tag, _ in tags.seen)
+
+
+def test_numbers_and_pictures(make_config, tmp_path):
+    report = report_of(make_config, tmp_path, count=100)
+    html = page(report)
+    for key in ("image_auroc", "pro"):
+        assert f"{100 * report.results['part'][key]:.2f}" in html
+    assert "part: ROC of images" in html and "part: PRO" in html and "scores of images" in html
+    gallery = html[html.index('id="gallery"') :]
+    assert gallery.count("<img") == GALLERY and f"{GALLERY} of 100 images" in html
+    missed = html[html.index("lowest scores") : html.index("highest scores")]
+    worst = min(i for i in range(50, 100) if report.scores.score[i] == report.scores.score[50:].min())
+    assert f'data-place="{worst}"' in missed
+
+
+@pytest.mark.parametrize(("anomalous", "masks"), [(1, True), (0, True), (None, False)])
+def test_what_is_missing_is_left_out(make_config, tmp_path, anomalous, masks):
+    html = page(report_of(make_config, tmp_path, anomalous=anomalous, masks=masks))
+    assert "part: PRO" not in html
+    assert ("part: ROC" in html) == (anomalous is None) == ("Only one kind of image" not in html)
+
+
+def test_pro_curve_has_the_area_of_the_metric():
+    rng = np.random.default_rng(0)
+    masks = (rng.random((4, 16, 16)) > 0.9).astype(np.uint8)
+    maps = rng.random(masks.shape) + 0.5 * masks
+    fpr, overlap = pro_curve(maps, masks)
+    kept = fpr <= 0.3
+    area = (
+        np.trapezoid(np.append(overlap[kept], np.interp(0.3, fpr, overlap)), np.append(fpr[kept], 0.3)) / 0.3
+    )
+    from utils.metrics import pixel_metrics
+
+    assert area == pytest.approx(pixel_metrics(maps, masks)["pro"], abs=1e-9)
+    assert (
+        (np.diff(fpr) >= 0).all() and (np.diff(overlap) >= -1e-12).all() and overlap[-1] == pytest.approx(1)
+    )
+    with pytest.raises(ValueError, match="needs normal and anomalous"):
+        pro_curve(maps, np.zeros_like(masks))
