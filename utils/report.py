@@ -138,7 +138,7 @@ def _histogram(text: str, values: np.ndarray, labels: np.ndarray) -> str:
                     f'<rect class="{kind}" x="{left:.1f}" y="{_y(0) - height:.1f}" width="{width:.1f}" '
                     f'height="{height:.1f}"/>'
                 )
-    axes = ("score", "share of the images: blue normal, orange anomalous")
+    axes = ("score", "share: blue normal, orange anomalous")
     return _figure(text, axes, "".join(bars), ends=(f"{low:.3g}", f"{high:.3g}"))
 
 

@@ -1,0 +1,124 @@
+"""Published numbers as data, and the tables made of them and of runs."""
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+from conftest import LITE0, ROOT
+
+from utils.cli import run_command
+from utils.config import load_config, read_yaml
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import table_specs
+import tables
+
+PUBLISHED = sorted((ROOT / "results/published").glob("*.yaml"))
+SPECS = sorted((ROOT / "scripts/tables").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_printed_means_are_those_of_the_cells_or_noted(path):
+    tree = read_yaml(path)
+    notes = " ".join(map(str, tree.get("notes", [])))
+    for method, means in (tree.get("printed_means") or {}).items():
+        cells = list(tree["rows"][method].values())
+        for k, printed in enumerate(means):
+            values = [c[k] for c in cells if len(c) > k and c[k] is not None]
+            if printed is None or len(values) < len(cells):
+                continue
+            rounding = 0.001 if printed <= 1 else 0.1  # half of it in the cells, half in the mean
+            if abs(statistics.fmean(values) - printed) > rounding + 1e-9:
+                assert f"{method} {tree['metrics'][k]}: printed mean" in notes, (method, k)
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_every_spec_finds_its_published_row_and_its_settings(path):
+    table = table_specs.load_table(path.stem)
+    for row in table.rows:
+        values = [v for j in range(len(table.columns)) for v in table_specs.printed(table, row["name"], j)]
+        assert row["name"] is None or any(v is not None for v in values), row
+        for column in table.columns:
+            flags = [*table.flags, *column.flags, *map(str, row.get("flags") or [])]
+            run = tables.Run(column.dataset, column.categories[0], tuple(flags), 0)
+            args = tables.parse_arguments(["x", "--dry-run"])
+            config = tables._resolved(tuple(tables.command_of(run, args)))  # unknown settings would stop it
+            assert config.data.name == column.dataset
+        for setting in row.get("score", ()):
+            key, _, value = setting.partition("=")
+            load_config(ROOT / "configs/mvtec.yaml", {key: value})
+
+
+def test_numbered_rows_run_over_the_columns():
+    table = table_specs.load_table("11")
+    assert table_specs.printed(table, 1, 0) == [95.17] and table_specs.printed(table, 1, 1) == [95.01]
+    assert table_specs.printed(table_specs.load_table("12"), 7, 2) == [None]  # MVTec AD is ours
+    assert table_specs.printed(table_specs.load_table("library"), "anomalib UniNet", 0)[0] == pytest.approx(
+        99.9
+    )
+
+
+def test_every_table_has_a_script():
+    parts = {p.stem for p in SPECS}
+    for number in range(1, 13):
+        name = f"{number:02d}"
+        assert any(part.startswith(name) for part in parts)
+        assert f'table.sh" {name} ' in (ROOT / f"scripts/table{name}.sh").read_text()
+    assert {"unias", "library"} <= parts
+
+
+def test_dry_run_needs_no_data(capfd):
+    assert run_command(tables.main, ["01b", "--dry-run", "--seeds", "0", "1", "--step-seconds", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "table 01b: 24 runs" in out and out.count("--category 02") == 8 and "at 2 s a step" in out
+    assert run_command(tables.main, ["99", "--dry-run"]) == 2
+    assert "no table '99'; there are 01a" in capfd.readouterr().err
+    assert run_command(tables.main, ["01"]) == 2
+    assert "--data DIR" in capfd.readouterr().err
+
+
+def test_end_to_end(masters, tmp_path, capfd):
+    flags = [
+        "01b", "--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--categories", "01",
+        "--rows", "1", "4", "--backbone", LITE0, "--iterations", "1", "--output", str(tmp_path / "out"),
+        "--quiet", "--april", "--set", "data.image_size=64", "--set", "model.random_weights=true",
+        "--set", "train.batch_size=2", "--set", "train.precision=fp32", "--set", "model.width=0.5",
+    ]  # fmt: skip
+    assert run_command(tables.main, flags) == 0
+    out = capfd.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")
+    ]
+    assert rows[0] == ["method", "column", "metric", "published", tables.FAIR, tables.APRIL]
+    ours = {(r[0], r[2]): r[3:] for r in rows}
+    assert ours["PatchCore", "I-AUROC"] == ["93.13", "", ""]
+    assert ours["UniNet, released", "I-AUROC"] == ["97.73", "", ""]  # not asked for: stays empty
+    published, fair, april = ours["UniNet, paper", "P-AUROC"]
+    assert published == "97.7" and fair.endswith("(1 of 3)") and april.endswith("(1 of 3)")
+    assert ours["memory bank", "I-AUROC"][0] == "" and ours["memory bank", "I-AUROC"][1]
+    lines = (tmp_path / "out/table01b.csv").read_text().splitlines()
+    assert lines[0].startswith("method,column,metric,published") and len(lines) == len(rows) - 1
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("metrics.json")}
+    assert run_command(tables.main, flags) == 0  # finished runs are reused
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("metrics.json")} == before
+
+
+def test_mean_and_spread_over_seeds():
+    column = table_specs.Column("mean", "btad", ("01", "02"), ("image_auroc",))
+    runs = [tables.Run("btad", c, (), seed) for seed in (0, 1) for c in ("01", "02")]
+    trees = [
+        {"timing": {}, "results": {r.category: {"image_auroc": v}}}
+        for r, v in zip(runs, (0.8, 0.9, 0.9, 1.0))
+    ]
+    assert tables._cell(runs, trees, column, "image_auroc", spread=False) == "90.00 ± 7.07"
+    assert tables._cell(runs, trees, column, "image_auroc", spread=True) == "7.07"
+    assert tables._cell(runs, [*trees[:3], None], column, "image_auroc", spread=False) == "85.00"
+    assert tables._cell(runs[:1], [None], column, "image_auroc", spread=False) == ""
+
+
+def test_scripts_as_commands():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/tables.py"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--dry-run" in done.stdout
