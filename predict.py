@@ -101,6 +101,11 @@ def unknown_images(where: Path, state: Checkpoint) -> ImageSet:
     if not found:
         raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
     data = state.config.data
+    if data.time_step:
+        raise ConfigError(
+            "this model predicts a frame from an earlier one; predict.py reads single images: train with "
+            "data.time_step=0"
+        )
     samples = [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p)) for p in found]
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
     return ImageSet(samples, decode, Normalise(*input_normalisation(state.config.model.backbone)))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.build import SPECS, build_data, test_config
+from datasets.build import SPECS, build_test, test_config
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
@@ -27,11 +27,12 @@ from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.evaluation import Scores, results_by_category, results_table, score_images
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from utils.outputs import write_outputs
-from utils.results import write_results
+from utils.results import protocol_notes, write_results
 from utils.runs import git_sha, write_atomically
 
 UNFAIR = "not a fair protocol"
 APRIL = "april-2025"
+CHANGEABLE = ("eval.segmentation", "eval.clip_sigma", "eval.batch_size")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -75,20 +76,22 @@ def main(argv: Sequence[str]) -> None:
     model = build_model(config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     model = model.deploy()
-    data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
+    data, defects = build_test(
+        config, trained_config(state.config, config), Normalise(*input_normalisation(config.model.backbone))
+    )
 
     def score() -> Scores:
         precision, batch_size = config.train.precision, config.eval.batch_size
         return score_images(
-            model, data.test, batch_size=batch_size, device=device, precision=precision, quiet=args.quiet
+            model, data, batch_size=batch_size, device=device, precision=precision, quiet=args.quiet
         )
 
     scores = score()
-    results = results_by_category(scores, config.eval, data.trained_defects)
-    say(results_table(results, notes=[f"fair protocol: nothing shared between images; {path}"]))
+    results = results_by_category(scores, config.eval, defects)
+    say(results_table(results, notes=[*protocol_notes(config), str(path)]))
     output = Path(args.output) if args.output else path.parent / "test"
     command = shlex.join(["python", "test.py", *argv])
-    write_outputs(output, config, data.test, scores, results, command=command)
+    write_outputs(output, config, data, scores, results, command=command)
     timing = {"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(device)}
     about = {
         "command": command,
@@ -123,7 +126,7 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
         data = dataclasses.replace(data, test_name=args.dataset, test_root=None, test_category=None)
     elif args.dataset == data.name:
         data = dataclasses.replace(data, test_name=None)
-    data = test_config(data)
+    data = test_config(dataclasses.replace(config, data=data))
     data = dataclasses.replace(
         data, root=args.data_root or data.root, category=args.category or data.category
     )
@@ -133,23 +136,31 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
     tree = config.to_dict()
     for key, value in map(parse_override, args.set):
         section, _, name = key.partition(".")
-        if section not in ("score", "eval"):
+        if section != "score" and key not in CHANGEABLE:
             raise ConfigError(
-                f"--set {key}: a trained model has that fixed; score.* and eval.* can be changed"
+                f"--set {key}: a trained model has that fixed; "
+                f"score.* and {', '.join(CHANGEABLE)} can be changed"
             )
         tree[section][name] = value
     tree["eval"] |= {"split": "test", "every": 0}
     return build(Config, tree)
 
 
+def trained_config(trained: Config, tested: Config) -> Config:
+    """The run's own configuration, its dataset where the tested one is if they are the same."""
+    if trained.data.name != tested.data.name:
+        return trained
+    return dataclasses.replace(trained, data=dataclasses.replace(trained.data, root=tested.data.root))
+
+
 def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     """Metrics as the first public evaluation computed them; not a fair protocol.
 
     Scores are smoothed along the list of each category's test images in folder order, where neighbours share
-    their label; PRO takes 800 thresholds and stretches the false-positive rate. Pixel AUROC and AP are not
-    touched.
+    their label; PRO takes 800 thresholds and stretches the false-positive rate; DSC and mIoU are soft. Pixel
+    AUROC and AP are not touched.
     """
-    fair = results_by_category(scores, config.eval)
+    fair = results_by_category(scores, dataclasses.replace(config.eval, segmentation="soft"))
     results: dict[str, Results] = {}
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])

@@ -49,6 +49,7 @@ from utils.runs import RunError, git_sha, locked, run_folder, write_text
 from utils.tracking import Tracker, show_final, validation_curve
 
 BEST = "best.pt"
+CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
 STATISTICS_IMAGES = 64  # that feature statistics are taken from
 
 
@@ -283,7 +284,7 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
     mean = results["mean"]
     tracker.note(f"step {done}, {split}: {short(mean)}")
     if config.eval.select == "best":
-        value = mean["image_auroc"] if mean["pro"] is None else mean["pro"]  # the released code's criterion
+        value = next(mean[name] for name in CRITERIA if mean.get(name) is not None)
         path = run.folder / BEST
         if not path.is_file() or value > load_checkpoint(path).value:
             Checkpoint(config, run.model.state_dict(), done, value=value).save(path)
@@ -340,8 +341,8 @@ def score(run: Run, data: ImageSet) -> Scores:
 
 def short(mean: Results) -> str:
     """The headline metrics in one line."""
-    names = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
-    return ", ".join(f"{name} {100 * mean[name]:.2f}" for name in names if mean[name] is not None)
+    names = ("dsc", "miou", "frame_auroc_micro", "image_auroc", "pixel_auroc", "pixel_ap", "pro")
+    return ", ".join(f"{name} {100 * mean[name]:.2f}" for name in names if mean.get(name) is not None)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,7 @@ INDUSTRIAL = (MVTEC, BTAD, VISA, MVTEC3D, VAD, KOLEKTOR)
 MEDICAL = (APTOS, OCT2017, ISIC2018)
 POLYP = (KVASIR, CLINICDB, COLONDB)
 SPECS = {spec.name: spec for spec in (*INDUSTRIAL, *MEDICAL, *POLYP, PED2, FOLDER, DEMO)}
+_log = logging.getLogger("uninet")
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
 
 
@@ -66,16 +68,26 @@ def dataset_root(data: DataConfig) -> Path | None:
     Raises:
         DatasetError: for an unknown dataset name.
     """
-    if data.name not in SPECS:
-        raise DatasetError(f"unknown dataset '{data.name}'; choose one of {', '.join(SPECS)}")
+    spec_of(data.name)
     if data.name == "demo":
         return write_demo(Path(data.root) if data.root else DEMO_ROOT)
     return Path(data.root) if data.root else None
 
 
+def spec_of(name: str) -> DatasetSpec:
+    """The dataset of that name.
+
+    Raises:
+        DatasetError: for an unknown one.
+    """
+    if name not in SPECS:
+        raise DatasetError(f"unknown dataset '{name}'; choose one of {', '.join(SPECS)}")
+    return SPECS[name]
+
+
 def categories_of(data: DataConfig) -> list[str]:
     """Names of the categories that `data.category` stands for, in order."""
-    samples = collect(SPECS[data.name], dataset_root(data), data.category, warn=False)  # build_data warns
+    samples = collect(spec_of(data.name), dataset_root(data), data.category, warn=False)  # build_data warns
     return list(dict.fromkeys(s.category for s in samples))
 
 
@@ -89,42 +101,73 @@ class Parts:
     synthetic: bool
     test: list[Sample]
 
+    @property
+    def defects(self) -> frozenset[str]:
+        """The kinds of anomaly that training sees."""
+        return frozenset(s.defect for s in self.train if s.label == ANOMALOUS)
+
 
 def build_data(config: Config, normalise: Normalise) -> RunData:
     """List, check and split the samples of a run; nothing is decoded yet.
 
     Raises:
-        DatasetError: as `collect`, or if a part would be empty, or without the masks that the loss needs.
+        DatasetError: as `collect`, or if a part would be empty, the loss lacks masks that it needs, or a test
+            image is trained on.
         ConfigError: if settings of the data do not go together.
     """
     data, parts = config.data, split_samples(config)
     images = partial(_images, config, normalise)
     train = images(parts.train, cached=True)
     if "mask" in (config.loss.anomalous, config.model.head) and not train.has_masks:
-        raise DatasetError(f"{data.name} has no masks for its anomalous training images; the loss needs them")
-    test, of_test = images(parts.test), test_config(data)
-    if of_test is not data:  # cross-dataset
-        samples = collect(SPECS[of_test.name], dataset_root(of_test), of_test.category)
-        test = images([s for s in samples if s.split == "test"], of_test)
+        raise DatasetError(f"{data.name} lacks masks of anomalous training images, which the loss needs")
+    test, of_test = parts.test, test_config(config)
+    if data.test_name is not None:  # cross-dataset
+        samples = collect(spec_of(of_test.name), dataset_root(of_test), of_test.category)
+        test = [s for s in samples if s.split == "test"]
+    check_disjoint(parts.train, test)
     validation = images(parts.validation, cached=True) if parts.validation else None
     if parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed)
-    defects = frozenset(s.defect for s in parts.train if s.label == ANOMALOUS)
-    return RunData(train, images(parts.calibration), test, validation, trained_defects=defects)
+    return RunData(train, images(parts.calibration), images(test, of_test), validation, parts.defects)
+
+
+def build_test(config: Config, trained: Config, normalise: Normalise) -> tuple[ImageSet, frozenset[str]]:
+    """The test set of `config` for a model that was trained as `trained` says, and the defects it has seen.
+
+    Raises:
+        DatasetError: as `collect`, or if a test image was trained on.
+    """
+    data = config.data
+    same = (data.name, data.category) == (trained.data.name, trained.data.category)
+    parts = None
+    if dataset_root(trained.data) is None or dataset_root(trained.data).is_dir():
+        parts = split_samples(trained)
+    else:
+        _log.warning("the training images are not at %s: overlap with them is not checked", trained.data.root)
+    if same and parts is not None:
+        test = parts.test
+    else:
+        samples = collect(spec_of(data.name), dataset_root(data), data.category)
+        test = [s for s in samples if s.split == "test"]
+    if parts is not None:
+        check_disjoint(parts.train, test)
+    defects = parts.defects if same and parts is not None else frozenset()
+    return _images(config, normalise, test), defects
 
 
 def split_samples(config: Config) -> Parts:
     """The parts of the dataset that is trained on."""
-    data, seed, spec = config.data, config.train.seed, SPECS[config.data.name]
-    if data.train_limit and data.time_step:
-        raise ConfigError("data.train_limit leaves gaps between frames; it needs data.time_step=0")
+    data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
+    if data.time_step and (data.train_limit or data.moved_anomalies):
+        raise ConfigError(
+            "data.train_limit and data.moved_anomalies leave gaps between frames; they need data.time_step=0"
+        )
     samples = collect(spec, dataset_root(data), data.category)
-    test, moved = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies, seed=seed)
+    test, moved = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]
     if spec.drops_copies:
         normal = without_copies(normal, test)
-    check_disjoint([*normal, *anomalous], test)
     normal, calibration = hold_out(normal, data.calibration_fraction, seed=seed)
     validation = [s for s in samples if s.split == "validation"]
     synthetic = _wants_validation(config) and not validation
@@ -134,7 +177,15 @@ def split_samples(config: Config) -> Parts:
         normal, validation = hold_out(normal, data.validation_fraction, seed=seed)
         if not validation:
             raise DatasetError(f"{len(normal)} training images leave none for data.validation_fraction")
-    train = [*normal, *anomalous] if config.model.setting == "supervised" else normal
+    apart = {s.group for s in (*calibration, *(validation if synthetic else ()))}
+    anomalous = [s for s in anomalous if s.group not in apart]  # items that are held out stay out
+    supervised = config.model.setting == "supervised"
+    if supervised and not anomalous:
+        raise DatasetError(
+            f"{spec.name} has no anomalous training image for --setting supervised; "
+            "data.moved_anomalies=N moves some of the test set's there"
+        )
+    train = [*normal, *anomalous] if supervised else normal
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
     return Parts(limit(train, data.train_limit, seed=seed), calibration, validation, synthetic, test)
@@ -168,26 +219,29 @@ def _images(
     return images
 
 
-def test_config(data: DataConfig) -> DataConfig:
+def test_config(config: Config) -> DataConfig:
     """How the test images are read: as the training images, or as the config of `data.test_name` says.
 
     Raises:
         DatasetError: for an unknown dataset name.
     """
+    data, model = config.data, config.model
     if data.test_name is None:
         return data
-    if data.test_name not in SPECS:
-        raise DatasetError(f"unknown dataset '{data.test_name}'; choose one of {', '.join(SPECS)}")
     chosen = {"data.root": data.test_root, "data.category": data.test_category or "all"}
-    category = data.test_category
-    return load_config(CONFIGS / f"{data.test_name}.yaml", chosen, category=category).data
+    chosen |= {"model.name": model.name, "model.backbone": model.backbone}
+    if model.flavor != "default":
+        chosen["model.flavor"] = model.flavor
+    path = CONFIGS / f"{spec_of(data.test_name).name}.yaml"
+    return load_config(path, chosen, category=data.test_category).data
 
 
-def move_anomalies(test: list[Sample], number: int, *, seed: int) -> tuple[list[Sample], list[Sample]]:
+def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[Sample]]:
     """The test samples without `number` of the anomalous ones, and those, now of the training set.
 
     Whole groups of anomalous images are drawn until the number is reached, first of those of which nothing
-    normal is tested, so that an item is on one side where that is possible.
+    normal is tested, so that an item is on one side where that is possible. Always the same ones: the test
+    set does not change with the seed.
 
     Raises:
         DatasetError: if none would be left to test on.
@@ -196,7 +250,7 @@ def move_anomalies(test: list[Sample], number: int, *, seed: int) -> tuple[list[
         return test, []
     tested = {s.group for s in test if s.label == NORMAL}
     groups = sorted({s.group for s in test if s.label == ANOMALOUS})
-    random.Random(f"{seed}-moved").shuffle(groups)  # noqa: S311 (a split, no secret)
+    random.Random("moved").shuffle(groups)  # noqa: S311 (a split, no secret)
     groups.sort(key=tested.__contains__)
     chosen: set[str] = set()
     for group in groups:

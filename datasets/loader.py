@@ -82,7 +82,7 @@ class SyntheticValidation(ImageSet):
         normal = held_out.samples
         defective = [_with_defect(s) for s in normal]
         super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
-        self.held_out, self.has_masks = held_out.fill_cache(quiet=True), True
+        self.held_out, self.has_masks, self.kind = held_out.fill_cache(quiet=True), True, held_out.kind
         self._defects = [
             add_defect(held_out.pixels(i), np.random.default_rng([seed, i])) for i in range(len(normal))
         ]

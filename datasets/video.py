@@ -77,6 +77,7 @@ class FrameSet(ImageSet):
     """Samples as frames (B, 2, 3, H, W): the one `time_step` earlier in the clip, and the one that is judged.
 
     Near the start of a clip the earlier one is the clip's first. With `time_step` 0 both are the same.
+    Otherwise there are no masks: anomaly maps are of the earlier frame, masks of the later one.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class FrameSet(ImageSet):
         first = {}
         for i, sample in enumerate(self.samples):
             first.setdefault(sample.group, i)
+        self.has_masks = self.has_masks and time_step == 0
         self.earlier = [max(first[s.group], i - time_step) for i, s in enumerate(self.samples)]
 
     def __getitems__(self, indices: list[int]) -> Batch:

@@ -2,7 +2,8 @@
 
 python scripts/prepare_kolektor.py --source DIR --output DIR/kolektor
 
-Training on KolektorSDD alone needs no preparation. The split is the one-class split of configs/kolektor.yaml.
+Training on KolektorSDD alone needs no preparation. The split is the one-class split of configs/kolektor.yaml,
+without the training images of kos26 and kos34: they are copies of others, and this layout cannot say so.
 Put other categories (links will do) beside the output and train with
 --config configs/folder.yaml --data-root DIR --setting multi-class.
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from preparation import Item, Source, parse_arguments, prepare
 
-from datasets.kolektor import KOLEKTOR
+from datasets.kolektor import COPIES, KOLEKTOR
 from datasets.samples import collect
 from utils.cli import run_command
 
@@ -36,6 +37,8 @@ def plan(source: Source) -> list[Item]:
     source.require("kos01")
     items = []
     for sample in collect(KOLEKTOR, source.folder, "all"):
+        if sample.split == "train" and sample.path.parent.name in COPIES:
+            continue
         name = f"{sample.path.parent.name}_{sample.path.stem}"
         items.append(Item(sample.path, f"{sample.split}/{sample.defect}/{name}{sample.path.suffix}"))
         if sample.mask_path is not None:

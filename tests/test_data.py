@@ -108,7 +108,7 @@ class TestSplits:
         config = make_config(
             data__root=str(mvtec_like), data__category="part", data__calibration_fraction=0.2,
             eval__split="validation",
-            data__validation_fraction=0.25, data__image_size=(48, 40),
+            data__validation_fraction=0.25, data__image_size=(64, 32),
         )  # fmt: skip
         data = build_data(config, NORMALISE)
         parts = [data.train, data.calibration, data.validation.held_out, data.test]

@@ -89,7 +89,7 @@ class TestListing:
         shape = (2, 3, 64, 64) if spec.video else (3, 64, 64)
         assert batch["frames" if spec.video else "image"].shape == (len(data.test), *shape)
         assert batch["label"].sum() == test_anomalous
-        if spec.has_masks:
+        if spec.has_masks and not config_of(spec, root).data.time_step:
             assert batch["mask"].shape == (len(data.test), 1, 64, 64)
             assert [bool(m.any()) for m in batch["mask"]] == batch["label"].bool().tolist()
         else:
@@ -376,7 +376,8 @@ def test_a_short_run(root, spec, flavor, tmp_path, capfd):
     category, counts = next(iter(spec.counts.items()))
     result = json.loads(path.read_text())["results"][category]
     assert (result["n_normal"], result["n_anomalous"]) == counts[1:3]
-    assert (result["pixel_auroc"] is not None) == spec.has_masks
+    known = spec.has_masks and (spec.name, flavor) != ("ped2", "paper")  # its maps are of an earlier frame
+    assert (result["pixel_auroc"] is not None) == known
     if spec.segmentation:
         assert result["image_auroc"] is None and 0 <= result["miou"] <= result["dsc"] <= 1
     else:

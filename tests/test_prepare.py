@@ -159,7 +159,8 @@ class TestPreparation:
         def key(s):
             return s.path.read_bytes(), s.split, s.label, s.mask_path and s.mask_path.read_bytes()
 
-        assert sorted(map(str, map(key, made))) == sorted(map(str, map(key, raw)))
+        kept = [s for s in raw if s.split == "test" or s.path.parent.name != "kos26"]  # a copy of kos01
+        assert sorted(map(str, map(key, made))) == sorted(map(str, map(key, kept)))
 
     @pytest.mark.parametrize("name", ["aptos", "isic2018", "visa", "polyp", "kolektor"])
     def test_as_commands(self, name, tmp_path):

@@ -1,6 +1,7 @@
 """Supervised, cross-dataset, polyp and video runs: what is trained on, tested on and reported."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -78,7 +79,7 @@ class TestSupervised:
         assert [s.label for s in supervised.train.samples].count(1) == 2
         assert supervised.trained_defects == {"bad"} and not supervised.train.has_masks
         assert data_of("vad", masters["vad"]).trained_defects == frozenset()
-        with pytest.raises(DatasetError, match="vad has no masks"):
+        with pytest.raises(DatasetError, match="vad lacks masks"):
             data_of("vad", masters["vad"], **{"model.setting": "supervised", "loss.anomalous": "mask"})
 
     def test_moved_anomalies_leave_the_same_test_set_to_both_settings(self, masters):
@@ -104,6 +105,26 @@ class TestSupervised:
         assert code == 0, err
         assert list(results_of(tmp_path / "runs")) == ["kolektor", "mean"]  # one kind of defect: seen
 
+    def test_nothing_to_learn_from(self, run):
+        code, _, err = run("btad", "--setting", "supervised", "--category", "01")
+        assert code == 1 and "has no anomalous training image for --setting supervised" in err
+        code, _, err = run("vad", "--setting", "supervised", "--model", "memory-bank")
+        assert code == 2 and "memory-bank learns from normal images" in err
+
+    def test_held_out_items_stay_out(self, masters):
+        settings = {"model.setting": "supervised", "data.moved_anomalies": 2, "eval.split": "validation"}
+        data = data_of("kolektor", masters["kolektor"], **settings, **{"data.validation_fraction": 0.3})
+        held = {s.group for s in data.validation.samples}
+        assert held and not held & {s.group for s in data.train.samples}
+
+    def test_the_moved_ones_do_not_depend_on_the_seed(self, masters):
+        settings = {"model.setting": "supervised", "data.moved_anomalies": 2}
+        sets = [
+            data_of("kolektor", masters["kolektor"], **settings, **{"train.seed": seed}).test.samples
+            for seed in (0, 1, 2)
+        ]
+        assert sets[0] == sets[1] == sets[2]
+
     def test_no_normal_images(self, run):
         code, _, err = run("clinicdb", "--setting", "one-class", "--category", "random")
         assert code == 1 and "clinicdb has no normal training image; it is for --setting supervised" in err
@@ -115,18 +136,6 @@ class TestPolyps:
         code, out, err = run("clinicdb", *flags)
         assert code == 0 and "DSC" in out and "I-AUROC" not in out, err
         assert results_of(tmp_path / "runs")["sequence"]["n_anomalous"] == 2
-
-    def test_several_sizes_and_augmentation_resume_exactly(self, run, tmp_path):
-        flags = ["--category", "random", "--iterations", "8", "--set", "train.save_every=5"]
-        assert run("clinicdb", *flags, output="whole")[0] == 0
-        whole = torch.load(next((tmp_path / "whole").rglob("last.pt")), weights_only=True)
-        stop = run("clinicdb", *flags[:2], "--iterations", "5", *flags[4:], "--name", "x", output="parts")
-        assert stop[0] == 0
-        folder = next((tmp_path / "parts").rglob("last.pt")).parent
-        code, _, err = run("clinicdb", *flags, "--name", "x", "--overwrite", output="parts")
-        assert code == 0, err
-        again = torch.load(folder / "last.pt", weights_only=True)
-        assert all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
 
     def test_a_kill_in_the_middle_of_the_sizes(self, run, tmp_path, monkeypatch):
         flags = ["--category", "random", "--iterations", "7", "--set", "train.save_every=1"]
@@ -245,13 +254,12 @@ class TestVideo:
         assert Image.open(picture).size[0] == 960
         code, _, err = run("ped2", "--iterations", "1", "--eval", "validation", output="other")
         assert code == 2 and "ped2 has no validation images" in err
-        code, _, err = run("ped2", "--set", "data.train_limit=3", output="other")
-        assert code == 2 and "data.train_limit leaves gaps between frames" in err
+        for key in ("train_limit", "moved_anomalies"):
+            code, _, err = run("ped2", "--set", f"data.{key}=3", output="other")
+            assert code == 2 and "leave gaps between frames" in err
 
     def test_memory_bank_sees_single_frames(self, run, tmp_path):
-        code, out, err = run(
-            "ped2", "--model", "memory-bank", "--set", "data.time_step=0", "--set", "data.train_limit=3"
-        )
+        code, out, err = run("ped2", "--model", "memory-bank", "--set", "data.train_limit=3")
         assert code == 0 and "micro" in out, err
 
     def test_curves_show_anomalous_frames(self, masters):
@@ -262,8 +270,6 @@ class TestVideo:
         assert shaded[:, :320].any() and shaded[:, 320:640].any() and not shaded[:, 640:].any()
 
     def test_damaged_intervals(self, masters, tmp_path):
-        import shutil
-
         root = shutil.copytree(masters["ped2"], tmp_path / "ped2")
         (root / "Test/UCSDped2.m").write_text("TestVideoFile = {};")
         with pytest.raises(DatasetError, match="has 0 intervals for 2 test clips"):
@@ -299,11 +305,102 @@ class TestCrossDataset:
         assert data.train.decode.size == (64, 64) and data.test.decode.size == (640, 256)
         assert {s.category for s in data.test.samples} == {"kolektor"}
 
+    def test_read_as_the_flavour_says(self, masters):
+        for flavor, resize in (("paper", "bilinear"), ("released", "lanczos")):
+            settings = {
+                "data.test_name": "vad",
+                "data.test_root": str(masters["vad"]),
+                "model.flavor": flavor,
+            }
+            data = data_of("btad", masters["btad"], **settings, **{"model.setting": "cross-dataset"})
+            assert data.test.decode.resize == resize
+
+    def test_a_test_image_that_was_trained_on(self, masters, tmp_path):
+        root = shutil.copytree(masters["vad"], tmp_path / "vad")
+        shutil.copy(next((masters["btad"] / "01/train/ok").glob("0*")), root / "test/good/000.png")
+        settings = {"data.test_name": "vad", "data.test_root": str(root), "model.setting": "cross-dataset"}
+        with pytest.raises(DatasetError, match="is the same file as"):
+            data_of("btad", masters["btad"], **settings)
+
     def test_unknown_dataset(self, run):
         code, _, err = run("btad", "--setting", "cross-dataset", "--test-dataset", "nothing")
         assert code == 1 and "unknown dataset 'nothing'" in err
         code, _, err = run("btad", "--setting", "cross-dataset")
         assert code == 2 and "belong together" in err
+
+
+class TestTestCommand:
+    def command(self, *flags):
+        return run_command(test_command.main, ["--quiet", *flags])
+
+    def test_seen_defects_are_those_of_the_run(self, run, masters, tmp_path, capfd):
+        flags = ("--setting", "supervised", "--iterations", "1", "--set", "data.moved_anomalies=2")
+        assert run("kolektor", *flags)[0] == 0
+        (folder,) = (tmp_path / "runs").glob("kolektor/supervised/kolektor/*")
+        vad = ("--checkpoint", str(folder), "--dataset", "vad", "--data-root", str(masters["vad"]))
+        assert self.command(*vad) == 0
+        assert list(json.loads((folder / "test/metrics.json").read_text())["results"]) == ["vad", "mean"]
+
+    def test_another_split_of_the_same_images_is_refused(self, run, masters, tmp_path, capfd):
+        root = shutil.copytree(masters["clinicdb"], tmp_path / "clinicdb")
+        trained = next(p for p in (root / "random/train/images").iterdir() if p.suffix == ".jpg")
+        shutil.copy(trained, next((root / "sequence/test/images").glob("0*.jpg")))
+        flags = ["--config", str(CONFIGS / "clinicdb.yaml"), "--data-root", str(root), *SMALL]
+        flags += ["--output", str(tmp_path / "r"), "--category", "random", "--iterations", "1"]
+        assert run_command(train.main, flags) == 0
+        (folder,) = (tmp_path / "r").glob("*/*/random/*")
+        assert self.command("--checkpoint", str(folder)) == 0
+        assert self.command("--checkpoint", str(folder), "--category", "sequence") == 1
+        assert "is the same file as" in capfd.readouterr().err
+
+    def test_unfair_numbers_stay_unfair(self, run, masters, tmp_path, capfd):
+        best = ("--select", "best", "--set", "eval.every=1")
+        assert run("btad", "--category", "01", "--iterations", "1", *best)[0] == 0
+        (folder,) = (tmp_path / "runs").glob("btad/one-class/01/*")
+        assert self.command("--checkpoint", str(folder)) == 0
+        assert "NOT A FAIR PROTOCOL" in capfd.readouterr().out
+        assert json.loads((folder / "test/metrics.json").read_text())["protocol"]["fair"] is False
+        assert self.command("--checkpoint", str(folder), "--set", "eval.select=last") == 2
+
+    def test_soft_dice_says_so(self, run, masters, tmp_path, capfd):
+        assert run("clinicdb", "--category", "random", "--iterations", "1")[0] == 0
+        (folder,) = (tmp_path / "runs").glob("clinicdb/supervised/random/*")
+        assert self.command("--checkpoint", str(folder), "--protocol", "april-2025") == 0
+        hard = json.loads((folder / "test/metrics.json").read_text())
+        april = json.loads((folder / "test/april-2025/metrics.json").read_text())
+        assert hard["protocol"]["fair"] and not april["protocol"]["fair"]
+        assert self.command("--checkpoint", str(folder), "--set", "eval.segmentation=soft") == 0
+        assert "NOT A FAIR PROTOCOL: soft DSC" in capfd.readouterr().out
+        soft = json.loads((folder / "test/metrics.json").read_text())
+        assert not soft["protocol"]["fair"] and soft["protocol"]["segmentation"] == "soft"
+        dsc = [tree["results"]["random"]["dsc"] for tree in (hard, april, soft)]
+        assert dsc[0] != dsc[1] == dsc[2]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("dataset", "flag", "message"),
+        [
+            ("ped2", "data.augment=flip-rotate", "are for single images"),
+            ("ped2", "train.scales=[0.75,1.0]", "are for single images"),
+            ("btad", "train.scales=[]", "train.scales is empty"),
+            ("btad", "train.epochs=0", "train.epochs is 0"),
+            ("btad", "data.image_size=72", "must be multiples of 32"),
+            ("btad", "data.name=foo", "unknown dataset 'foo'"),
+        ],
+    )
+    def test_one_line(self, run, dataset, flag, message):
+        code, _, err = run(dataset, "--category", "all", "--set", flag)
+        assert code in (1, 2) and message in err and err.count("\n") == 1
+
+    def test_predict_with_a_model_of_frame_pairs(self, run, masters, tmp_path, capfd):
+        import predict
+
+        assert run("ped2", "--iterations", "1")[0] == 0
+        (folder,) = (tmp_path / "runs").glob("ped2/one-class/ped2/*")
+        image = next((masters["ped2"] / "Test/Test001").glob("*.tif"))
+        assert run_command(predict.main, ["--checkpoint", str(folder), str(image), "--quiet"]) == 2
+        assert "predict.py reads single images" in capfd.readouterr().err
 
 
 class TestScoreSettingsWithoutTraining:

@@ -150,7 +150,7 @@ class TrainConfig:
     """How long, how large, on what, and how often something is written. Counts are in iterations."""
 
     iterations: int = field(metadata=_number(1, 10**8))
-    epochs: float | None = field(metadata=_number(0, 10**6))
+    epochs: float | None = field(metadata=_number(1e-6, 10**6))
     batch_size: int = field(metadata=_number(1, 65536))
     scales: tuple[float, ...] = field(metadata=_number(0.25, 4))
     seed: int = field(metadata=_number(0, 2**32 - 1))
@@ -221,7 +221,8 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         layers.append(exceptions.get(category) or {})
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
     if names["name"] != "uninet":  # no other model has heads
-        tree = merge([tree, {"model": {"head": "none"}, "loss": {"supervised": "none"}}])
+        none = {"model": {"head": "none"}, "loss": {"supervised": "none"}, "data": {"time_step": 0}}
+        tree = merge([tree, none])
     config = build(Config, tree)
     _check_together(config)
     return config
@@ -236,6 +237,20 @@ def _check_together(config: Config) -> None:
         )
     if config.data.time_step and head != "frame":
         raise ConfigError("data.time_step needs a model that looks at frames: model.head=frame")
+    if config.model.setting == "supervised" and config.model.name != "uninet":
+        raise ConfigError(
+            f"--setting supervised is for uninet; {config.model.name} learns from normal images"
+        )
+    if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
+        raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
+    if not config.train.scales:
+        raise ConfigError("train.scales is empty; one size is [1.0]")
+    multiple = 2 * config.model.strides[-1]
+    if config.model.name in ("uninet", "recontrast") and any(n % multiple for n in config.data.image_size):
+        raise ConfigError(
+            f"data.image_size {list(config.data.image_size)} must be multiples of {multiple}, "
+            "twice the coarsest stride"
+        )
     if (config.model.setting == "cross-dataset") != (config.data.test_name is not None):
         raise ConfigError("--setting cross-dataset and --test-dataset NAME belong together")
 

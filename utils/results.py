@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from datasets.build import SPECS
 from utils.config import Config
 from utils.device import versions
 from utils.metrics import Results
@@ -29,10 +30,16 @@ def protocol_notes(config: Config) -> list[str]:
     if config.eval.select == "best":
         text.append("NOT A FAIR PROTOCOL: the best of several evaluations on the test set itself was kept")
     if config.eval.split == "validation":
-        text.append(
-            "validation: held-out training normals with synthetic defects, for choosing settings only"
-        )
+        real = SPECS[config.data.name].segmentation
+        made = "images of their own" if real else "held-out training normals with synthetic defects"
+        text.append(f"validation: {made}, for choosing settings only")
+    if _soft(config):
+        text.append("NOT A FAIR PROTOCOL: soft DSC and mIoU, maps stretched by image and not thresholded")
     return text
+
+
+def _soft(config: Config) -> bool:
+    return config.model.head == "mask" and config.eval.segmentation == "soft"
 
 
 def protocol(config: Config, across_images: str) -> dict[str, object]:
@@ -41,12 +48,14 @@ def protocol(config: Config, across_images: str) -> dict[str, object]:
         "select": config.eval.select,
         "evaluated_on": config.eval.split,
         "across_images": across_images,
-        "fair": config.eval.select == "last" and across_images == "none",
+        "fair": config.eval.select == "last" and across_images == "none" and not _soft(config),
         "image_size": list(config.data.image_size),
         "iterations": config.train.iterations,
         "seed": config.train.seed,
         "precision": config.train.precision,
         "score": asdict(config.score),
+        "segmentation": config.eval.segmentation,
+        "clip_sigma": config.eval.clip_sigma,
         "f1_and_acc_threshold": "best on the evaluated images",
     }
 
