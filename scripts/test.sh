@@ -5,4 +5,4 @@ prepare requirements-dev.txt
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest --numprocesses auto --maxprocesses 8 "$@"
