@@ -22,11 +22,12 @@ from model import build_model
 from model.backbone import input_normalisation
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say
-from utils.config import Config, ConfigError, build, parse_override
+from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.evaluation import Scores, results_by_category, results_table, score_images
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from utils.outputs import write_outputs
+from utils.plain_yaml import parse_override
 from utils.results import protocol_notes, write_results
 from utils.runs import git_sha, write_atomically
 

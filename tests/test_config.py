@@ -7,7 +7,8 @@ import yaml
 from conftest import ROOT
 
 from datasets.build import SPECS
-from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge, parse_override, read_yaml
+from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge
+from utils.plain_yaml import parse_override, read_yaml
 from utils.runs import config_hash
 
 MVTEC = CONFIGS / "mvtec.yaml"

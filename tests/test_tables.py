@@ -8,7 +8,8 @@ import pytest
 from conftest import LITE0, ROOT
 
 from utils.cli import run_command
-from utils.config import load_config, read_yaml
+from utils.config import load_config
+from utils.plain_yaml import read_yaml
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import table_specs

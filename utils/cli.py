@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from datasets.build import SPECS
 from datasets.samples import DatasetError
 from utils.checkpoint import CheckpointError
-from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError, parse_override
+from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
+from utils.plain_yaml import parse_override
 from utils.runs import RunError
 
 log = logging.getLogger("uninet")
