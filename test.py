@@ -33,7 +33,12 @@ from utils.runs import git_sha, write_atomically
 
 UNFAIR = "not a fair protocol"
 APRIL = "april-2025"
-CHANGEABLE = ("eval.segmentation", "eval.clip_sigma", "eval.batch_size")
+CHANGEABLE = (  # beside all of score; the model stays as it is
+    "eval.segmentation",
+    "eval.clip_sigma",
+    "eval.batch_size",
+    "data.moved_anomalies",  # test images that are left out
+)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,7 +64,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="settings of score and eval, which need no training (Eq. 14 and its variants)",
+        help="settings that need no training: score.* (Eq. 14 and its variants) and some of eval and data",
     )
     parser.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")

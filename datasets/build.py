@@ -138,7 +138,8 @@ def build_test(config: Config, trained: Config, normalise: Normalise) -> tuple[I
         DatasetError: as `collect`, or if a test image was trained on.
     """
     data = config.data
-    same = (data.name, data.category) == (trained.data.name, trained.data.category)
+    keys = ("name", "category", "moved_anomalies")
+    same = all(getattr(data, key) == getattr(trained.data, key) for key in keys)
     parts = None
     if dataset_root(trained.data) is None or dataset_root(trained.data).is_dir():
         parts = split_samples(trained)
@@ -148,7 +149,7 @@ def build_test(config: Config, trained: Config, normalise: Normalise) -> tuple[I
         test = parts.test
     else:
         samples = collect(spec_of(data.name), dataset_root(data), data.category)
-        test = [s for s in samples if s.split == "test"]
+        test, _ = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
     if parts is not None:
         check_disjoint(parts.train, test)
     defects = parts.defects if same and parts is not None else frozenset()

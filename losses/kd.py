@@ -6,20 +6,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cosine_distance(teacher: Tensor, student: Tensor, *, reading: str) -> Tensor:
+def cosine_distance(
+    teacher: Tensor, student: Tensor, *, reading: str, normal: Tensor | None = None
+) -> Tensor:
     """Mean cosine distance of two (B, C, H, W) features, a scalar in [0, 2].
 
     reading: global flattens each image's feature into one vector of C H W (Eq. 1, as printed); pointwise
     takes the cosine along channels at each position and averages over positions (the released code). Stop the
     teacher's gradient (Eq. 2) outside, by `detach`.
 
+    normal: (B, H W) bool; other positions are left out, and with `global` an image that has none but them.
+    None: all count. Zero if nothing is normal.
+
     Raises:
         ValueError: for another reading.
     """
-    if reading == "global":
-        similarity = F.cosine_similarity(teacher.flatten(1), student.flatten(1), dim=1, eps=1e-12)
-    elif reading == "pointwise":
-        similarity = F.cosine_similarity(teacher, student, dim=1, eps=1e-12)
-    else:
+    if reading not in ("global", "pointwise"):
         raise ValueError(f"kd is '{reading}'; choose global or pointwise")
-    return 1 - similarity.mean()
+    teacher, student = teacher.flatten(2), student.flatten(2)
+    counted = normal
+    if reading == "global":
+        if normal is not None:
+            teacher, student = teacher * normal[:, None], student * normal[:, None]
+            counted = normal.any(dim=1)
+        teacher, student = teacher.flatten(1), student.flatten(1)
+    distance = 1 - F.cosine_similarity(teacher, student, dim=1, eps=1e-12)
+    if counted is None:
+        return distance.mean()
+    return (distance * counted).sum() / counted.sum().clamp(min=1)

@@ -26,7 +26,8 @@ def uninet_loss(
     """Sum over pairs of the weighted terms; each term is a mean over batch and positions.
 
     `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11), where both teachers give
-    2n pairs; `released` sums over pairs. Computed in float32 whatever the model's precision.
+    2n pairs; `released` sums over pairs. `kd_anomalous: false` keeps anomalous positions out of L_KD, so
+    that the student does not learn to restore them. Computed in float32 whatever the model's precision.
 
     Returns:
         kd, sc, m (before weighting) and total.
@@ -35,10 +36,11 @@ def uninet_loss(
     kd, sc, m = (pairs[0].teacher.new_zeros((), dtype=torch.float32) for _ in range(3))
     for pair in pairs:
         teacher, student = pair.teacher.float(), pair.student.float()
-        kd = kd + cosine_distance(_stop(teacher, config.stop_grad_kd), student, reading=config.kd)
+        normal = normal_positions(teacher.shape[2:], label=label, mask=mask)
+        taught, restored = _stop(teacher, config.stop_grad_kd), None if config.kd_anomalous else normal
+        kd = kd + cosine_distance(taught, student, reading=config.kd, normal=restored)
         if not (config.contrastive or config.margin):
             continue
-        normal = normal_positions(teacher.shape[2:], label=label, mask=mask)
         d = matched_similarity(student, _stop(teacher, config.stop_grad_similarity), config.temperature)
         if config.contrastive:
             sc = sc + contrastive_loss(d, normal)

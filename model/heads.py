@@ -12,15 +12,23 @@ from model.layers import conv_bn
 
 
 class LabelHead(nn.Module):
-    """Anomaly logit of an image: spatial mean, one linear layer (the flattening Phi of Eq. 13)."""
+    """Anomaly logit of an image: a logit of each position, and the mean of the largest (Phi of Eq. 13).
 
-    def __init__(self, channels: int) -> None:
+    share: of the positions that are averaged, at least one. With 1 it is the public code's linear layer on
+    the spatial mean; a small share lets a defect of few positions decide (multiple-instance learning).
+    """
+
+    def __init__(self, channels: int, *, share: float = 1.0) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, 1)
+        self.linear, self.share = nn.Linear(channels, 1), share
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C, h, w) to (B,)."""
-        return self.linear(feature.mean(dim=(2, 3)))[:, 0]
+        logits = self.linear(feature.flatten(2).transpose(1, 2))[..., 0]  # (B, h w)
+        if self.share == 1:
+            return logits.mean(dim=1)
+        count = max(1, round(self.share * logits.shape[1]))
+        return logits.topk(count, dim=1).values.mean(dim=1)
 
 
 class MaskHead(nn.Module):

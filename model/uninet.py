@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -184,7 +185,7 @@ def build_heads(info: BackboneInfo, config: ModelConfig) -> nn.ModuleList:
     """One head a level from the finest on, shared by both halves; empty for `head: none`."""
     if config.head == "frame":
         return nn.ModuleList([FrameHead(info.channels[0], info.strides[0])])
-    kinds = {"label": LabelHead, "mask": MaskHead}
+    kinds = {"label": partial(LabelHead, share=config.head_share), "mask": MaskHead}
     levels = 1 if config.head_levels == "finest" else max(1, len(info.channels) - 1)
     return nn.ModuleList(kinds[config.head](c) for c in info.channels[:levels] if config.head in kinds)
 

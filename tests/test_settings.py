@@ -98,6 +98,18 @@ class TestSupervised:
         with pytest.raises(DatasetError, match="leaves no anomalous test image"):
             data_of("kolektor", masters["kolektor"], **{"data.moved_anomalies": 50})
 
+    def test_the_same_images_are_left_out_afterwards(self, run, masters, tmp_path):
+        code, _, err = run("kolektor", "--iterations", "1")
+        assert code == 0, err
+        folder = next((tmp_path / "runs").rglob("last.pt")).parent
+        code = run_command(
+            test_command.main, ["--checkpoint", str(folder), "--quiet", "--set", "data.moved_anomalies=2"]
+        )
+        assert code == 0
+        left = data_of("kolektor", masters["kolektor"], **{"data.moved_anomalies": 2}).test.samples
+        rows = (folder / "test" / "scores.csv").read_text().splitlines()[1:]
+        assert len(rows) == len(left)
+
     def test_kolektor(self, run, tmp_path):
         code, _, err = run(
             "kolektor", "--setting", "supervised", "--iterations", "1", "--set", "data.moved_anomalies=2"

@@ -88,6 +88,22 @@ class TestHeads:
         expected = feature.mean((2, 3)) @ head.linear.weight[0] + head.linear.bias
         torch.testing.assert_close(head(feature), expected)
 
+    def test_a_small_share_lets_one_position_decide(self):
+        feature = torch.zeros(1, 3, 10, 10)
+        head = LabelHead(3, share=0.01)
+        before = head(feature)
+        feature[0, :, 4, 7] = head.linear.weight[0].detach()  # one position of a hundred
+        gain = head.linear.weight[0].square().sum()
+        torch.testing.assert_close(head(feature) - before, gain[None])
+        whole = LabelHead(3)
+        whole.load_state_dict(head.state_dict())
+        torch.testing.assert_close(whole(feature) - before, gain[None] / 100)
+
+    def test_share_of_all_positions_is_the_mean(self):
+        head, feature = LabelHead(3, share=0.25), torch.randn(2, 3, 4, 5)
+        logits = (feature * head.linear.weight[0].view(1, 3, 1, 1)).sum(1) + head.linear.bias
+        torch.testing.assert_close(head(feature), logits.flatten(1).sort(1).values[:, -5:].mean(1))
+
     @pytest.mark.parametrize("width", [1.0, 2.0])
     def test_skips_reach_the_finer_levels_only(self, width):
         torch.manual_seed(0)

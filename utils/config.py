@@ -86,6 +86,7 @@ class ModelConfig:
     teacher_bn: Literal["train", "eval"]
     head: Literal["none", "label", "mask", "frame"]
     head_levels: Literal["n-1", "finest"]
+    head_share: float = field(metadata=_number(0, 1))
     skips: bool
     bank_fraction: float = field(metadata=_number(1e-6, 1))
 
@@ -95,6 +96,7 @@ class LossConfig:
     """Eqs. 7 to 13: which terms, how they are read, and their weights."""
 
     kd: Literal["global", "pointwise"]
+    kd_anomalous: bool
     stop_grad_kd: bool
     stop_grad_similarity: bool
     pairs: Literal["both", "source", "target"]
