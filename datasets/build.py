@@ -170,23 +170,24 @@ def split_samples(config: Config) -> Parts:
     if spec.drops_copies:
         normal = without_copies(normal, test)
     normal, calibration = hold_out(normal, data.calibration_fraction, seed=seed)
-    validation = [s for s in samples if s.split == "validation"]
-    synthetic = _wants_validation(config) and not validation
-    if synthetic:
-        if spec.segmentation or config.model.head == "frame":
-            raise ConfigError(f"{spec.name} has no validation images: no eval.every, no --eval validation")
-        normal, validation = hold_out(normal, data.validation_fraction, seed=seed)
-        if not validation:
-            raise DatasetError(f"{len(normal)} training images leave none for data.validation_fraction")
-    apart = {s.group for s in (*calibration, *(validation if synthetic else ()))}
+    apart = {s.group for s in calibration}
     anomalous = [s for s in anomalous if s.group not in apart]  # items that are held out stay out
     supervised = config.model.setting == "supervised"
-    if supervised and not anomalous:
+    train = [*normal, *anomalous] if supervised else normal
+    validation = [s for s in samples if s.split == "validation"]
+    synthetic = False
+    if _wants_validation(config) and not validation:
+        if spec.segmentation or config.model.head == "frame":
+            raise ConfigError(f"{spec.name} has no validation images: no eval.every, no --eval validation")
+        train, validation = hold_out(train, data.validation_fraction, seed=seed)
+        if not validation:
+            raise DatasetError(f"{len(train)} training images leave none for data.validation_fraction")
+        synthetic = all(s.label == NORMAL for s in validation)  # real ones where they are known
+    if supervised and all(s.label == NORMAL for s in train):
         raise DatasetError(
             f"{spec.name} has no anomalous training image for --setting supervised; "
             "data.moved_anomalies=N moves some of the test set's there"
         )
-    train = [*normal, *anomalous] if supervised else normal
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
     return Parts(limit(train, data.train_limit, seed=seed), calibration, validation, synthetic, test)

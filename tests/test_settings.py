@@ -129,6 +129,19 @@ class TestSupervised:
         held = {s.group for s in data.validation.samples}
         assert held and not held & {s.group for s in data.train.samples}
 
+    def test_validation_takes_real_defects_where_training_knows_some(self, masters):
+        settings = {"model.setting": "supervised", "data.moved_anomalies": 2, "eval.split": "validation"}
+        kinds = {}
+        for fraction in (0.1, 0.6):
+            data = data_of(
+                "kolektor", masters["kolektor"], **settings, **{"data.validation_fraction": fraction}
+            )
+            assert (
+                {s.label for s in data.validation.samples} == {0, 1} == {s.label for s in data.train.samples}
+            )
+            kinds[fraction] = {s.defect for s in data.validation.samples if s.label == 1}
+        assert kinds[0.6] == {"defect"}
+
     def test_the_moved_ones_do_not_depend_on_the_seed(self, masters):
         settings = {"model.setting": "supervised", "data.moved_anomalies": 2}
         sets = [
