@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from datasets.augment import flip_rotate, rescale
 from datasets.build import RunData, build_data, categories_of
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
+from datasets.readable import write_skipped
 from datasets.samples import NORMAL
 from datasets.transforms import Normalise
 from model import build_model
@@ -153,6 +154,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         device, memory_format=torch.channels_last
     )
     log.info(describe(config, data, model))
+    write_skipped(folder, data.skipped)
     write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     run = Run(config, folder, data, model, device, args.quiet, command)
     train_s = fit(run) if hasattr(model, "fit") else optimise(run)

@@ -55,6 +55,7 @@ class DataConfig:
     test_name: str | None
     test_root: str | None
     test_category: str | None
+    skip_unreadable: bool
     cache_gb: float = field(metadata=_number(0, 10**4))
     workers: int = field(metadata=_number(0, 256))
 
