@@ -124,6 +124,10 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     train = images(parts.train, cached=True)
     if "mask" in (config.loss.anomalous, config.model.head) and not train.has_masks:
         raise DatasetError(f"{data.name} lacks masks of anomalous training images, which the loss needs")
+    if data.tile and parts.defects and not train.has_masks:
+        raise DatasetError(
+            f"{data.name} lacks masks of anomalous training images, so which of their tiles are is unknown"
+        )
     test, of_test, skipped = parts.test, test_config(config), parts.skipped
     if data.test_name is not None:  # cross-dataset
         samples, more = list_samples(of_test)
@@ -266,7 +270,7 @@ def test_config(config: Config) -> DataConfig:
     if data.test_name is None:
         return data
     chosen = {"data.root": data.test_root, "data.category": data.test_category or "all"}
-    chosen |= {"data.skip_unreadable": data.skip_unreadable}
+    chosen |= {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile", "tile_overlap")}
     chosen |= {"model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor

@@ -26,6 +26,7 @@ FLAGS = {
     "test_dataset": "data.test_name",
     "test_data_root": "data.test_root",
     "test_category": "data.test_category",
+    "tile": "data.tile",
     "setting": "model.setting",
     "model": "model.name",
     "flavor": "model.flavor",
@@ -78,6 +79,12 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
     what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
     add_skip_flag(what)
+    what.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="large images: train and predict on overlapping tiles of N pixels of data.image_size",
+    )
     cross = parser.add_argument_group("cross-dataset: what to test on")
     cross.add_argument("--test-dataset", metavar="NAME", help="a dataset of --list")
     cross.add_argument("--test-data-root", metavar="DIR", help="its folder")
