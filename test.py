@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from datasets.build import SPECS, build_test, test_config
+from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
-from utils.cli import log, new_parser, run_command, say
+from utils.cli import add_skip_flag, log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.evaluation import Scores, results_by_category, results_table, score_images
@@ -58,6 +59,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="fair",
         help=f"{APRIL}: also the numbers as the first public evaluation computed them ({UNFAIR})",
     )
+    add_skip_flag(parser)
     parser.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
     parser.add_argument(
         "--set",
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     model = build_model(config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     model = model.deploy()
-    data, defects = build_test(
+    data, defects, skipped = build_test(
         config, trained_config(state.config, config), Normalise(*input_normalisation(config.model.backbone))
     )
 
@@ -97,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
     say(results_table(results, notes=[*protocol_notes(config), str(path)]))
     output = Path(args.output) if args.output else path.parent / "test"
     command = shlex.join(["python", "test.py", *argv])
+    write_skipped(output, skipped)
     write_outputs(output, config, data, scores, results, command=command)
     timing = {"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(device)}
     about = {
@@ -134,7 +137,10 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
         data = dataclasses.replace(data, test_name=None)
     data = test_config(dataclasses.replace(config, data=data))
     data = dataclasses.replace(
-        data, root=args.data_root or data.root, category=args.category or data.category
+        data,
+        root=args.data_root or data.root,
+        category=args.category or data.category,
+        skip_unreadable=args.skip_unreadable or data.skip_unreadable,
     )
     precision = choose_precision(args.precision or config.train.precision, device)
     train = dataclasses.replace(config.train, precision=precision)

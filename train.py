@@ -20,9 +20,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from datasets.augment import flip_rotate, rescale
+from datasets.augment import flip_rotate, random_tile, rescale
 from datasets.build import RunData, build_data, categories_of
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
+from datasets.readable import write_skipped
 from datasets.samples import NORMAL
 from datasets.transforms import Normalise
 from model import build_model
@@ -153,6 +154,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         device, memory_format=torch.channels_last
     )
     log.info(describe(config, data, model))
+    write_skipped(folder, data.skipped)
     write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     run = Run(config, folder, data, model, device, args.quiet, command)
     train_s = fit(run) if hasattr(model, "fit") else optimise(run)
@@ -163,9 +165,10 @@ def describe(config: Config, data: RunData, model: nn.Module) -> str:
     """One line that identifies a run."""
     total, train = sum(p.numel() for p in model.parameters()), config.train
     steps = "one pass" if hasattr(model, "fit") else f"{train.iterations} steps of {train.batch_size}"
+    tiles = f" in tiles of {config.data.tile}" if config.data.tile else ""
     return (
         f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test "
-        f"images; {config.model.name} ({config.model.flavor}, {config.model.backbone}), "
+        f"images{tiles}; {config.model.name} ({config.model.flavor}, {config.model.backbone}), "
         f"{total / 1e6:.1f} M parameters, {steps}, "
         f"{train.precision}, code {git_sha()}"
     )
@@ -252,10 +255,14 @@ def optimise(run: Run) -> float:
 
 
 def varied(batch: dict[str, Tensor], config: Config, step: int) -> dict[str, Tensor]:
-    """The batch of a step as it is trained on: augmented, at one of the sizes, by seed and step alone."""
+    """The batch of a step as it is trained on: augmented, a tile of it, at one of the sizes, by seed and step
+    alone.
+    """
     turn, scale = divmod(step, len(config.train.scales))
     if config.data.augment == "flip-rotate":
         batch = flip_rotate(batch, np.random.default_rng([config.train.seed, turn]))
+    if config.data.tile is not None:
+        batch = random_tile(batch, config.data.tile, np.random.default_rng([config.train.seed, turn, 1]))
     return rescale(batch, config.train.scales[scale])
 
 

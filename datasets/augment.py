@@ -1,4 +1,4 @@
-"""Augmentation of training batches, image and mask alike: flips, rotation, several sizes (Sec. 8.2)."""
+"""Changes of training batches, image and mask alike: flips, rotation, several sizes (Sec. 8.2), tiles."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
         )
         warped["mask"] = mask.to(batch["mask"].dtype)
     return warped
+
+
+def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:
+    """One square of `side` pixels of each image, anywhere in it, and of its mask alike.
+
+    With masks a tile has its own label: one of an anomalous image is normal where it shows no defect.
+    """
+    count, (height, width) = len(batch["image"]), batch["image"].shape[2:]
+    top = rng.integers(height - side + 1, size=count)
+    left = rng.integers(width - side + 1, size=count)
+    cut = dict(batch)
+    for key in ("image", "mask"):
+        if key in batch:
+            squares = [
+                x[:, t : t + side, i : i + side] for x, t, i in zip(batch[key], top, left, strict=True)
+            ]
+            cut[key] = torch.stack(squares)
+    cut["image"] = cut["image"].contiguous(memory_format=torch.channels_last)
+    if "mask" in batch:
+        cut["label"] = batch["label"] * cut["mask"].flatten(1).any(dim=1)
+    return cut
 
 
 def rescale(batch: Batch, scale: float) -> Batch:

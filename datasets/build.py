@@ -15,6 +15,7 @@ from datasets.kolektor import KOLEKTOR
 from datasets.loader import ImageSet, SyntheticValidation
 from datasets.medical import APTOS, ISIC2018, OCT2017
 from datasets.polyp import CLINICDB, COLONDB, KVASIR
+from datasets.readable import Skipped, readable
 from datasets.samples import (
     ANOMALOUS,
     NORMAL,
@@ -22,6 +23,7 @@ from datasets.samples import (
     DatasetSpec,
     Sample,
     check_disjoint,
+    check_splits,
     collect,
     hold_out,
     limit,
@@ -45,7 +47,7 @@ class RunData:
     """The disjoint sets of a run.
 
     `validation` is built only where it is asked for, as it costs training images. `trained_defects` are the
-    kinds of anomaly that training sees.
+    kinds of anomaly that training sees. `skipped`: unreadable files that were left out, with the reason.
     """
 
     train: ImageSet
@@ -53,6 +55,7 @@ class RunData:
     test: ImageSet
     validation: ImageSet | None
     trained_defects: frozenset[str]
+    skipped: Skipped
 
     def evaluated(self, split: str) -> ImageSet:
         """The set that `eval.split` names."""
@@ -100,6 +103,7 @@ class Parts:
     validation: list[Sample]
     synthetic: bool
     test: list[Sample]
+    skipped: Skipped
 
     @property
     def defects(self) -> frozenset[str]:
@@ -120,19 +124,27 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     train = images(parts.train, cached=True)
     if "mask" in (config.loss.anomalous, config.model.head) and not train.has_masks:
         raise DatasetError(f"{data.name} lacks masks of anomalous training images, which the loss needs")
-    test, of_test = parts.test, test_config(config)
+    if data.tile and parts.defects and not train.has_masks:
+        raise DatasetError(
+            f"{data.name} lacks masks of anomalous training images, so which of their tiles are is unknown"
+        )
+    test, of_test, skipped = parts.test, test_config(config), parts.skipped
     if data.test_name is not None:  # cross-dataset
-        samples = collect(spec_of(of_test.name), dataset_root(of_test), of_test.category)
-        test = [s for s in samples if s.split == "test"]
+        samples, more = list_samples(of_test)
+        test, skipped = [s for s in samples if s.split == "test"], skipped | more
     check_disjoint(parts.train, test)
     validation = images(parts.validation, cached=True) if parts.validation else None
     if parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed)
-    return RunData(train, images(parts.calibration), images(test, of_test), validation, parts.defects)
+    calibration, test = images(parts.calibration), images(test, of_test)
+    return RunData(train, calibration, test, validation, parts.defects, skipped)
 
 
-def build_test(config: Config, trained: Config, normalise: Normalise) -> tuple[ImageSet, frozenset[str]]:
-    """The test set of `config` for a model that was trained as `trained` says, and the defects it has seen.
+def build_test(
+    config: Config, trained: Config, normalise: Normalise
+) -> tuple[ImageSet, frozenset[str], Skipped]:
+    """The test set of `config` for a model that was trained as `trained` says, the defects it has seen, and
+    the unreadable files that were left out.
 
     Raises:
         DatasetError: as `collect`, or if a test image was trained on.
@@ -146,24 +158,52 @@ def build_test(config: Config, trained: Config, normalise: Normalise) -> tuple[I
     else:
         _log.warning("the training images are not at %s: overlap with them is not checked", trained.data.root)
     if same and parts is not None:
-        test = parts.test
+        test, skipped = parts.test, parts.skipped
+        if data.skip_unreadable and not trained.data.skip_unreadable:
+            test, skipped = _without_unreadable(data, test)
     else:
-        samples = collect(spec_of(data.name), dataset_root(data), data.category)
+        samples, skipped = list_samples(data)
         test, _ = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
     if parts is not None:
         check_disjoint(parts.train, test)
     defects = parts.defects if same and parts is not None else frozenset()
-    return _images(config, normalise, test), defects
+    return _images(config, normalise, test), defects, skipped
+
+
+def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
+    """The dataset's samples, and with `skip_unreadable` the files that were left out of them.
+
+    Raises:
+        DatasetError: as `collect`, or if nothing readable is left to train or to test on.
+    """
+    samples = collect(spec_of(data.name), dataset_root(data), data.category)
+    return _without_unreadable(data, samples) if data.skip_unreadable else (samples, {})
+
+
+def _without_unreadable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Skipped]:
+    spec = spec_of(data.name)
+    kept, skipped = readable(samples)
+    for category in dict.fromkeys(s.category for s in samples) if skipped else ():
+        if any(s.split == "train" for s in samples):  # else only the test set is asked for
+            check_splits(spec, category, [s for s in kept if s.category == category])
+    if skipped and spec.counts:
+        _log.warning(
+            "%d unreadable files are left out: this is not the official split of %s, its numbers are not "
+            "comparable",
+            len(skipped), spec.name,
+        )  # fmt: skip
+    return kept, skipped
 
 
 def split_samples(config: Config) -> Parts:
     """The parts of the dataset that is trained on."""
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
-    if data.time_step and (data.train_limit or data.moved_anomalies):
+    if data.time_step and (data.train_limit or data.moved_anomalies or data.skip_unreadable):
         raise ConfigError(
-            "data.train_limit and data.moved_anomalies leave gaps between frames; they need data.time_step=0"
+            "data.train_limit, data.moved_anomalies and --skip-unreadable leave gaps between frames; they "
+            "need data.time_step=0"
         )
-    samples = collect(spec, dataset_root(data), data.category)
+    samples, skipped = list_samples(data)
     test, moved = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]
@@ -190,7 +230,8 @@ def split_samples(config: Config) -> Parts:
         )
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
-    return Parts(limit(train, data.train_limit, seed=seed), calibration, validation, synthetic, test)
+    train = limit(train, data.train_limit, seed=seed)
+    return Parts(train, calibration, validation, synthetic, test, skipped)
 
 
 def _wants_validation(config: Config) -> bool:
@@ -231,6 +272,7 @@ def test_config(config: Config) -> DataConfig:
     if data.test_name is None:
         return data
     chosen = {"data.root": data.test_root, "data.category": data.test_category or "all"}
+    chosen |= {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile", "tile_overlap")}
     chosen |= {"model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor

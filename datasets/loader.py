@@ -54,8 +54,10 @@ class ImageSet(Dataset):
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint8 in {0, 1}; zero for a normal image."""
-        path = self.samples[index].mask_path
-        return np.zeros(self.decode.size, np.uint8) if path is None else self.decode.mask(path)
+        sample = self.samples[index]
+        if sample.mask_path is None:
+            return np.zeros(self.decode.size, np.uint8)
+        return self.decode.mask(sample.mask_path, of=sample.path)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -162,11 +162,31 @@ def in_words(counts: Counts, *, short: bool = False) -> str:
 
 def list_images(folder: Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name; other files (Thumbs.db, readme.txt) are left out."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
+    return sorted(p for p in folder.iterdir() if _is_image(p)) if folder.is_dir() else []
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files in and below `folder`, sorted; links to folders are followed, each folder is read once."""
+    found, seen, todo = [], set(), [folder]
+    while todo:
+        here = todo.pop()
+        if here.resolve() in seen:  # a link that leads back
+            continue
+        seen.add(here.resolve())
+        found += list_images(here)
+        folders = [p for p in here.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        todo += sorted(folders, key=lambda p: (p.is_symlink(), p), reverse=True)
+    return sorted(found)
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; a broken link is one, too: it must not be left out in silence."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
+def printable(path: Path) -> str:
+    """A path on one line, for people: control characters and bytes that are no text as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:

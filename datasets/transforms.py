@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.samples import DatasetError
+from datasets.images import check_not_across, mask_values, read_image
 
-MAX_PIXELS = 1 << 27  # 134 million: larger headers are refused before anything is decoded
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -37,15 +34,22 @@ class Decode:
     mask_threshold: float = 0.0
 
     def image(self, path: Path) -> np.ndarray:
-        """File to (H, W, 3) uint8 RGB; grey images are repeated, alpha is dropped.
+        """File to (H, W, 3) uint8 RGB.
 
         Raises:
-            DatasetError: if the file is no readable PNG, JPEG, BMP or TIFF, or has more than 2^27 pixels.
+            UnreadableImageError: as `read_image`, which also says how other kinds of pixels become RGB.
         """
-        return np.asarray(self._fit(_open(path).convert("RGB"), FILTERS[self.resize]))
+        return np.asarray(self._fit(read_image(path), FILTERS[self.resize]))
 
-    def mask(self, path: Path) -> np.ndarray:
-        """File to (H, W) uint8 in {0, 1}."""
+    def mask(self, path: Path, *, of: Path | None = None) -> np.ndarray:
+        """File to (H, W) uint8 in {0, 1}.
+
+        Raises:
+            UnreadableImageError: as `mask_values`.
+            DatasetError: if the mask lies across the image `of`.
+        """
+        if of is not None:
+            check_not_across(path, of)
         values, high = mask_values(path, indices=self.mask_threshold == 0)
         binary = Image.fromarray((values > self.mask_threshold * high).astype(np.uint8))
         return np.asarray(self._fit(binary, Image.Resampling.NEAREST))
@@ -63,37 +67,6 @@ class Decode:
 def has_foreground(path: Path) -> bool:
     """Whether any pixel of a mask file is not zero."""
     return bool(mask_values(path)[0].any())
-
-
-def mask_values(path: Path, *, indices: bool = True) -> tuple[np.ndarray, int]:
-    """(H, W) values of a mask file and the highest possible one.
-
-    indices: of a file with a palette take the colours' numbers (they are the labels), not their brightness.
-    """
-    mask = _open(path)
-    if mask.mode.startswith("I"):  # 16 bits
-        return np.asarray(mask), 65535
-    kept = mask.mode == "L" or (mask.mode == "P" and indices)
-    return np.asarray(mask if kept else mask.convert("L")), 255
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DatasetError(
-                        f"{path} has {image.width} x {image.height} pixels; at most 2^27 are read"
-                    )
-                image.load()
-                return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(
-            f"{path} is no readable image ({type(error).__name__}); replace or remove it"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from model.backbone import build_backbone
 from model.decision import Decision
 from model.memory_bank import MemoryBank
 from model.recontrast import ReContrast
+from model.tiled import Tiled
 from model.unias import UniAS
 from model.uninet import UniNet
 from utils.config import Config
 
 
-def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | MemoryBank:
-    """Build the model of `config.model.name`.
+def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | MemoryBank | Tiled:
+    """Build the model of `config.model.name`, on tiles if `config.data.tile` says so.
 
     Args:
         config: the resolved configuration.
@@ -31,6 +32,11 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | 
     )
     decision = Decision(**asdict(config.score))
     if config.model.name == "memory-bank":
-        return MemoryBank(backbone, info, config.model, decision=decision)
-    network = {"uninet": UniNet, "recontrast": ReContrast, "unias": UniAS}[config.model.name]
-    return network(backbone, info, config.model, loss=config.loss, decision=decision)
+        model = MemoryBank(backbone, info, config.model, decision=decision)
+    else:
+        network = {"uninet": UniNet, "recontrast": ReContrast, "unias": UniAS}[config.model.name]
+        model = network(backbone, info, config.model, loss=config.loss, decision=decision)
+    data = config.data
+    if data.tile is None:
+        return model
+    return Tiled(model, tile=data.tile, overlap=data.tile_overlap, batch_size=config.eval.batch_size)

@@ -16,8 +16,8 @@ from pathlib import Path
 import cv2
 from preparation import SPECS, Item, Source, collect, parse_arguments, prepare
 
+from datasets.images import mask_values
 from datasets.industrial import VISA_SPLIT
-from datasets.transforms import mask_values
 from utils.cli import run_command
 
 WHERE = "https://github.com/amazon-science/spot-diff (VisA_20220922.tar)"

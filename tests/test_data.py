@@ -156,7 +156,7 @@ class TestDecoding:
 
     def test_too_many_pixels_are_refused_before_decoding(self, tmp_path, monkeypatch):
         write_image(tmp_path / "big.png", np.random.default_rng(0))
-        monkeypatch.setattr("datasets.transforms.MAX_PIXELS", 1000)
+        monkeypatch.setattr("datasets.images.MAX_PIXELS", 1000)
         with pytest.raises(DatasetError, match="40 x 48 pixels"):
             Decode((8, 8)).image(tmp_path / "big.png")
 

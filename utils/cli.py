@@ -21,10 +21,12 @@ USER_ERRORS = (DatasetError, CheckpointError, RunError, ValueError, OSError, Flo
 # flag: setting
 FLAGS = {
     "data_root": "data.root",
+    "skip_unreadable": "data.skip_unreadable",
     "category": "data.category",
     "test_dataset": "data.test_name",
     "test_data_root": "data.test_root",
     "test_category": "data.test_category",
+    "tile": "data.tile",
     "setting": "model.setting",
     "model": "model.name",
     "flavor": "model.flavor",
@@ -54,6 +56,16 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_skip_flag(parser: argparse._ActionsContainer) -> None:
+    """--skip-unreadable; None where it is not given, as a run's own setting counts then."""
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        default=None,
+        help="leave out image files that cannot be read, and list them in skipped.csv",
+    )
+
+
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that set one configuration key each; unset ones leave the config's value."""
     what = parser.add_argument_group("what to train, on what")
@@ -66,6 +78,13 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
     what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
+    add_skip_flag(what)
+    what.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="large images: train and predict on overlapping tiles of N pixels of data.image_size",
+    )
     cross = parser.add_argument_group("cross-dataset: what to test on")
     cross.add_argument("--test-dataset", metavar="NAME", help="a dataset of --list")
     cross.add_argument("--test-data-root", metavar="DIR", help="its folder")

@@ -37,12 +37,16 @@ def _number(low: float, high: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, at which size, and what is held out. `image_size` is (height, width) in pixels."""
+    """What is read, at which size, and what is held out. `image_size` is (height, width) in pixels, of whole
+    images; with `tile` the model sees squares of that side alone.
+    """
 
     name: str
     root: str | None
     category: str
     image_size: tuple[int, int] = field(metadata=_number(32, 4096))
+    tile: int | None = field(metadata=_number(32, 4096))
+    tile_overlap: float = field(metadata=_number(0, 0.75))
     resize: Literal["bilinear", "bicubic", "lanczos"]
     center_crop: float | None = field(metadata=_number(0.1, 8192))
     mask_threshold: float = field(metadata=_number(0, 1))
@@ -55,6 +59,7 @@ class DataConfig:
     test_name: str | None
     test_root: str | None
     test_category: str | None
+    skip_unreadable: bool
     cache_gb: float = field(metadata=_number(0, 10**4))
     workers: int = field(metadata=_number(0, 256))
 
@@ -240,14 +245,27 @@ def _check_together(config: Config) -> None:
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
     if not config.train.scales:
         raise ConfigError("train.scales is empty; one size is [1.0]")
-    multiple = 2 * config.model.strides[-1]
-    if config.model.name in ("uninet", "recontrast") and any(n % multiple for n in config.data.image_size):
-        raise ConfigError(
-            f"data.image_size {list(config.data.image_size)} must be multiples of {multiple}, "
-            "twice the coarsest stride"
-        )
+    _check_sizes(config)
     if (config.model.setting == "cross-dataset") != (config.data.test_name is not None):
         raise ConfigError("--setting cross-dataset and --test-dataset NAME belong together")
+
+
+def _check_sizes(config: Config) -> None:
+    data, model = config.data, config.model
+    seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
+    multiple = 2 * model.strides[-1]
+    if model.name in ("uninet", "recontrast") and any(n % multiple for n in sizes):
+        shown = list(sizes) if data.tile is None else data.tile
+        raise ConfigError(f"data.{seen} {shown} must be multiples of {multiple}, twice the coarsest stride")
+    if data.tile is None:
+        return
+    if data.tile > min(data.image_size):
+        raise ConfigError(
+            f"data.tile {data.tile} is larger than data.image_size {list(data.image_size)}, the size "
+            "of whole images: set that to what they are worked on at, such as --set data.image_size=1024"
+        )
+    if model.head in ("label", "frame"):
+        raise ConfigError(f"data.tile does not go with model.head {model.head}, which judges whole images")
 
 
 def _flavor(name: str) -> Tree:

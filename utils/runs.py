@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[Path]:
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")  # a name has a limit
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -79,8 +79,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write a text file in UTF-8 in one step; bytes of file names that are no text become escapes."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: Path, tree: Tree) -> None:

@@ -1,0 +1,58 @@
+"""Leave out what cannot be read before anything starts, and say what was left out (--skip-unreadable)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from datasets.images import UnreadableImageError, check_not_across, mask_values, read_image
+from datasets.samples import DatasetError, Sample, printable
+from utils.runs import write_text
+
+FILE = "skipped.csv"
+Skipped = dict[Path, str]  # file to the reason
+_log = logging.getLogger("uninet")
+
+
+def readable(samples: Sequence[Sample]) -> tuple[list[Sample], Skipped]:
+    """The samples whose image and mask can be decoded, in order, and the files of the others.
+
+    Every file is decoded in full, in threads; each file left out is logged with its reason.
+    """
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(_problem, samples))
+    kept = [s for s, problem in zip(samples, problems, strict=True) if problem is None]
+    skipped = dict(problem for problem in problems if problem is not None)
+    for path, reason in skipped.items():
+        _log.warning("left out: %s: %s", printable(path), reason)
+    return kept, skipped
+
+
+def write_skipped(folder: Path, skipped: Mapping[Path, str]) -> None:
+    """Write <folder>/skipped.csv (path, reason) if anything was left out; else remove an earlier one."""
+    if not skipped:
+        (folder / FILE).unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows([("path", "reason"), *((str(path), reason) for path, reason in skipped.items())])
+    write_text(folder / FILE, text.getvalue())
+
+
+def _problem(sample: Sample) -> tuple[Path, str] | None:
+    path = sample.path
+    try:
+        read_image(path)
+        if sample.mask_path is not None:
+            path = sample.mask_path
+            mask_values(path)
+            check_not_across(path, sample.path)
+    except UnreadableImageError as error:
+        return path, error.reason
+    except DatasetError as error:
+        return path, str(error)
+    return None

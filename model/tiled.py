@@ -1,0 +1,123 @@
+"""Large images in overlapping tiles: any model sees tiles alone; maps are blended, the highest score counts.
+
+Legend: B images, H x W their size, T side of a tile, N tiles of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from model.decision import Decision, Prediction
+from utils.config import OptimConfig
+
+Batch = dict[str, Tensor]
+
+
+def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of the fewest tiles that cover `length`, evenly spread, overlapping by that share or more.
+
+    The first begins at 0, the last ends with the image. length >= tile; overlap in [0, 1).
+    """
+    steps = math.ceil((length - tile) / (tile * (1 - overlap)) - 1e-9)
+    return [round(i * (length - tile) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def tile_window(tile: int) -> Tensor:
+    """(T, T) weights of a tile's pixels: sine squared along both sides, nearly 0 at the border.
+
+    A tile's map fades in and out where it overlaps with others, so no seam shows; it is also the border that
+    knows least of its surroundings.
+    """
+    line = ((torch.arange(tile, dtype=torch.float64) + 0.5) * math.pi / tile).sin().square()
+    return line[:, None] * line
+
+
+class Tiled(nn.Module):
+    """A model on tiles, in the place of the model itself: same methods, same state dict.
+
+    The map is the mean of the tiles' maps under `tile_window`. The score is the highest of the tiles' scores:
+    each is the model's own on the input that it was trained on, whatever the model and its decision; one
+    defect makes an image anomalous; and a small one is not averaged away by normal surroundings. More tiles
+    mean a higher maximum on normal images, too, so scores of images of different sizes do not compare;
+    calibration takes scores the same way, so p-values hold.
+    """
+
+    def __init__(self, model: nn.Module, *, tile: int, overlap: float, batch_size: int) -> None:
+        super().__init__()
+        self.model, self.tile, self.overlap, self.batch_size = model, tile, overlap, batch_size
+        if hasattr(model, "fit"):  # no gradient steps
+            self.fit = self._fit
+
+    @property
+    def decision(self) -> Decision:
+        """The model's."""
+        return self.model.decision
+
+    @decision.setter
+    def decision(self, value: Decision) -> None:
+        self.model.decision = value
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
+        count, size = len(images), images.shape[2:]
+        window = tile_window(self.tile).to(images.device)
+        total = torch.zeros(count, *size, dtype=torch.float64, device=images.device)
+        weight = torch.zeros(size, dtype=torch.float64, device=images.device)
+        score = None
+        for place, chunk in self._tiles(images):
+            found = self.model.predict(chunk)
+            for i, (rows, columns) in enumerate(place):
+                part = slice(i * count, (i + 1) * count)
+                total[:, rows, columns] += window * found.anomaly_map[part].double()
+                weight[rows, columns] += window
+                here = found.score[part].float()
+                score = here if score is None else torch.maximum(score, here)
+        return Prediction((total / weight).float(), score)
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The model's, on a batch of tiles (datasets/augment.random_tile cuts them)."""
+        return self.model.loss(batch, progress)
+
+    def fit_statistics(self, images: Iterable[Tensor]) -> None:
+        """The model's, from the tiles of the images."""
+        self.model.fit_statistics(self._all_tiles(images))
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
+        """The model's."""
+        return self.model.parameter_groups(optim)
+
+    def deploy(self) -> Tiled:
+        """The model's own, on tiles."""
+        model = self.model.deploy()
+        return Tiled(model, tile=self.tile, overlap=self.overlap, batch_size=self.batch_size).eval()
+
+    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """The model's: a checkpoint is the same with and without tiles."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:
+        """The model's."""
+        return self.model.load_state_dict(state, strict=strict, assign=assign)
+
+    def _fit(self, images: Iterable[Tensor], *, seed: int) -> None:
+        """The model's, on the tiles of the images."""
+        self.model.fit(self._all_tiles(images), seed=seed)
+
+    def _all_tiles(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
+        for batch in images:
+            for _, tiles in self._tiles(batch):
+                yield tiles
+
+    def _tiles(self, images: Tensor) -> Iterator[tuple[list[tuple[slice, slice]], Tensor]]:
+        """Places and their tiles (places x B, 3, T, T), about `batch_size` at once, one place or more."""
+        rows, columns = (tile_starts(n, self.tile, self.overlap) for n in images.shape[2:])
+        places = [(slice(y, y + self.tile), slice(x, x + self.tile)) for y in rows for x in columns]
+        step = max(1, self.batch_size // len(images))
+        for first in range(0, len(places), step):
+            some = places[first : first + step]
+            tiles = torch.cat([images[:, :, y, x] for y, x in some])
+            yield some, tiles.contiguous(memory_format=torch.channels_last)
