@@ -26,7 +26,7 @@ from datasets.build import SPECS
 from utils.cli import log, new_parser, overrides, run_command, say
 from utils.config import Config, ConfigError, Tree, load_config
 from utils.evaluation import COLUMNS
-from utils.runs import run_folder, write_text
+from utils.runs import RunError, run_folder, write_text
 
 NAMES = COLUMNS | {
     "image_acc": "ACC*",
@@ -134,12 +134,12 @@ def train(run: Run, args: argparse.Namespace) -> None:
     """Train one run, or go on with it; a finished one is only reported by train.py.
 
     Raises:
-        RuntimeError: if it fails.
+        RunError: if it fails.
     """
     words = [*command_of(run, args), "--resume", *(["--quiet"] if args.quiet else [])]
     log.info("%s %s, seed %d: %s", run.dataset, run.category, run.seed, " ".join(run.flags))
     if subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode != 0:  # noqa: S603 (our own)
-        raise RuntimeError(f"this run failed; to see why: {' '.join(words)}")
+        raise RunError(f"this run failed; to see why: {' '.join(words)}")
 
 
 def listing(table: Table, wanted: Sequence[Run], args: argparse.Namespace) -> str:
