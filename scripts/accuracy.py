@@ -228,10 +228,12 @@ def run_all(missing: Sequence[Cell], args: argparse.Namespace) -> list[str]:
             append_row(args.csv, row, lock=args.runs / ".accuracy.lock")
             log.info("done: %s", cell.folder)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for future in futures:
+            future.cancel()
         for process in running:
             if process.poll() is None:
                 process.terminate()  # train.py keeps its last checkpoint
+        pool.shutdown()
     return failed
 
 

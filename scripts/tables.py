@@ -34,7 +34,6 @@ NAMES = COLUMNS | {
     "bottleneck_1024e6": "bottleneck / 1.024e9",
     "images_per_s": "images/s",
     "test_seconds": "test set, s",
-    "dsc_unias": "Dice (UniAS)",
 }
 AS_THEY_ARE = ("parameters_1024e6", "bottleneck_1024e6", "images_per_s", "test_seconds")  # no percentages
 FAIR, APRIL = "ours, fair protocol", "ours, april-2025 protocol (not a fair protocol)"
