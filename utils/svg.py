@@ -117,14 +117,15 @@ def document(panels: Sequence[str], legend: Sequence[Series], *, columns: int = 
     rows = -(-len(panels) // columns)
     named = list({s.name: s for s in legend if s.name}.values())
     width = columns * WIDTH
-    per_row = max(1, width // 190)
+    cell = 44 + 6 * max((len(s.name) for s in named), default=0)  # a letter is about 6 wide
+    per_row = max(1, width // cell)
     height = rows * HEIGHT + LINE * -(-len(named) // per_row) + 12
     parts = [
         f'<g transform="translate({WIDTH * (i % columns)} {HEIGHT * (i // columns)})">{text}</g>'
         for i, text in enumerate(panels)
     ]
     for i, s in enumerate(named):
-        x, y = 14 + 190 * (i % per_row), rows * HEIGHT + LINE * (i // per_row) + 8
+        x, y = 14 + cell * (i % per_row), rows * HEIGHT + LINE * (i // per_row) + 8
         colour = COLOURS[s.colour % len(COLOURS)]
         dash = ' stroke-dasharray="5 4"' if s.dashed else ""
         mark = f'<path d="M{x} {y}h22" stroke="{colour}" stroke-width="2.5"{dash}/>'
