@@ -29,7 +29,7 @@ from utils.evaluation import Scores, results_by_category, results_table, score_i
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from utils.outputs import write_outputs
 from utils.plain_yaml import parse_override
-from utils.results import protocol_notes, write_results
+from utils.results import parameter_counts, protocol_notes, write_results
 from utils.runs import git_sha, write_atomically
 
 UNFAIR = "not a fair protocol"
@@ -38,6 +38,8 @@ CHANGEABLE = (  # beside all of score; the model stays as it is
     "eval.segmentation",
     "eval.clip_sigma",
     "eval.batch_size",
+    "eval.aupimo",
+    "eval.dsc_unias",
     "data.moved_anomalies",  # test images that are left out
 )
 
@@ -105,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     about = {
         "command": command,
         "timing": timing,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameter_counts(model),
         "code": git_sha(),
     }
     write_results(output, config, results, **about)

@@ -45,7 +45,7 @@ from utils.figures import example_page
 from utils.metrics import Results, mean_results
 from utils.optim import make_optimizer
 from utils.outputs import write_outputs
-from utils.results import finished_results, protocol_notes, write_results
+from utils.results import finished_results, parameter_counts, protocol_notes, write_results
 from utils.runs import RunError, git_sha, locked, run_folder, write_text
 from utils.tracking import Tracker, show_final, validation_curve
 
@@ -324,14 +324,13 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
         timing["ms_per_image"] = scores.ms_per_image
     timing["peak_memory_gb"] = peak_memory_gb(run.device)
-    parameters = sum(p.numel() for p in run.model.parameters())
     write_results(
         folder,
         config,
         results,
         command=run.command,
         timing=timing,
-        parameters=parameters,
+        parameters=parameter_counts(run.model),
         code=git_sha(),
         curve=validation_curve(folder),
     )

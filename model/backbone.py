@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,6 +80,16 @@ def build_backbone(
     return net, BackboneInfo(name, channels, tuple(strides), mean, std, signed=_has_negative_features(net))
 
 
+def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Channels of a backbone's features at the strides, fine to coarse.
+
+    Raises:
+        ValueError: as `build_backbone`.
+    """
+    info = _feature_info(name)
+    return tuple(info.channels()[i] for i in _stride_indices(name, strides))
+
+
 @torch.no_grad()
 def _has_negative_features(net: nn.Module) -> bool:
     """Look at the features of one noise image."""
@@ -87,14 +98,18 @@ def _has_negative_features(net: nn.Module) -> bool:
 
 
 def _stride_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        reductions = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
-    except RuntimeError as error:
-        raise ValueError(f"backbone '{name}' gives no feature maps in timm: {error}") from error
+    reductions = _feature_info(name).reduction()
     missing = [s for s in strides if s not in reductions]
     if missing or list(strides) != sorted(set(strides)):
         raise ValueError(f"backbone '{name}' has strides {reductions}, asked for {list(strides)}")
     return tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in strides)
+
+
+def _feature_info(name: str) -> FeatureInfo:
+    try:
+        return timm.create_model(name, features_only=True, pretrained=False).feature_info
+    except RuntimeError as error:
+        raise ValueError(f"backbone '{name}' gives no feature maps in timm: {error}") from error
 
 
 def lite0_state_dict() -> dict[str, Tensor]:

@@ -49,7 +49,8 @@ class DecoderBlock(nn.Module):
 class Student(nn.Module):
     """Decode the embedding into one feature map a level, returned fine to coarse like the teachers'.
 
-    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored).
+    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored), of
+    `width` times the channels of the teacher, or of another backbone (`own`, fine to coarse).
     The released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's
     level, or the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's
     channels. With `skips` the teacher's features of a level are added between its stage and the next, as the
@@ -63,6 +64,7 @@ class Student(nn.Module):
         in_channels: int,
         *,
         width: float = 1,
+        own: tuple[int, ...] | None = None,
         signed: bool = False,
         skips: bool = False,
         outputs: int = 1,
@@ -71,8 +73,8 @@ class Student(nn.Module):
         blocks = (3, 4) + (6,) * (len(channels) - 2)
         self.stages, self.skips = nn.ModuleList(), nn.ModuleList()
         self.heads, self.second_heads = nn.ModuleList(), nn.ModuleList()
-        for c, count in zip(reversed(channels), blocks, strict=False):
-            inner = round(c * width)
+        for c, o, count in zip(reversed(channels), reversed(own or channels), blocks, strict=False):
+            inner = round(o * width)
             stage = [DecoderBlock(in_channels, inner, upsample=True)]
             stage += [DecoderBlock(inner, inner, upsample=False) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*stage))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from losses.supervised import supervised_loss
 from losses.total import Pair, uninet_loss
-from model.backbone import BackboneInfo
+from model.backbone import BackboneInfo, backbone_channels
 from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
@@ -64,6 +64,7 @@ class UniNet(nn.Module):
             info.channels,
             self.bottleneck.out_channels,
             width=config.width,
+            own=student_channels(config),
             signed=signed,
             skips=config.skips,
             outputs=config.student_outputs,
@@ -179,6 +180,13 @@ class UniNet(nn.Module):
 def _halves(features: Features) -> tuple[Features, Features]:
     first, second = zip(*(f.chunk(2) for f in features), strict=True)
     return list(first), list(second)
+
+
+def student_channels(config: ModelConfig) -> tuple[int, ...] | None:
+    """Channels of the backbone that the decoder follows, fine to coarse; None for the teachers' own."""
+    if config.student_backbone is None:
+        return None
+    return backbone_channels(config.student_backbone, config.strides)
 
 
 def build_heads(info: BackboneInfo, config: ModelConfig) -> nn.ModuleList:

@@ -26,7 +26,7 @@ from datasets.build import SPECS
 from utils.cli import log, new_parser, overrides, run_command, say
 from utils.config import Config, ConfigError, Tree, load_config
 from utils.evaluation import COLUMNS
-from utils.runs import run_folder, write_text
+from utils.runs import RunError, run_folder, write_text
 
 NAMES = COLUMNS | {
     "image_acc": "ACC*",
@@ -34,7 +34,6 @@ NAMES = COLUMNS | {
     "bottleneck_1024e6": "bottleneck / 1.024e9",
     "images_per_s": "images/s",
     "test_seconds": "test set, s",
-    "dsc_unias": "Dice (UniAS)",
 }
 AS_THEY_ARE = ("parameters_1024e6", "bottleneck_1024e6", "images_per_s", "test_seconds")  # no percentages
 FAIR, APRIL = "ours, fair protocol", "ours, april-2025 protocol (not a fair protocol)"
@@ -55,24 +54,29 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; what is not known here goes to train.py."""
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("table", help="01 to 12, unias or library; 01a for one part")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the datasets by name")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, train nothing, need no data")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these")
+    add_run_flags(parser)
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows, from 1")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
-    parser.add_argument("--backbone", default="wide_resnet50_2", metavar="NAME")
-    parser.add_argument("--iterations", type=int, metavar="N", help="for every run; default: as published")
     parser.add_argument(
         "--step-seconds", type=float, default=0.5, metavar="S", help="for the estimate of time"
     )
     parser.add_argument("--april", action="store_true", help="also the column of the unfair protocol")
-    parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write <table>.md and .csv there")
+    return parser.parse_args(argv)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which runs, where they are, and how they are trained; figures have them, too."""
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the datasets by name")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, train nothing, need no data")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--backbone", default="wide_resnet50_2", metavar="NAME")
+    parser.add_argument("--iterations", type=int, metavar="N", help="for every run; default: as published")
+    parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every run"
     )
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -134,22 +138,27 @@ def train(run: Run, args: argparse.Namespace) -> None:
     """Train one run, or go on with it; a finished one is only reported by train.py.
 
     Raises:
-        RuntimeError: if it fails.
+        RunError: if it fails.
     """
     words = [*command_of(run, args), "--resume", *(["--quiet"] if args.quiet else [])]
     log.info("%s %s, seed %d: %s", run.dataset, run.category, run.seed, " ".join(run.flags))
     if subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode != 0:  # noqa: S603 (our own)
-        raise RuntimeError(f"this run failed; to see why: {' '.join(words)}")
+        raise RunError(f"this run failed; to see why: {' '.join(words)}")
 
 
 def listing(table: Table, wanted: Sequence[Run], args: argparse.Namespace) -> str:
     """What --dry-run says: the commands, and how long they take."""
-    unique = list(dict.fromkeys(tuple(command_of(run, args)) for run in wanted))
+    unique = dict.fromkeys(tuple(command_of(run, args)) for run in wanted)
     steps = sum(_steps(command) for command in unique)
     hours = steps * args.step_seconds / 3600
-    lines = [" ".join(["python train.py", *command[2:]]) for command in unique]
     total = f"table {table.name}: {len(unique)} runs, {steps} steps, about {hours:.1f} hours"
-    return "\n".join([*lines, f"{total} at {args.step_seconds:g} s a step"])
+    return "\n".join([*commands(wanted, args), f"{total} at {args.step_seconds:g} s a step"])
+
+
+def commands(runs: Sequence[Run], args: argparse.Namespace) -> list[str]:
+    """The training commands as text, each once."""
+    words = (["python train.py", *command_of(run, args)[2:]] for run in runs)
+    return list(dict.fromkeys(" ".join(w) for w in words))
 
 
 def _steps(command: Sequence[str]) -> int:

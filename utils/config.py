@@ -73,6 +73,7 @@ class ModelConfig:
     setting: Literal["one-class", "multi-class", "cross-dataset", "supervised"]
     category_exceptions: bool
     backbone: str
+    student_backbone: str | None
     weights: str | None
     random_weights: bool
     strides: tuple[int, ...] = field(metadata=_number(1, 64))
@@ -170,6 +171,8 @@ class EvalConfig:
     batch_size: int = field(metadata=_number(1, 65536))
     segmentation: Literal["hard", "soft"]
     clip_sigma: float = field(metadata=_number(0, 1000))
+    aupimo: bool
+    dsc_unias: bool
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,8 @@ def _check_together(config: Config) -> None:
     if not config.train.scales:
         raise ConfigError("train.scales is empty; one size is [1.0]")
     _check_sizes(config)
+    if config.model.student_backbone and config.model.name not in ("uninet", "recontrast"):
+        raise ConfigError(f"model.student_backbone is for uninet and recontrast, not for {config.model.name}")
     if (config.model.setting == "cross-dataset") != (config.data.test_name is not None):
         raise ConfigError("--setting cross-dataset and --test-dataset NAME belong together")
 

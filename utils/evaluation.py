@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
+from utils.aupimo import aupimo
 from utils.config import EvalConfig
 from utils.device import autocast
 from utils.metrics import Results, evaluate, mean_results, segmentation_metrics
 from utils.runs import write_text
+from utils.unias_dice import unias_dice
 from utils.video import frame_metrics
 
 
@@ -123,6 +125,10 @@ def _results_of(scores: Scores, chosen: np.ndarray, config: EvalConfig) -> Resul
     masks = None if scores.masks is None else scores.masks[chosen]
     maps = None if scores.masks is None else scores.maps[chosen]
     results = evaluate(scores.score[chosen], labels, maps, masks)
+    if config.aupimo and masks is not None:
+        results["aupimo"] = aupimo(maps, masks, labels)
+    if config.dsc_unias and masks is not None:
+        results["dsc_unias"] = unias_dice(maps, masks)
     if scores.kind == "segmentation" and masks is not None:
         results |= segmentation_metrics(maps, masks, soft=config.segmentation == "soft")
     if scores.kind == "video":
@@ -159,6 +165,8 @@ COLUMNS = {
     "pixel_f1": "P-F1*",
     "pro": "PRO",
     "pro_05": "PRO@5%",
+    "aupimo": "AUPIMO",
+    "dsc_unias": "Dice (UniAS)*",
     "dsc": "DSC",
     "miou": "mIoU",
     "frame_auroc_micro": "micro",

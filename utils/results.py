@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+from torch import nn
 
 from datasets.build import SPECS
 from utils.config import Config
@@ -60,6 +62,12 @@ def protocol(config: Config, across_images: str) -> dict[str, object]:
     }
 
 
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Parameters of the whole model, and of its bottleneck if it has one (Table 9)."""
+    parts = {"parameters": model, "bottleneck_parameters": getattr(model, "bottleneck", None)}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part}
+
+
 def write_results(
     folder: Path,
     config: Config,
@@ -67,13 +75,14 @@ def write_results(
     *,
     command: str,
     timing: dict[str, float],
-    parameters: int,
+    parameters: Mapping[str, int],
     code: str,
     across_images: str = "none",
     curve: Sequence[dict[str, object]] = (),
 ) -> None:
     """Write metrics.json in one step; metrics are fractions, null where undefined.
 
+    parameters: as `parameter_counts` gives them.
     curve: evaluations during training, each with its iteration, split and mean results.
     """
     tree = {
@@ -82,7 +91,7 @@ def write_results(
         "protocol": protocol(config, across_images),
         "results": results,
         "timing": {key: round(value, 4) for key, value in timing.items()},
-        "parameters": parameters,
+        **parameters,
         **({"curve": list(curve)} if curve else {}),
         "versions": {**versions(), "code": code},
     }
