@@ -1,13 +1,15 @@
 """Similarity-contrastive loss L_SC and margin loss L_M (Sec. 4.4, Eqs. 8 to 11).
 
 Both need only the diagonal of the softmax over teacher positions, d_j = exp(m_jj) / sum_k exp(m_jk), with
-m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) by fused
-attention, so the N x N matrix is never in memory, forward or backward.
+m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) by blocks of
+rows, so the N x N matrix is never in memory, forward or backward.
 
-Legend: B images, N = H W positions, C channels.
+Legend: B images, N = H W positions, C channels; G images and R rows of a block.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +17,17 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 EPS = 1e-8  # epsilon of Eqs. 9 and 10
-BLOCK_ELEMENTS = 1 << 20  # 4 MB of float32 a block: stays in cache
+BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}  # 4 MB of float32 stay in cache; a GPU needs more to do
+SAFE_BOUND = 40.0  # logits within +-40 of zero: exp(-80) is still a normal float32
+ONEDNN = torch.backends.mkldnn.is_available()  # on some CPUs its products are twice as fast as torch.mm's
 
 
 class _SimilarityRows(torch.autograd.Function):
     """Diagonal and row log-sum-exp of s t^T / T, and their gradients.
 
-    Both passes are attention: the student's gradient needs softmax(m) t, the teacher's softmax(m)^T times the
-    weighted student, which is attention from teacher to student positions with -lse as a bias on the keys.
+    The student's gradient needs softmax(m) t, which the forward pass forms beside the row sums. The teacher's
+    needs softmax(m)^T times the weighted student: rows are then teacher positions, and the weights
+    exp(m_jk - lse_j) come out normalised.
     """
 
     @staticmethod
@@ -30,7 +35,19 @@ class _SimilarityRows(torch.autograd.Function):
         ctx: FunctionCtx, student: Tensor, teacher: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         diagonal = (student * teacher).sum(dim=2) / temperature  # (B, N)
-        expected, lse = attend(student, teacher, teacher, temperature)
+        expected, lse = torch.empty_like(student), torch.empty_like(diagonal)
+        keys, values = teacher / temperature, teacher.transpose(1, 2).contiguous()
+        bound = 1 / temperature  # of the logits, as rows have length one
+        offset = torch.full_like(diagonal, -bound)
+        for images, rows in _blocks(student):
+            weights = _product(student[images, rows], keys[images], offset[images])  # (G, R, N)
+            shift = torch.zeros_like(lse[images, rows])
+            if bound > SAFE_BOUND:  # else the bound does, and saves a pass
+                shift = weights.amax(dim=2)
+                weights.sub_(shift[..., None])
+            total = weights.exp_().sum(dim=2)
+            lse[images, rows] = total.log() + shift + bound
+            expected[images, rows] = _product(weights, values[images]).div_(total[..., None])
         ctx.save_for_backward(student, teacher, lse, expected)
         ctx.temperature = temperature
         return diagonal, lse
@@ -46,43 +63,34 @@ class _SimilarityRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             g_student = g_diagonal * teacher + g_lse * expected
         if ctx.needs_input_grad[1]:
-            # with the bias the logits are log p_jk; exp of their sum over j undoes the normalisation exactly
-            mean, log_total = attend(teacher, student, g_lse * student, ctx.temperature, bias=-lse)
-            g_teacher = g_diagonal * student + mean * log_total.exp()[..., None]
+            g_teacher = g_diagonal * student
+            keys, values = student / ctx.temperature, (g_lse * student).transpose(1, 2).contiguous()
+            for images, rows in _blocks(teacher):
+                weights = _product(teacher[images, rows], keys[images], -lse[images]).exp_()
+                g_teacher[images, rows] += _product(weights, values[images])
         return g_student, g_teacher, None
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, temperature: float, *, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """softmax(query key^T / T + bias) value, (B, N, C), and row log-sum-exp, (B, N), of (B, N, C) inputs.
-
-    The bias (B, N) is added per key. On the CPU torch's fused attention does it, three times as fast as
-    blocks of rows; only an operator without a public name gives its log-sum-exp.
-    """
-    if query.device.type != "cpu":
-        return attend_by_rows(query, key, value, temperature, bias=bias)
-    mask = None if bias is None else bias[:, None, None, :].expand(-1, 1, query.shape[1], -1)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query[:, None], key[:, None], value[:, None], attn_mask=mask, scale=1 / temperature
-    )
-    return out[:, 0], lse[:, 0]
+def _blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Images and rows of each block of the (B, N, N) matrix: several images, one, or a part of one."""
+    images, positions = x.shape[:2]
+    size = BLOCK_ELEMENTS["cpu" if x.device.type == "cpu" else "cuda"]
+    group, rows = max(1, size // positions**2), min(positions, max(1, size // positions))
+    for b in range(0, images, group):
+        for i in range(0, positions, rows):
+            yield slice(b, b + group), slice(i, i + rows)
 
 
-def attend_by_rows(
-    query: Tensor, key: Tensor, value: Tensor, temperature: float, *, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`attend` by blocks of rows, for any device."""
-    out, lse = torch.empty_like(query), query.new_empty(query.shape[:2])
-    rows = max(1, BLOCK_ELEMENTS // key.shape[1])
-    for b in range(query.shape[0]):
-        for part in (slice(i, i + rows) for i in range(0, query.shape[1], rows)):
-            logits = torch.mm(query[b, part], key[b].T).div_(temperature)
-            if bias is not None:
-                logits.add_(bias[b])
-            lse[b, part] = logits.logsumexp(dim=1)
-            torch.mm(logits.sub_(lse[b, part, None]).exp_(), value[b], out=out[b, part])
-    return out, lse
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Per image a b^T + bias: (G, R, C), (G, N, C) and (G, N) to (G, R, N)."""
+    if ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32:
+        linear = torch.ops.mkldnn._linear_pointwise  # no public function leads there in float32
+        biases = [None] * len(a) if bias is None else bias
+        found = [linear(*block, "none", [], "") for block in zip(a, b, biases, strict=True)]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
+    if bias is None:
+        return torch.bmm(a, b.transpose(1, 2))
+    return torch.baddbmm(bias[:, None], a, b.transpose(1, 2))
 
 
 def similarity_rows(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -97,11 +97,9 @@ class TestKD:
 
 class TestSimilarityRows:
     @pytest.mark.parametrize("temperature", [2.0, 0.1, 0.01])
-    @pytest.mark.parametrize("block", [None, 16, 100, 1 << 20])
+    @pytest.mark.parametrize("block", [16, 100, 900, 1 << 20])  # a row, some, an image, all images
     def test_matches_the_dense_matrix_and_its_gradients(self, monkeypatch, temperature, block):
-        if block is not None:  # the version for any device; None: fused attention of the CPU
-            monkeypatch.setattr(similarity, "attend", similarity.attend_by_rows)
-            monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", block)
+        monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", {"cpu": block})
         s, t = (
             F.normalize(torch.randn(2, 30, 5, dtype=torch.float64), dim=2).requires_grad_() for _ in range(2)
         )
@@ -116,11 +114,19 @@ class TestSimilarityRows:
         for a, b in zip(got, wanted):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
-    def test_float32_at_a_real_size(self):
-        s, t = (F.normalize(torch.randn(1, 4096, 24), dim=2) for _ in range(2))
-        m = s.double() @ t.double().transpose(1, 2) / 0.1
-        _, lse = similarity_rows(s, t, 0.1)
-        torch.testing.assert_close(lse.double(), m.logsumexp(dim=2), rtol=1e-6, atol=1e-5)
+    @pytest.mark.parametrize("onednn", [True, False])
+    @pytest.mark.parametrize(("images", "positions", "temperature"), [(1, 2048, 0.1), (3, 200, 0.01)])
+    def test_float32(self, monkeypatch, onednn, images, positions, temperature):
+        monkeypatch.setattr(similarity, "ONEDNN", onednn and similarity.ONEDNN)
+        s, t = (F.normalize(torch.randn(images, positions, 24), dim=2).requires_grad_() for _ in range(2))
+        dense = (s.double() @ t.double().transpose(1, 2) / temperature).logsumexp(dim=2)
+        _, lse = similarity_rows(s, t, temperature)
+        torch.testing.assert_close(lse.double(), dense, rtol=1e-6, atol=1e-5)
+        weight = torch.rand(images, positions)
+        got = torch.autograd.grad((lse * weight).sum(), (s, t))
+        wanted = torch.autograd.grad((dense * weight).sum(), (s, t))
+        for a, b in zip(got, wanted):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 / temperature)
 
     def test_no_gradient_for_a_detached_teacher(self):
         s, t = (F.normalize(torch.randn(1, 12, 3), dim=2) for _ in range(2))
@@ -128,12 +134,12 @@ class TestSimilarityRows:
         similarity_rows(s, t, 1.0)[1].sum().backward()
         assert s.grad is not None and t.grad is None
 
-    @pytest.mark.parametrize("attend", [similarity.attend, similarity.attend_by_rows])
-    def test_never_holds_the_matrix(self, monkeypatch, attend):
+    @pytest.mark.parametrize("onednn", [True, False])
+    def test_never_holds_the_matrix(self, monkeypatch, onednn):
         """Peak memory of forward and backward stays far below one N x N matrix (N = 4096: 64 MB)."""
         from torch.profiler import ProfilerActivity, profile
 
-        monkeypatch.setattr(similarity, "attend", attend)
+        monkeypatch.setattr(similarity, "ONEDNN", onednn and similarity.ONEDNN)
         s, t = (F.normalize(torch.randn(1, 4096, 8), dim=2).requires_grad_() for _ in range(2))
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             similarity_rows(s, t, 0.1)[1].sum().backward()

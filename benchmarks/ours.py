@@ -1,0 +1,164 @@
+"""Our half: the workloads of the table, on this repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from generated import images, maps_and_masks, unit_features  # noqa: E402
+from machine import machine  # noqa: E402
+from operations import Operations, convolutions, similarity, similarity_of_step  # noqa: E402
+from PIL import Image  # noqa: E402
+from protocol import Reply, Spec, Workload, serve  # noqa: E402
+from shapes import configuration, uninet  # noqa: E402
+from stages import predict_stages, train_stages  # noqa: E402
+
+from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
+from utils.device import autocast  # noqa: E402
+from utils.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
+from utils.optim import make_optimizer  # noqa: E402
+
+Built = tuple[Workload, Operations]
+
+
+def train(spec: Spec) -> Built:
+    """A step as train.py takes it: forward, finite check, backward, optimiser."""
+    net, device = uninet(spec).train(), torch.device(spec.device)
+    optimizer, _ = make_optimizer(net, configuration(spec))
+    batch = {"image": images(spec).contiguous(memory_format=torch.channels_last)}
+    batch["label"] = torch.zeros(spec.batch, dtype=torch.long, device=device)
+
+    def step() -> None:
+        with autocast(device, spec.precision):
+            loss = net.loss(batch, 0.5)["total"]
+        assert torch.isfinite(loss)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    levels = list(zip(net.info.channels, net.info.strides, strict=True))
+    return step, convolutions(step) + similarity_of_step(spec.batch, spec.size, levels)
+
+
+def predict(spec: Spec) -> Built:
+    """Score `count` images in batches with the deployed model."""
+    net, device = uninet(spec).deploy(), torch.device(spec.device)
+    batch = images(spec).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(spec.count // spec.batch):
+            with autocast(device, spec.precision):
+                net.predict(batch)
+
+    return run, convolutions(run)
+
+
+def similarity_loss(spec: Spec) -> Built:
+    """L_SC and L_M of one pair, forward and backward to both features."""
+    student, teacher = (x.requires_grad_() for x in unit_features(spec))
+
+    def run() -> None:
+        student.grad = teacher.grad = None
+        d = matched_similarity(student, teacher, 2.0)
+        (0.3 * contrastive_loss(d) + margin_loss(d, 1.0)).backward()
+
+    run()
+    return run, similarity(spec.batch, spec.size**2, spec.channels, teacher_learns=True)
+
+
+def pixel_metrics(spec: Spec) -> Built:
+    """AUROC, AP, F1, PRO at 0.3 and 0.05."""
+    maps, masks = maps_and_masks(spec)
+
+    def run() -> Reply:
+        return {"pro": all_pixel_metrics(maps, masks)["pro"]}
+
+    run()
+    return run, Operations()
+
+
+def memory_bank(spec: Spec) -> Built:
+    """Fit on `count` images, then score one batch; the bank is a random tenth of the patches."""
+    net, batch = uninet(spec.but(variant="memory-bank")), images(spec)
+
+    @torch.inference_mode()
+    def run() -> None:
+        torch.manual_seed(0)
+        net.fit((batch + 0.1 * torch.randn_like(batch) for _ in range(spec.count // spec.batch)), seed=0)
+        net.predict(batch)
+
+    run()
+    return run, Operations()
+
+
+def start(spec: Spec) -> Built:
+    """train.py up to its first step, as a command, on `count` PNG files of size x size."""
+    folder = tempfile.TemporaryDirectory(prefix="uninet-benchmark-")
+    root, rng = Path(folder.name), np.random.default_rng(0)
+    for i in range(spec.count + 1):  # one to test on
+        part = "train" if i else "test"
+        coarse = rng.integers(0, 200, (spec.size // 16, spec.size // 16, 3), dtype=np.uint8)
+        pixels = coarse.repeat(16, 0).repeat(16, 1) + rng.integers(0, 30, (spec.size, spec.size, 3), np.uint8)
+        path = root / f"part/{part}/good/{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/folder.yaml",
+        "--data-root",
+        str(root / "part"),
+    ]
+    command += [
+        "--flavor",
+        spec.variant,
+        "--backbone",
+        "wide_resnet50_2",
+        "--set",
+        "model.random_weights=true",
+    ]
+    command += ["--iterations", "1", "--eval", "none", "--quiet", "--overwrite", "--device", spec.device]
+    command += ["--precision", spec.precision, "--output", str(root / "runs")]
+
+    def run(kept: object = folder) -> None:  # the images are removed with the workload
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+
+    return run, Operations()
+
+
+WORKLOADS: dict[str, Callable[[Spec], Built]] = {
+    "train": train,
+    "predict": predict,
+    "similarity": similarity_loss,
+    "pixel-metrics": pixel_metrics,
+    "memory-bank": memory_bank,
+    "start": start,
+    "machine": machine,
+}
+STAGES = {"train-stages": train_stages, "predict-stages": predict_stages}
+
+
+def build(spec: Spec) -> tuple[Workload, Reply]:
+    """The workload after a warm-up run, and its operations; of stages a table of them."""
+    torch.manual_seed(0)
+    torch.set_num_threads(spec.threads)
+    if spec.row in STAGES:
+        run, operations = STAGES[spec.row](spec)
+        return run, {"stages": {name: vars(found) for name, found in operations.items()}}
+    run, found = WORKLOADS[spec.row](spec)
+    return run, {"operations": vars(found)}
+
+
+if __name__ == "__main__":
+    serve(build)

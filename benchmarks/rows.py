@@ -1,0 +1,162 @@
+"""The rows of the table, and how one is measured: ours, the peer and the machine in turn."""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from operations import Operations
+from protocol import Reply, Spec, Worker, WorkerError
+
+HERE = Path(__file__).resolve().parent
+SHAPES = ("peer", "paper", "released")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table in each of `variants`; only `peer`, the like for like, is paired with the peer.
+
+    `per`: what one run is divided by to give the seconds that are shown. `limited`: convolutions and products
+    make most of it, so a share of the machine's limit says something.
+    """
+
+    name: str
+    title: str
+    spec: Spec
+    goal: str
+    variants: tuple[str, ...] = ("peer",)
+    per: int = 1
+    limited: bool = True
+    bf16: bool = False
+    peer: bool = True
+
+
+ROWS = (
+    Row(
+        "train", "training step, batch 8", Spec("train"), "fp32 2.3x and 75 %, bf16 4x; 5 GB", SHAPES,
+        bf16=True,
+    ),
+    Row(
+        "one", "one image, batch 1", Spec("predict", batch=1, count=1), "fp32 85 %, bf16 2.5x", SHAPES,
+        bf16=True,
+    ),
+    Row(
+        "many", "32 images, batch 8, s an image", Spec("predict", count=32), "fp32 85 %, bf16 3x", SHAPES, 32,
+        bf16=True,
+    ),
+    Row(
+        "similarity-256", "similarity loss, C = 256", Spec("similarity", size=64, channels=256),
+        "2x, 80 %, 0.7 GB over inputs",
+    ),
+    Row("similarity-24", "similarity loss, C = 24", Spec("similarity", size=64, channels=24), "8x"),
+    Row(
+        "metrics", "all pixel metrics (peer: PRO alone), 160 maps, 200 regions",
+        Spec("pixel-metrics", count=160), "0.4 s, PRO equal to 1e-3", limited=False,
+    ),
+    Row(
+        "memory-bank", "memory bank on 32 images, and 8 scored (peer: PatchCore)",
+        Spec("memory-bank", count=32), "", limited=False,
+    ),
+    Row(
+        "start", "start of training, 320 images of 1024x1024", Spec("start", size=1024, count=320),
+        "20 s", ("paper",), limited=False, peer=False,
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class Measured:
+    """Replies of the three processes, round by round, and what ours computes."""
+
+    ours: list[Reply] = field(default_factory=list)
+    peer: list[Reply] = field(default_factory=list)
+    machine: list[Reply] = field(default_factory=list)
+    operations: Operations = field(default_factory=Operations)
+    versions: str = ""
+
+    def seconds(self, side: str, per: int = 1) -> float | None:
+        """Median of a side, None if it was not measured."""
+        times = [reply["seconds"] for reply in getattr(self, side)]
+        return statistics.median(times) / per if times else None
+
+    def largest(self, side: str, key: str) -> float | None:
+        """Largest `key` (a memory, a result) of a side."""
+        return max((reply[key] for reply in getattr(self, side) if key in reply), default=None)
+
+    def ratio(self) -> float | None:
+        """Peer's time over ours, median over the rounds."""
+        if not self.peer:
+            return None
+        return statistics.median(
+            p["seconds"] / o["seconds"] for p, o in zip(self.peer, self.ours, strict=True)
+        )
+
+    def limit(self, per: int = 1) -> float | None:
+        """Seconds that the operations need at the machine's throughput."""
+        if not (self.machine and self.operations.total):
+            return None
+        rates = [statistics.median(m[key] for m in self.machine) for key in ("convolution", "product")]
+        return self.operations.limit(*rates) / per
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How to measure: interpreters (`peer_python` None: no peer), rounds, and what every spec shares."""
+
+    python: str
+    peer_python: str | None
+    rounds: int
+    device: str
+    threads: int
+
+    def worker(self, spec: Spec, *, peer: bool = False) -> Worker:
+        """A started process for a spec."""
+        spec = spec.but(device=self.device, threads=self.threads)
+        script = HERE / ("peer.py" if peer else "ours.py")
+        return Worker(self.peer_python if peer else self.python, script, spec)
+
+
+def measure(setup: Setup, spec: Spec, *, peer: bool, limited: bool) -> Measured:
+    """Rounds of machine, peer, ours, in turn, after a warm-up of each.
+
+    Raises:
+        WorkerError: if ours or the machine's process fails; a failing peer only leaves its column empty.
+    """
+    found = Measured()
+    with ExitStack() as stack:
+        sides = {"ours": stack.enter_context(setup.worker(spec))}
+        found.operations = Operations(**sides["ours"].facts.get("operations", {}))
+        if limited:
+            sides["machine"] = stack.enter_context(setup.worker(spec.but(row="machine")))
+        if peer and setup.peer_python:
+            # the peer is measured in fp32, as its users run it; ours may be faster in bf16
+            sides["peer"] = stack.enter_context(setup.worker(spec.but(precision="fp32"), peer=True))
+            found.versions = str(sides["peer"].facts["versions"])
+        for _ in range(setup.rounds):
+            for name in reversed(sides):
+                getattr(found, name).append(sides[name].run())
+    return found
+
+
+def stages(setup: Setup, spec: Spec) -> list[tuple[str, Operations, float, float]]:
+    """(stage, operations, seconds, share of the limit) of each part of `train` or `predict`, medians."""
+    with (
+        setup.worker(spec.but(row=f"{spec.row}-stages")) as ours,
+        setup.worker(spec.but(row="machine")) as rates,
+    ):
+        replies, machine = [], []
+        for _ in range(setup.rounds):
+            machine.append(rates.run())
+            replies.append(ours.run()["stages"])
+        measured = Measured(machine=machine)
+        table = []
+        for name, counts in ours.facts["stages"].items():
+            measured.operations = Operations(**counts)
+            seconds = statistics.median(reply[name] for reply in replies)
+            table.append((name, measured.operations, seconds, (measured.limit() or 0.0) / seconds))
+    return table
+
+
+__all__ = ["ROWS", "Measured", "Row", "Setup", "WorkerError", "measure", "stages"]

@@ -1,0 +1,113 @@
+"""Seconds and operations of each stage of a step or a prediction, run alone on inputs of the real shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from generated import images
+from operations import Operations, convolutions, similarity_of_step
+from protocol import Reply, Spec, Workload, wait
+from shapes import configuration, uninet
+from torch import Tensor, nn
+
+from losses.total import Pair, uninet_loss
+from model.decision import distance_map
+from utils.device import autocast
+from utils.optim import make_optimizer
+
+Stages = dict[str, Callable[[], object]]
+Counted = tuple[Workload, dict[str, Operations]]
+
+
+def train_stages(spec: Spec) -> Counted:
+    """Forward and backward of each part of `train`, gradients reaching all that learns and its inputs."""
+    net, device = uninet(spec).train(), torch.device(spec.device)
+    batch = images(spec).contiguous(memory_format=torch.channels_last)
+    optimizer, _ = make_optimizer(net, configuration(spec))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # the same work; weights stay as they are although gradients add up
+    with autocast(device, spec.precision), torch.no_grad():
+        pairs = net.features(batch)
+        both = [torch.cat(x) for x in zip(*reversed(net.teachers(batch)), strict=True)]
+        embedding = net.bottleneck(both)
+    both, embedding = [_leaf(x) for x in both], _leaf(embedding)
+    half = len(pairs) // 2
+    learning = [(i, t if n < half else _leaf(t), _leaf(s)) for n, (i, t, s) in enumerate(pairs)]
+
+    def source() -> None:
+        with torch.no_grad():
+            net.teachers.source(batch)
+
+    def losses() -> None:
+        selected = [Pair(t.float(), net.dfs(s.float(), t.float(), i)) for i, t, s in learning]
+        uninet_loss(selected, net.loss_config)["total"].backward()
+
+    def both_ways(forward: Callable[[], Tensor | list[Tensor]]) -> Callable[[], None]:
+        def run() -> None:
+            with autocast(device, spec.precision):
+                outputs = forward()
+            outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+            torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+        return run
+
+    stages: Stages = {
+        "source teacher": _in_precision(source, spec),
+        "target teacher": both_ways(lambda: net.teachers.target(batch)),
+        "bottleneck": both_ways(lambda: net.bottleneck(both)),
+        "student": both_ways(lambda: net.student(embedding, both)),
+        "feature selection, losses": losses,
+        "optimiser": optimizer.step,
+    }
+    operations = {name: convolutions(call) for name, call in stages.items()}
+    levels = list(zip(net.info.channels, net.info.strides, strict=True))
+    operations["feature selection, losses"] += similarity_of_step(spec.batch, spec.size, levels)
+    return _timed(stages, spec.device), operations
+
+
+def predict_stages(spec: Spec) -> Counted:
+    """Each part of `predict` of the deployed model on one batch."""
+    net = uninet(spec).deploy()
+    batch = images(spec).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), autocast(torch.device(spec.device), spec.precision):
+        pairs = net.features(batch)
+        both = [torch.cat(x) for x in zip(*reversed(net.teachers(batch)), strict=True)]
+        embedding = net.bottleneck(both)
+    calls: Stages = {
+        "source teacher": lambda: net.teachers.source(batch),
+        "target teacher": lambda: net.teachers.target(batch),
+        "bottleneck": lambda: net.bottleneck(both),
+        "student": lambda: net.student(embedding, both),
+        "maps and decision": lambda: net.decision(
+            [distance_map(t, s) for _, t, s in pairs], tuple(batch.shape[2:])
+        ),
+    }
+    stages = {name: torch.inference_mode()(_in_precision(call, spec)) for name, call in calls.items()}
+    return _timed(stages, spec.device), {name: convolutions(call) for name, call in stages.items()}
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return nn.Parameter(x.detach().clone())
+
+
+def _in_precision(call: Callable[[], object], spec: Spec) -> Callable[[], object]:
+    def run() -> object:
+        with autocast(torch.device(spec.device), spec.precision):
+            return call()
+
+    return run
+
+
+def _timed(stages: Stages, device: str) -> Workload:
+    def run() -> Reply:
+        seconds = {}
+        for name, call in stages.items():
+            start = time.perf_counter()
+            call()
+            wait(device)
+            seconds[name] = time.perf_counter() - start
+        return {"stages": seconds}
+
+    return run
