@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from utils.device import choose_device, choose_precision
 from utils.evaluation import Scores, score_images, write_scores
 from utils.figures import overlay, write_map, write_png
 
+MAP_PIXELS = 1 << 28  # of maps in memory at once, 1 GB
 FOLDERS = {"overlay": "heatmaps", "map": "maps", "mask": "masks"}  # what --save names, below --output
 
 
@@ -80,18 +82,18 @@ def main(argv: Sequence[str]) -> None:
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
-    scores = score_images(
+    score = partial(
+        score_images,
         model.deploy(),
-        data,
         batch_size=state.config.eval.batch_size,
         device=device,
         precision=choose_precision(state.config.train.precision, device),
         quiet=args.quiet,
     )
+    scores = score_and_write(score, data, files, calibration)
     p_values = None if calibration is None else calibration.p_values(scores.score)
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped)
-    write_pictures(files, data, scores, calibration)
     say(summary(scores, p_values, rate, root))
     decides = calibration is not None and calibration.smallest_rate() <= rate
     (log.info if decides else log.warning)("%s", about_decisions(calibration, rate))
@@ -171,6 +173,29 @@ def image_set(samples: Sequence[Sample], state: Checkpoint) -> ImageSet:
         )
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
     return ImageSet(samples, decode, Normalise(*input_normalisation(state.config.model.backbone)))
+
+
+def score_and_write(
+    score: Callable[[ImageSet], Scores],
+    data: ImageSet,
+    files: dict[str, list[Path]],
+    calibration: Calibration | None,
+) -> Scores:
+    """Score the images and write the files of each kind, part by part, so that any number of them fits.
+
+    Without calibration the colour scale is made from all maps, so all are kept until then. What comes back
+    has no maps.
+    """
+    size = data.decode.size
+    step = len(data) if calibration is None else max(1, MAP_PIXELS // (size[0] * size[1]))
+    found: list[np.ndarray] = []
+    for first in range(0, len(data), step):
+        part = slice(first, first + step)
+        images = ImageSet(data.samples[part], data.decode, data.normalise)
+        scores = score(images)
+        write_pictures({k: paths[part] for k, paths in files.items()}, images, scores, calibration)
+        found.append(scores.score)
+    return Scores(data.samples, np.concatenate(found), np.empty((0, *size), np.float32), None, 0.0)
 
 
 def write_pictures(

@@ -1,6 +1,7 @@
 """Predictions on new images: p-values, decisions, files, mistakes."""
 
 import csv
+import io
 
 import numpy as np
 import pytest
@@ -162,6 +163,22 @@ def test_what_is_saved(run, mvtec_like, tmp_path):
     assert code == 0 and [p.name for p in (tmp_path / "bare").iterdir()] == ["scores.csv"]
     code, _, err = run(str(images), "--save", "map,masks")
     assert code == 2 and "'masks' is none of overlay, map, mask, none" in err
+
+
+def test_part_by_part(run, mvtec_like, tmp_path, monkeypatch):
+    """A folder of any size is scored in parts, with the same results."""
+    run(str(mvtec_like / "part/test"))
+    whole = sorted((tmp_path / "out").rglob("*.*"))
+    before = [p.read_bytes() for p in whole]
+    monkeypatch.setattr("predict.MAP_PIXELS", 4 * 64 * 64)
+    code, out, _ = run(str(mvtec_like / "part/test"), "--output", str(tmp_path / "parts"))
+    after = [(tmp_path / "parts" / p.relative_to(tmp_path / "out")).read_bytes() for p in whole]
+    assert code == 0 and "9 images" in out and len(whole) == 10
+    rows = [csv.reader(text.decode().splitlines()) for text in (before.pop(-1), after.pop(-1))]
+    for ours, theirs in list(zip(*rows))[1:]:
+        assert ours[0] == theirs[0] and float(ours[4]) == pytest.approx(float(theirs[4]), rel=1e-4)
+    pictures = [[np.asarray(Image.open(io.BytesIO(f))).astype(int) for f in s] for s in (before, after)]
+    assert all(np.abs(a - b).max() <= 2 for a, b in zip(*pictures))
 
 
 def test_decisions_are_explained(run, mvtec_like, tmp_path):
