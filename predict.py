@@ -1,4 +1,4 @@
-"""Score new images: an image or a folder -> scores.csv and heatmaps.
+"""Score new images: an image or a folder -> scores.csv, heatmaps, maps, masks.
 
 python predict.py --checkpoint RUN IMAGE_OR_FOLDER
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ from utils.cli import add_skip_flag, log, new_parser, run_command, say
 from utils.config import ConfigError
 from utils.device import choose_device, choose_precision
 from utils.evaluation import Scores, score_images, write_scores
-from utils.figures import overlay, write_png
+from utils.figures import overlay, write_map, write_png
+
+MAP_PIXELS = 1 << 28  # of maps in memory at once, 1 GB
+FOLDERS = {"overlay": "heatmaps", "map": "maps", "mask": "masks"}  # what --save names, below --output
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -45,55 +49,70 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="R",
         help="share of normal images that may be flagged",
     )
+    parser.add_argument(
+        "--save",
+        default="overlay",
+        metavar="KINDS",
+        help="of overlay (picture), map (32-bit float TIFF), mask (0 or 255, PNG), with commas; or none",
+    )
     add_skip_flag(parser)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write scores.csv and an overlay an image, and print the most anomalous ones."""
+    """Write scores.csv and a picture an image, and print the most anomalous ones."""
     args = parse_arguments(argv)
-    if not 0 < args.false_alarm_rate < 1:
-        raise ConfigError(f"--false-alarm-rate is {args.false_alarm_rate}; choose a value between 0 and 1")
+    rate = args.false_alarm_rate
+    if not 0 < rate < 1:
+        raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
     path = find_checkpoint(args.checkpoint)
     state = load_checkpoint(path)
+    calibration = Calibration(**state.calibration) if state.calibration else None
+    kinds = saved_kinds(args.save, calibration)
     root = args.images if args.images.is_dir() else args.images.parent
     samples = new_samples(args.images, args.output, state.config.data.category)
     samples, skipped = readable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
-    pictures = picture_names(samples, root)
-    check_not_overwritten(samples, [args.output / "heatmaps" / name for name in pictures])
+    files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(samples, root, kind)]
+             for kind in kinds}  # fmt: skip
+    check_not_overwritten(samples, [path for paths in files.values() for path in paths])
     data = image_set(samples, state)
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
-    scores = score_images(
+    score = partial(
+        score_images,
         model.deploy(),
-        data,
         batch_size=state.config.eval.batch_size,
         device=device,
         precision=choose_precision(state.config.train.precision, device),
         quiet=args.quiet,
     )
-    calibration = Calibration(**state.calibration) if state.calibration else None
+    scores = score_and_write(score, data, files, calibration)
     p_values = None if calibration is None else calibration.p_values(scores.score)
-    write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=args.false_alarm_rate)
+    write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped)
-    write_overlays(args.output / "heatmaps", pictures, data, scores, calibration)
-    say(summary(scores, p_values, args.false_alarm_rate, root))
-    if calibration is None:
-        log.info(
-            "the model was trained without data.calibration_fraction: no p-values, colours fit these images"
-        )
-    elif calibration.smallest_rate() > args.false_alarm_rate:
-        smallest, held_out = calibration.smallest_rate(), len(calibration.scores)
-        log.info(
-            "%d held-out normals guarantee a false-alarm rate of %.3g at best, so none is flagged at %.3g; "
-            "hold out more, or choose a higher --false-alarm-rate",
-            held_out, smallest, args.false_alarm_rate,
-        )  # fmt: skip
+    say(summary(scores, p_values, rate, root))
+    decides = calibration is not None and calibration.smallest_rate() <= rate
+    (log.info if decides else log.warning)("%s", about_decisions(calibration, rate))
     log.info("written to %s", args.output)
+
+
+def saved_kinds(text: str, calibration: Calibration | None) -> list[str]:
+    """What --save names.
+
+    Raises:
+        ConfigError: for an unknown kind, or for masks without a calibrated level.
+    """
+    kinds = [] if text == "none" else text.split(",")
+    unknown = [kind for kind in kinds if kind not in FOLDERS]
+    if unknown:
+        raise ConfigError(f"--save {text}: '{unknown[0]}' is none of {', '.join(FOLDERS)}, none")
+    if "mask" in kinds and calibration is None:
+        raise ConfigError("--save mask needs a level: train with data.calibration_fraction above 0")
+    return kinds
 
 
 def new_samples(where: Path, output: Path, category: str) -> list[Sample]:
@@ -115,16 +134,17 @@ def new_samples(where: Path, output: Path, category: str) -> list[Sample]:
     return [Sample(p, UNKNOWN, None, category, "predict", "", str(p)) for p in found]
 
 
-def picture_names(samples: Sequence[Sample], root: Path) -> list[Path]:
-    """A picture's path below the output folder, one an image: its own below `root`, ending in .png.
+def names_of(samples: Sequence[Sample], root: Path, kind: str) -> list[Path]:
+    """A file's path below the folder of its kind, one an image: the image's own below `root`, ending changed.
 
     Where two images differ in their ending alone, every name keeps its ending before the new one.
     """
+    suffix = ".tiff" if kind == "map" else ".png"
     inside = [s.path.relative_to(root) for s in samples]
-    names = [path.with_suffix(".png") for path in inside]
+    names = [path.with_suffix(suffix) for path in inside]
     if len(set(names)) == len(names):
         return names
-    return [path.with_name(f"{path.name}.png") for path in inside]
+    return [path.with_name(f"{path.name}{suffix}") for path in inside]
 
 
 def check_not_overwritten(samples: Sequence[Sample], targets: Sequence[Path]) -> None:
@@ -155,16 +175,64 @@ def image_set(samples: Sequence[Sample], state: Checkpoint) -> ImageSet:
     return ImageSet(samples, decode, Normalise(*input_normalisation(state.config.model.backbone)))
 
 
-def write_overlays(
-    folder: Path, names: Sequence[Path], data: ImageSet, scores: Scores, calibration: Calibration | None
+def score_and_write(
+    score: Callable[[ImageSet], Scores],
+    data: ImageSet,
+    files: dict[str, list[Path]],
+    calibration: Calibration | None,
+) -> Scores:
+    """Score the images and write the files of each kind, part by part, so that any number of them fits.
+
+    Without calibration the colour scale is made from all maps, so all are kept until then. What comes back
+    has no maps.
+    """
+    size = data.decode.size
+    step = len(data) if calibration is None else max(1, MAP_PIXELS // (size[0] * size[1]))
+    found: list[np.ndarray] = []
+    for first in range(0, len(data), step):
+        part = slice(first, first + step)
+        images = ImageSet(data.samples[part], data.decode, data.normalise)
+        scores = score(images)
+        write_pictures({k: paths[part] for k, paths in files.items()}, images, scores, calibration)
+        found.append(scores.score)
+    return Scores(data.samples, np.concatenate(found), np.empty((0, *size), np.float32), None, 0.0)
+
+
+def write_pictures(
+    files: dict[str, list[Path]], data: ImageSet, scores: Scores, calibration: Calibration | None
 ) -> None:
-    """Write image and map side by side to the paths `names` below `folder`, all on one colour scale."""
+    """Write what `files` lists for each kind, an entry an image; overlays are on one colour scale."""
     if calibration is None:
         scale = float(np.median(scores.maps)), float(np.quantile(scores.maps, 0.999))
     else:
         scale = calibration.low, calibration.high
-    for index, name in enumerate(names):
-        write_png(folder / name, overlay(data.pixels(index), scores.maps[index], scale))
+    for index, anomaly_map in enumerate(scores.maps):
+        if "overlay" in files:
+            write_png(files["overlay"][index], overlay(data.pixels(index), anomaly_map, scale))
+        if "map" in files:
+            write_map(files["map"][index], anomaly_map)
+        if "mask" in files:
+            assert calibration is not None  # see saved_kinds
+            mask = 255 * (anomaly_map > calibration.pixel_level).astype(np.uint8)
+            write_png(files["mask"][index], mask)
+
+
+def about_decisions(calibration: Calibration | None, rate: float) -> str:
+    """What a flag means here, in one sentence."""
+    if calibration is None:
+        return (
+            "the model was trained without data.calibration_fraction: no p-values, colours fit these images"
+        )
+    held_out, smallest = len(calibration.scores), calibration.smallest_rate()
+    if smallest > rate:
+        return (
+            f"{held_out} held-out normals guarantee a false-alarm rate of {smallest:.3g} at best, so none is "
+            f"flagged at {rate:.3g}; hold out more, or choose a higher --false-alarm-rate"
+        )
+    return (
+        f"of normal images like the {held_out} held-out ones (same part, camera and light) at most a share "
+        f"of {rate:g} is flagged, on average over such held-out sets; of other images nothing is guaranteed"
+    )
 
 
 def summary(scores: Scores, p_values: np.ndarray | None, rate: float, root: Path) -> str:

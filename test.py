@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from datasets.build import SPECS, build_test, test_config
 from datasets.readable import write_skipped
@@ -26,11 +25,12 @@ from utils.cli import add_skip_flag, log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.evaluation import Scores, results_by_category, results_table, score_images
+from utils.figures import write_map
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from utils.outputs import write_outputs
 from utils.plain_yaml import parse_override
 from utils.results import parameter_counts, protocol_notes, write_results
-from utils.runs import git_sha, write_atomically
+from utils.runs import git_sha
 
 UNFAIR = "not a fair protocol"
 APRIL = "april-2025"
@@ -190,9 +190,7 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
 def write_maps(folder: Path, scores: Scores) -> None:
     """Write each anomaly map as <category>/<defect>/<name>.tiff, 32-bit float."""
     for sample, anomaly_map in zip(scores.samples, scores.maps, strict=True):
-        target = folder / sample.category / sample.defect / f"{sample.path.stem}.tiff"
-        image = Image.fromarray(anomaly_map)
-        write_atomically(target, lambda file, image=image: image.save(file, format="TIFF"))
+        write_map(folder / sample.category / sample.defect / f"{sample.path.stem}.tiff", anomaly_map)
 
 
 if __name__ == "__main__":

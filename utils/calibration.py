@@ -28,6 +28,14 @@ class Calibration:
         above = len(held_out) - np.searchsorted(held_out, scores, side="left")
         return (1 + above) / (1 + len(held_out))
 
+    @property
+    def pixel_level(self) -> float:
+        """Map value above which a pixel is marked: one in a thousand pixels of the held-out normals is.
+
+        Middle of the colour scale; unlike the p-values of whole images no guarantee.
+        """
+        return (self.low + self.high) / 2
+
     def smallest_rate(self) -> float:
         """The smallest false-alarm rate that these normals can guarantee, 1 / (n + 1)."""
         return 1 / (1 + len(self.scores))

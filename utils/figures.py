@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from datasets.loader import ImageSet
 from utils.evaluation import Scores
@@ -145,7 +146,13 @@ def _curve_panel(
 
 
 def write_png(path: Path, picture: Picture) -> None:
-    """Write a picture (H, W, 3) RGB in one step."""
-    ok, encoded = cv2.imencode(".png", picture[..., ::-1])
+    """Write a picture, (H, W, 3) RGB or (H, W), in one step."""
+    ok, encoded = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])
     assert ok
     write_atomically(path, lambda file: file.write(encoded.tobytes()))
+
+
+def write_map(path: Path, anomaly_map: np.ndarray) -> None:
+    """Write a map (H, W) as 32-bit float TIFF in one step."""
+    image = Image.fromarray(anomaly_map.astype(np.float32))
+    write_atomically(path, lambda file: image.save(file, format="TIFF"))
