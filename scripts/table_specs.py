@@ -2,8 +2,8 @@
 
 A spec names its published numbers, the metrics of a cell, its columns (a dataset, perhaps one category,
 perhaps flags) or `columns_by_category`, and its rows: `name` (the published row, or its number), `ours` (what
-it is called here), `flags` of train.py, `score` settings that need no training, `others` (what others
-reported).
+it is called here), `flags` of train.py, `score` settings that need no training. What others reported stands
+with the published numbers, by the names that rows have here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Table:
     flags: tuple[str, ...] = ()
     spread: bool = False
     scale: float = 1.0
-    others: str = ""
+    others: Tree = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -71,9 +71,15 @@ def load_table(name: str) -> Table:
         flags=tuple(spec.get("flags", ())),
         spread=spec.get("spread", False),
         scale=spec.get("scale", 1.0),
-        others=spec.get("reported_by_others", ""),
+        others=published.get("reported_by_others") or {},
         notes=[str(n) for n in published.get("notes", [])],
     )
+
+
+def reported(table: Table, row: Tree, column: int) -> list[float | None]:
+    """What others reported for a row and column, in percent, one a metric; None where nothing is known."""
+    found = table.others.get("rows", {}).get(row.get("ours"), {}).get(table.columns[column].title) or []
+    return [*found, *[None] * (len(table.columns[column].metrics) - len(found))]
 
 
 def _plain(name: str) -> str:

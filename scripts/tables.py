@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from table_specs import ROOT, SPECS_DIR, Column, Table, load_table, printed
+from table_specs import ROOT, SPECS_DIR, Column, Table, load_table, printed, reported
 
 import train as train_command
 from datasets.build import SPECS
@@ -36,6 +36,8 @@ NAMES = COLUMNS | {
     "test_seconds": "test set, s",
 }
 AS_THEY_ARE = ("parameters_1024e6", "bottleneck_1024e6", "images_per_s", "test_seconds")  # no percentages
+AUPIMO = "eval.aupimo=true"  # adds the metrics below to every column that has regions
+UNSATURATED = ("pro_05", "aupimo")
 FAIR, APRIL = "ours, fair protocol", "ours, april-2025 protocol (not a fair protocol)"
 
 
@@ -190,14 +192,17 @@ def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None
     folder = folder_of(run, args)
     if not (folder / "metrics.json").is_file():
         return None
-    if not run.score and protocol == "fair":
-        return json.loads((folder / "metrics.json").read_text())
-    name = "-".join(["test", *(s.replace("score.", "").replace("=", "") for s in run.score)])
+    tree, settings = json.loads((folder / "metrics.json").read_text()), list(run.score)
+    if AUPIMO in args.set and "aupimo" not in tree["results"]["mean"]:
+        settings.append(AUPIMO)
+    if not settings and protocol == "fair":
+        return tree
+    name = "-".join(["test", *(s.partition(".")[2].replace("=", "") for s in settings)])
     found = folder / name / ("april-2025/metrics.json" if protocol != "fair" else "metrics.json")
     if not found.is_file():
         words = [sys.executable, str(ROOT / "test.py"), "--checkpoint", str(folder), "--quiet"]
         words += ["--output", str(folder / name), "--protocol", protocol]
-        words += [word for setting in run.score for word in ("--set", setting)]
+        words += [word for setting in settings for word in ("--set", setting)]
         subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 (our own)
     return json.loads(found.read_text())
 
@@ -211,7 +216,7 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
     kinds = [
         "published",
         *(["reported by others"] if table.others else []),
-        FAIR,
+        f"{FAIR} ({args.backbone}, seeds {', '.join(map(str, args.seeds))})",
         *([APRIL] if args.april else []),
     ]
     head = ["method", "column", "metric", *kinds]
@@ -225,10 +230,12 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
                 continue
             runs = by_cell.get((i, j), [])
             found = [[results_of(run, args, protocol) for run in runs] for protocol in protocols]
-            others = (row.get("others") or {}).get(column.title, [])
-            for k, metric in enumerate(column.metrics):
-                cells = [_text(printed(table, row["name"], j)[k])]
-                cells += [_text(others[k] if k < len(others) else None)] if table.others else []
+            extra = UNSATURATED if AUPIMO in args.set and "pro" in column.metrics else ()
+            blank = [None] * len(extra)  # nobody published these
+            published, others = printed(table, row["name"], j) + blank, reported(table, row, j) + blank
+            for k, metric in enumerate([*column.metrics, *extra]):
+                cells = [_text(published[k])]
+                cells += [_text(others[k])] if table.others else []
                 cells += [_cell(runs, trees, column, metric, spread=table.spread) for trees in found]
                 lines.append(
                     [str(row.get("ours") or row["name"]), column.title, NAMES.get(metric, metric), *cells]
@@ -237,13 +244,11 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
     text = "\n".join(
         "| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *others_rows, *lines[1:]]
     )
-    about = [
-        f"{table.published['title']} ({table.published['source_table']}). Percent. Ours: {args.backbone}, "
-    ]
-    about[0] += f"seeds {', '.join(map(str, args.seeds))}"
-    about[0] += f", {args.iterations} steps" if args.iterations else ", length as in the configs"
+    about = [f"{table.published['title']} ({table.published['source_table']}). Percent. Ours: "]
+    about[0] += f"{args.iterations} steps" if args.iterations else "length as in the configs"
     about[0] += f", {', '.join(args.set)}" if args.set else ""
-    notes = [f"- {note}" for note in ([table.others] if table.others else []) + table.notes]
+    others = [f"Reported by others: {table.others['source']}."] if table.others else []
+    notes = [f"- {note}" for note in [*others, *table.notes]]
     return "\n\n".join([*about, text, "\n".join(notes)]), [head, *others_rows, *lines[1:]]
 
 

@@ -60,6 +60,28 @@ def test_numbered_rows_run_over_the_columns():
     )
 
 
+def test_reported_by_others_belongs_to_a_row_and_a_column():
+    for path in SPECS:
+        table = table_specs.load_table(path.stem)
+        columns = {c.title: len(c.metrics) for c in table.columns}
+        for row, values in table.others.get("rows", {}).items():
+            assert row in [r.get("ours") for r in table.rows]
+            assert all(len(v) == columns[title] for title, v in values.items())
+    medical = table_specs.load_table("02a")
+    row = next(r for r in medical.rows if r["ours"] == "UniNet, released")
+    assert table_specs.reported(medical, row, 0) == [90.0, 89.8, 85.2]
+    assert table_specs.reported(medical, medical.rows[0], 0) == [None] * 3
+    args = tables.parse_arguments(["02a", "--data", "nowhere", "--runs", "nowhere", "--datasets", "oct2017"])
+    text, rows = tables.filled(medical, args)
+    assert rows[0][3:] == [
+        "published",
+        "reported by others",
+        "ours, fair protocol (wide_resnet50_2, seeds 0)",
+    ]
+    assert ["UniNet, released", "OCT2017", "I-AUROC", "100", "95.2", ""] in rows
+    assert "issue 29 of its repository" in text
+
+
 def test_every_table_has_a_script():
     parts = {p.stem for p in SPECS}
     for number in range(1, 13):
@@ -91,7 +113,14 @@ def test_end_to_end(masters, tmp_path, capfd):
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")
     ]
-    assert rows[0] == ["method", "column", "metric", "published", tables.FAIR, tables.APRIL]
+    assert rows[0] == [
+        "method",
+        "column",
+        "metric",
+        "published",
+        f"{tables.FAIR} ({LITE0}, seeds 0)",
+        tables.APRIL,
+    ]
     ours = {(r[0], r[2]): r[3:] for r in rows}
     assert ours["PatchCore", "I-AUROC"] == ["93.13", "", ""]
     assert ours["UniNet, released", "I-AUROC"] == ["97.73", "", ""]  # not asked for: stays empty
@@ -103,6 +132,12 @@ def test_end_to_end(masters, tmp_path, capfd):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("metrics.json")}
     assert run_command(tables.main, flags) == 0  # finished runs are reused
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("metrics.json")} == before
+    only = [*flags[: flags.index("--rows")], "--rows", "4", *flags[flags.index("--backbone") :]]
+    only.remove("--april")
+    capfd.readouterr()
+    assert run_command(tables.main, ["06b", *only[1:], "--set", "eval.aupimo=true"]) == 0  # the same run
+    line = next(r for r in capfd.readouterr().out.splitlines() if "| memory bank | Class 01 | AUPIMO |" in r)
+    assert line.split("|")[4].strip() == "" and float(line.split("|")[5]) >= 0
 
 
 def test_mean_and_spread_over_seeds():
