@@ -33,7 +33,7 @@ Built = tuple[Workload, Operations]
 def train(spec: Spec) -> Built:
     """A step as train.py takes it: forward, finite check, backward, optimiser."""
     net, device = uninet(spec).train(), torch.device(spec.device)
-    optimizer, _ = make_optimizer(net, configuration(spec))
+    optimizer, schedule = make_optimizer(net, configuration(spec))
     batch = {"image": images(spec).contiguous(memory_format=torch.channels_last)}
     batch["label"] = torch.zeros(spec.batch, dtype=torch.long, device=device)
 
@@ -44,6 +44,7 @@ def train(spec: Spec) -> Built:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        schedule.step()
 
     levels = list(zip(net.info.channels, net.info.strides, strict=True))
     return step, convolutions(step) + similarity_of_step(spec.batch, spec.size, levels)

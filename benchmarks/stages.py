@@ -25,9 +25,10 @@ def train_stages(spec: Spec) -> Counted:
     """Forward and backward of each part of `train`, gradients reaching all that learns and its inputs."""
     net, device = uninet(spec).train(), torch.device(spec.device)
     batch = images(spec).contiguous(memory_format=torch.channels_last)
-    optimizer, _ = make_optimizer(net, configuration(spec))
+    optimizer, schedule = make_optimizer(net, configuration(spec))
+    schedule.base_lrs = [0.0] * len(optimizer.param_groups)  # the weights stay as they are, the work too
     for group in optimizer.param_groups:
-        group["lr"] = 0.0  # the same work; weights stay as they are although gradients add up
+        group["lr"] = 0.0
     with autocast(device, spec.precision), torch.no_grad():
         pairs = net.features(batch)
         both = [torch.cat(x) for x in zip(*reversed(net.teachers(batch)), strict=True)]
@@ -44,6 +45,10 @@ def train_stages(spec: Spec) -> Counted:
         selected = [Pair(t.float(), net.dfs(s.float(), t.float(), i)) for i, t, s in learning]
         uninet_loss(selected, net.loss_config)["total"].backward()
 
+    def optimise() -> None:
+        optimizer.step()
+        schedule.step()
+
     def both_ways(forward: Callable[[], Tensor | list[Tensor]]) -> Callable[[], None]:
         def run() -> None:
             with autocast(device, spec.precision):
@@ -59,7 +64,7 @@ def train_stages(spec: Spec) -> Counted:
         "bottleneck": both_ways(lambda: net.bottleneck(both)),
         "student": both_ways(lambda: net.student(embedding, both)),
         "feature selection, losses": losses,
-        "optimiser": optimizer.step,
+        "optimiser": optimise,
     }
     operations = {name: convolutions(call) for name, call in stages.items()}
     levels = list(zip(net.info.channels, net.info.strides, strict=True))
