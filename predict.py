@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets.build import images_below
 from datasets.loader import ImageSet
-from datasets.samples import IMAGE_SUFFIXES, UNKNOWN, DatasetError, Sample
-from datasets.transforms import Decode, Normalise
+from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from utils.calibration import Calibration
-from utils.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, restore_model
+from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say
 from utils.config import ConfigError
 from utils.device import choose_device, choose_precision
@@ -55,7 +55,14 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--false-alarm-rate is {args.false_alarm_rate}; choose a value between 0 and 1")
     path = find_checkpoint(args.checkpoint)
     state = load_checkpoint(path)
-    data = unknown_images(args.images, state)
+    if state.config.data.time_step:
+        raise ConfigError(
+            "this model predicts a frame from an earlier one; predict.py reads single images: train with "
+            "data.time_step=0"
+        )
+    data = images_below(
+        args.images, state.config, Normalise(*input_normalisation(state.config.model.backbone))
+    )
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
@@ -85,30 +92,6 @@ def main(argv: Sequence[str]) -> None:
             held_out, smallest, args.false_alarm_rate,
         )  # fmt: skip
     log.info("written to %s", args.output)
-
-
-def unknown_images(where: Path, state: Checkpoint) -> ImageSet:
-    """The images at or below `where`, decoded as in training.
-
-    Raises:
-        DatasetError: if there is none.
-    """
-    found = (
-        [where]
-        if where.is_file()
-        else sorted(p for p in where.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    )
-    if not found:
-        raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
-    data = state.config.data
-    if data.time_step:
-        raise ConfigError(
-            "this model predicts a frame from an earlier one; predict.py reads single images: train with "
-            "data.time_step=0"
-        )
-    samples = [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p)) for p in found]
-    decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
-    return ImageSet(samples, decode, Normalise(*input_normalisation(state.config.model.backbone)))
 
 
 def write_overlays(

@@ -17,7 +17,9 @@ from datasets.medical import APTOS, ISIC2018, OCT2017
 from datasets.polyp import CLINICDB, COLONDB, KVASIR
 from datasets.samples import (
     ANOMALOUS,
+    IMAGE_SUFFIXES,
     NORMAL,
+    UNKNOWN,
     DatasetError,
     DatasetSpec,
     Sample,
@@ -153,6 +155,20 @@ def build_test(config: Config, trained: Config, normalise: Normalise) -> tuple[I
         check_disjoint(parts.train, test)
     defects = parts.defects if same and parts is not None else frozenset()
     return _images(config, normalise, test), defects
+
+
+def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
+    """The image at `where`, or all below that folder, decoded as in training; their labels are unknown.
+
+    Raises:
+        DatasetError: if there is none.
+    """
+    found = [where] if where.is_file() else sorted(where.rglob("*"))
+    found = [p for p in found if p == where or p.suffix.lower() in IMAGE_SUFFIXES]
+    if not found:
+        raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
+    samples = [Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p)) for p in found]
+    return _images(config, normalise, samples)
 
 
 def split_samples(config: Config) -> Parts:
