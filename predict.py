@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets.build import new_images, new_samples
 from datasets.loader import ImageSet
 from datasets.readable import readable, write_skipped
-from datasets.samples import IMAGE_SUFFIXES, UNKNOWN, DatasetError, Sample, find_images, printable
-from datasets.transforms import Decode, Normalise
+from datasets.samples import DatasetError, Sample, find_images, printable
+from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from utils.calibration import Calibration
-from utils.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, restore_model
+from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_skip_flag, log, new_parser, run_command, say
-from utils.config import ConfigError
+from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
 from utils.evaluation import Scores, score_images, write_scores
 from utils.figures import overlay, write_map, write_png
@@ -71,14 +72,14 @@ def main(argv: Sequence[str]) -> None:
     calibration = Calibration(**state.calibration) if state.calibration else None
     kinds = saved_kinds(args.save, calibration)
     root = args.images if args.images.is_dir() else args.images.parent
-    samples = new_samples(args.images, args.output, state.config.data.category)
+    samples = samples_at(args.images, args.output, state.config)
     samples, skipped = readable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
     files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(samples, root, kind)]
              for kind in kinds}  # fmt: skip
     check_not_overwritten(samples, [path for paths in files.values() for path in paths])
-    data = image_set(samples, state)
+    data = new_images(samples, state.config, Normalise(*input_normalisation(state.config.model.backbone)))
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
@@ -115,7 +116,7 @@ def saved_kinds(text: str, calibration: Calibration | None) -> list[str]:
     return kinds
 
 
-def new_samples(where: Path, output: Path, category: str) -> list[Sample]:
+def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
     """The images at or below `where` as samples of unknown label; what is below `output` is left alone.
 
     Raises:
@@ -129,9 +130,7 @@ def new_samples(where: Path, output: Path, category: str) -> list[Sample]:
         if len(kept) < len(found):
             log.info("%d images below %s are left alone: predictions", len(found) - len(kept), output)
         found = kept
-    if not found:
-        raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
-    return [Sample(p, UNKNOWN, None, category, "predict", "", str(p)) for p in found]
+    return new_samples(found, where, config)
 
 
 def names_of(samples: Sequence[Sample], root: Path, kind: str) -> list[Path]:
@@ -157,22 +156,6 @@ def check_not_overwritten(samples: Sequence[Sample], targets: Sequence[Path]) ->
     for target in targets:
         if target.resolve() in images:
             raise DatasetError(f"{printable(target)} is one of the images; choose another --output")
-
-
-def image_set(samples: Sequence[Sample], state: Checkpoint) -> ImageSet:
-    """The images, decoded as in training.
-
-    Raises:
-        ConfigError: if the model looks at pairs of frames.
-    """
-    data = state.config.data
-    if data.time_step:
-        raise ConfigError(
-            "this model predicts a frame from an earlier one; predict.py reads single images: train with "
-            "data.time_step=0"
-        )
-    decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
-    return ImageSet(samples, decode, Normalise(*input_normalisation(state.config.model.backbone)))
 
 
 def score_and_write(

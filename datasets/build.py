@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,16 @@ from datasets.polyp import CLINICDB, COLONDB, KVASIR
 from datasets.readable import Skipped, readable
 from datasets.samples import (
     ANOMALOUS,
+    IMAGE_SUFFIXES,
     NORMAL,
+    UNKNOWN,
     DatasetError,
     DatasetSpec,
     Sample,
     check_disjoint,
     check_splits,
     collect,
+    find_images,
     hold_out,
     limit,
     without_copies,
@@ -193,6 +197,42 @@ def _without_unreadable(data: DataConfig, samples: list[Sample]) -> tuple[list[S
             len(skipped), spec.name,
         )  # fmt: skip
     return kept, skipped
+
+
+def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
+    """The image at `where`, or all below that folder, decoded as in training.
+
+    Raises:
+        DatasetError: if there is none.
+        ConfigError: as `new_images`.
+    """
+    found = find_images(where) if where.is_dir() else [where]
+    return new_images(new_samples(found, where, config), config, normalise)
+
+
+def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Sample]:
+    """Images that were found at `where`, as samples of unknown label.
+
+    Raises:
+        DatasetError: if there is none.
+    """
+    if not found:
+        raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
+    return [Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p)) for p in found]
+
+
+def new_images(samples: Sequence[Sample], config: Config, normalise: Normalise) -> ImageSet:
+    """Samples of unknown label, decoded as in training.
+
+    Raises:
+        ConfigError: if the model looks at pairs of frames.
+    """
+    if config.data.time_step:
+        raise ConfigError(
+            "this model predicts a frame from an earlier one; single images need a model that was trained "
+            "with data.time_step=0"
+        )
+    return _images(config, normalise, list(samples))
 
 
 def split_samples(config: Config) -> Parts:

@@ -78,6 +78,10 @@ class Normalise:
 
     def __call__(self, images: np.ndarray) -> Tensor:
         """(B, H, W, 3) uint8 to (B, 3, H, W) float32, channels last in memory."""
-        scale = 1 / (255 * np.asarray(self.std, dtype=np.float32))
-        offset = -np.asarray(self.mean, dtype=np.float32) / np.asarray(self.std, dtype=np.float32)
+        scale, offset = self.factors()
         return torch.from_numpy(images * scale + offset).permute(0, 3, 1, 2)
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a value is multiplied by and what is added then, (3,) float32 each."""
+        scale = 1 / (255 * np.asarray(self.std, dtype=np.float32))
+        return scale, -np.asarray(self.mean, dtype=np.float32) / np.asarray(self.std, dtype=np.float32)

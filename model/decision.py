@@ -5,6 +5,7 @@ Legend: B images, L = 2n maps, K = H W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,15 +51,17 @@ def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: floa
     return (alpha * mean).clamp(min=beta)
 
 
-def top_mean(score_map: Tensor, share: Tensor) -> Tensor:
-    """Mean of the largest share of the pixels of each map: (B, H, W) and (B,) in [0, 1] to (B,).
+def top_mean(score_map: Tensor, share: Tensor, *, limit: float = 1.0) -> Tensor:
+    """Mean of the largest share of the pixels of each map: (B, H, W) and (B,) in [0, limit] to (B,).
 
     The count is truncated, int(K * share), and at least one pixel. All images at once: one sorted prefix, its
-    cumulative sum, one gather.
+    cumulative sum, one gather. `limit` bounds the prefix, so that no value has to be looked at (no sync, and
+    a graph that can be exported).
     """
     flat = score_map.flatten(1)
-    count = (share.double() * flat.shape[1]).long().clamp(1, flat.shape[1])  # sync-free but for k below
-    largest = flat.topk(int(count.max()), dim=1).values.double().cumsum(dim=1)
+    prefix = min(int(limit * flat.shape[1]) + 1, flat.shape[1])  # one more: shares are rounded to float32
+    count = (share.double() * flat.shape[1]).long().clamp(1, prefix)
+    largest = flat.topk(prefix, dim=1).values.double().cumsum(dim=1)
     return (largest.gather(1, count[:, None] - 1)[:, 0] / count).to(score_map.dtype)
 
 
@@ -97,21 +100,26 @@ class Decision:
     head_weight: float = 0.0
 
     def __call__(
-        self, maps: list[Tensor], size: tuple[int, int], *, head_score: Tensor | None = None
+        self,
+        maps: list[Tensor],
+        size: tuple[int, int],
+        *,
+        highest: float = math.inf,
+        head_score: Tensor | None = None,
     ) -> Prediction:
         """Distance maps (B, h_i, w_i) to the map M_AS at `size` (their sum, upsampled) and the score.
 
-        A head's own score (B,) is added to it with `head_weight`. Each image's result depends on that image
-        alone.
+        `highest`: what no distance exceeds, if that is known (2 for cosine distances). A head's own score
+        (B,) is added with `head_weight`. Each image's result depends on that image alone.
         """
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
-            found = self._decide([m.float() for m in maps], size)
+            found = self._decide([m.float() for m in maps], size, highest)
         if head_score is None:
             return found
         return Prediction(found.anomaly_map, found.score + self.head_weight * head_score.float())
 
-    def _decide(self, maps: list[Tensor], size: tuple[int, int]) -> Prediction:
+    def _decide(self, maps: list[Tensor], size: tuple[int, int], highest: float) -> Prediction:
         total = sum(
             F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
         )
@@ -122,6 +130,9 @@ class Decision:
         scored = gaussian_blur(scored, self.score_sigma)
         if self.decision == "weighted":
             share = decision_weight(maps, values=self.decision_values, alpha=self.alpha, beta=self.beta)
+            averaged = 1.0 if self.decision_values == "probability" else highest
+            limit = min(max(self.alpha * averaged, self.beta), 1.0) if self.alpha else self.beta
         else:
-            share = torch.full((len(total),), FIXED_FRACTIONS[self.decision], device=total.device)
-        return Prediction(gaussian_blur(total, self.map_sigma), top_mean(scored, share))
+            limit = FIXED_FRACTIONS[self.decision]
+            share = total.new_full(total.shape[:1], limit)
+        return Prediction(gaussian_blur(total, self.map_sigma), top_mean(scored, share, limit=limit))

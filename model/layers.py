@@ -16,6 +16,12 @@ def conv_bn(
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both halves of a batch (2B, ...). `chunk` would do, but ties an exported graph to the batch size."""
+    middle = x.shape[0] // 2
+    return x[:middle], x[middle:]
+
+
 def init_weights(module: nn.Module) -> None:
     """Kaiming normal (fan-out) for convolutions, 1 and 0 for batch norm; transposed ones keep theirs."""
     for m in module.modules():

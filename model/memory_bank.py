@@ -18,7 +18,7 @@ from model.backbone import BackboneInfo
 from model.decision import Decision, Prediction
 from utils.config import ModelConfig
 
-BLOCK = 1 << 24  # distances in memory at once
+ROWS = 1 << 10  # of the bank, compared at once: with 16 images of 1024 patches 64 MB
 
 
 class MemoryBank(nn.Module):
@@ -54,7 +54,7 @@ class MemoryBank(nn.Module):
                 "the memory bank is empty; call fit on training normals, or load a fitted checkpoint"
             )
         patches = self._patches(images)
-        nearest = torch.stack([self._nearest(p) for p in patches])
+        nearest = self._nearest(patches.flatten(0, 1))
         grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]
         return self.decision([nearest.view(-1, *grid)], tuple(images.shape[2:]))
 
@@ -70,9 +70,12 @@ class MemoryBank(nn.Module):
         return torch.cat([fine, coarse], dim=1).flatten(2).transpose(1, 2)
 
     def _nearest(self, patches: Tensor) -> Tensor:
-        """(P, C) to (P,): distance to the nearest patch of the bank."""
-        rows = max(1, BLOCK // len(self.bank))
-        return torch.cat([torch.cdist(p, self.bank).amin(dim=1) for p in patches.split(rows)])
+        """(N, C) to (N,): distance to the nearest patch of the bank, which is looked at by parts.
+
+        Its size is fixed, that of the batch is not: a loop over patches could not be exported.
+        """
+        parts = [torch.cdist(patches, part).amin(dim=1) for part in self.bank.split(ROWS)]
+        return torch.stack(parts).amin(dim=0)
 
     def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:
         """As usual; the bank takes the stored size."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import conv_bn, init_weights
+from model.layers import conv_bn, halves, init_weights
 
 
 class DecoderBlock(nn.Module):
@@ -103,5 +103,5 @@ class Student(nn.Module):
     def _output(self, i: int, x: Tensor) -> Tensor:
         if not self.second_heads:
             return self.heads[i](x)
-        first, second = x.chunk(2)
+        first, second = halves(x)
         return torch.cat([self.heads[i](first), self.second_heads[i](second)])

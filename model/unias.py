@@ -267,7 +267,7 @@ def _tokens(grid: Tensor) -> Tensor:
 
 
 def _grid(tokens: Tensor) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, G, G)
+    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], G, G)
 
 
 def _resize(x: Tensor, side: int) -> Tensor:

@@ -20,7 +20,7 @@ from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
 from model.heads import FrameHead, LabelHead, MaskHead
-from model.layers import fold_batch_norms
+from model.layers import fold_batch_norms, halves
 from model.student import Student
 from model.teachers import Features, FeatureScale, Teachers
 from utils.config import LossConfig, ModelConfig, OptimConfig
@@ -146,7 +146,8 @@ class UniNet(nn.Module):
                 self.dfs(student.float(), teacher.float(), level) if self.config.dfs_at_test else student
             )
             maps.append(distance_map(teacher, restored))
-        return self.decision(maps, size, head_score=self._head_score(outputs, target))
+        # a cosine distance is at most 2
+        return self.decision(maps, size, highest=2, head_score=self._head_score(outputs, target))
 
     def _head_score(self, outputs: list[Tensor], target: Tensor) -> Tensor | None:
         """Probability of an anomaly (label head) or squared error of both frames (frame head), (B,)."""
@@ -178,8 +179,8 @@ class UniNet(nn.Module):
 
 
 def _halves(features: Features) -> tuple[Features, Features]:
-    first, second = zip(*(f.chunk(2) for f in features), strict=True)
-    return list(first), list(second)
+    pairs = [halves(f) for f in features]
+    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def student_channels(config: ModelConfig) -> tuple[int, ...] | None:

@@ -12,11 +12,12 @@ from datasets.build import SPECS
 from datasets.samples import DatasetError
 from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
+from utils.exporting import ExportError
 from utils.plain_yaml import parse_override
 from utils.runs import RunError
 
 log = logging.getLogger("uninet")
-USER_ERRORS = (DatasetError, CheckpointError, RunError, ValueError, OSError, FloatingPointError)
+USER_ERRORS = (DatasetError, CheckpointError, ExportError, RunError, ValueError, OSError, FloatingPointError)
 
 # flag: setting
 FLAGS = {

@@ -1,0 +1,130 @@
+"""export.py: the file does what PyTorch does, at any batch size, and says what a user of it must know."""
+
+import builtins
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import export as export_command
+from datasets.build import build_test
+from datasets.transforms import Normalise
+from model import build_model
+from model.backbone import input_normalisation
+from utils import exporting
+from utils.checkpoint import Checkpoint, load_checkpoint, restore_model
+from utils.cli import run_command
+
+
+@pytest.fixture
+def checkpoint(make_config, mvtec_like, tmp_path):
+    """Writes a checkpoint of a model that is not trained, and gives its path."""
+
+    def write(root=mvtec_like, calibration=None, **settings):
+        settings = {"data__root": str(root), "data__category": "part", "model__width": 0.25} | settings
+        config = make_config(model__backbone="resnet18", **settings)  # few layers: exporting takes a while
+        model = build_model(config)
+        if config.model.name == "memory-bank":
+            model.fit([torch.randn(4, 3, 64, 64)], seed=0)
+        path = tmp_path / "run" / "last.pt"
+        Checkpoint(config, model.state_dict(), 1, calibration=calibration).save(path)
+        return path
+
+    return write
+
+
+def export(path, *flags, kind="onnx"):
+    return run_command(export_command.main, ["--checkpoint", str(path), "--format", kind, "--quiet", *flags])
+
+
+def predictions(path):
+    """Raw uint8 images of the run's test set, and what PyTorch makes of them."""
+    state = load_checkpoint(path)
+    normalise = Normalise(*input_normalisation(state.config.model.backbone))
+    data, _ = build_test(state.config, state.config, normalise)
+    model = build_model(state.config, pretrained=False)
+    restore_model(model, state.model, source=path)
+    raw = np.stack([data.pixels(i) for i in range(5)])
+    with torch.no_grad():
+        return raw, model.eval().predict(data.__getitems__(list(range(5)))["image"])
+
+
+@pytest.mark.parametrize(("resize", "settings"), [
+    ("lanczos", {"model__flavor": "released", "model__mem_reparam": "parallel", "model__dfs_at_test": True}),
+    ("bilinear", {"model__name": "memory-bank"}),
+], ids=["uninet", "memory-bank"])  # fmt: skip
+def test_onnx(checkpoint, resize, settings, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    scores = {"scores": [1.0, 2.0], "low": 0.0, "high": 1.0}
+    path = checkpoint(calibration=scores, **settings)
+    assert export(path) == 0
+    out = capfd.readouterr().out
+    assert "largest difference on 6 images" in out and "ms an image" in out
+    session = onnxruntime.InferenceSession(path.parent / "model.onnx")
+    raw, expected = predictions(path)
+    score, anomaly_map = session.run(["score", "anomaly_map"], {"image": raw})
+    np.testing.assert_allclose(score, expected.score.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(anomaly_map, expected.anomaly_map.numpy(), rtol=1e-4, atol=1e-5)
+    alone = session.run(["anomaly_map"], {"image": raw[:1]})[0]
+    np.testing.assert_allclose(alone, anomaly_map[:1], rtol=1e-4, atol=1e-5)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["image_size"]) == [64, 64] and about["resize"].startswith(resize)
+    assert json.loads(about["calibration"]) == scores
+
+
+@pytest.mark.parametrize("settings", [
+    {"model__name": "recontrast"},
+    {"path": "configs/ped2.yaml", "data__name": "folder"},
+], ids=["recontrast", "video"])  # fmt: skip
+def test_torchscript(checkpoint, mvtec_like, settings, capfd):
+    path = checkpoint(**settings)
+    assert export(path, "--images", str(mvtec_like / "part/test"), kind="torchscript") == 0
+    capfd.readouterr()
+    extra = {exporting.METADATA: ""}
+    loaded = torch.jit.load(path.parent / "model.ts", _extra_files=extra)
+    about = json.loads(extra[exporting.METADATA])
+    size = json.loads(about["image_size"])
+    shape = (2, 2, *size, 3) if "frame" in about["input"] else (2, *size, 3)
+    score, anomaly_map = loaded(torch.randint(0, 256, shape, dtype=torch.uint8))
+    assert score.shape == (2,) and anomaly_map.shape == (2, *size)
+    assert "calibration" not in about and json.loads(about["config"])["model"]["backbone"]
+
+
+def test_a_wrong_export_is_not_written(checkpoint, monkeypatch, capfd):
+    path, real = checkpoint(), exporting.to_torchscript
+
+    def wrong(model, image, about):
+        exported = real(model, image, about)
+        run = exported.run
+        exported.run = lambda images: (run(images)[0], run(images)[1] * 1.01)
+        return exported
+
+    monkeypatch.setitem(export_command.FORMATS, "torchscript", (wrong, "model.ts"))
+    assert export(path, kind="torchscript") == 1
+    err = capfd.readouterr().err
+    assert "anomaly_map differs from PyTorch's" in err and err.count("\n") == 1
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_images_of_the_run_are_gone(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
+    path = checkpoint(root=tmp_path / "gone")
+    monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)
+    command = ["--checkpoint", str(path), "--format", "torchscript"]
+    assert run_command(export_command.main, command) == 0
+    assert "comparing on demo images" in capfd.readouterr().err
+    assert export(path, "--images", str(tmp_path / "gone"), kind="torchscript") == 1
+    assert "no image at" in capfd.readouterr().err
+
+
+def test_onnx_is_missing(checkpoint, monkeypatch, capfd):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "onnx":
+            raise ImportError("no onnx", name="onnx")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert export(checkpoint()) == 1
+    assert "pip install -r requirements-export.txt" in capfd.readouterr().err
