@@ -42,7 +42,7 @@ def predictions(path):
     """Raw uint8 images of the run's test set, and what PyTorch makes of them."""
     state = load_checkpoint(path)
     normalise = Normalise(*input_normalisation(state.config.model.backbone))
-    data, _ = build_test(state.config, state.config, normalise)
+    data, *_ = build_test(state.config, state.config, normalise)
     model = build_model(state.config, pretrained=False)
     restore_model(model, state.model, source=path)
     raw = np.stack([data.pixels(i) for i in range(5)])
