@@ -388,6 +388,26 @@ class TestSkipping:
         assert code == 0 and "9 images" in out and "9 images below" in err
         assert not (images / "out/skipped.csv").exists()
 
+    def test_predict_on_damaged_files(self, call, mvtec_like, tmp_path):
+        """Each file ends up either in scores.csv or in skipped.csv, and nothing else is said."""
+        assert call(train_command, "--config", "configs/folder.yaml")[0] == 0
+        rng = np.random.default_rng(3)
+        for i in range(120):
+            kind = list(SEEDS)[i % len(SEEDS)]
+            damaged = bytearray(SEEDS[kind])
+            damaged[int(rng.integers(len(damaged)))] ^= 1 << int(rng.integers(8))
+            path = tmp_path / f"new/{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(damaged[: len(damaged) - (i % 3 == 0) * int(rng.integers(len(damaged)))])
+        run, out = tmp_path / "runs/folder/one-class/part/r", tmp_path / "out"
+        flags = ("--checkpoint", run, "--device", "cpu", "--output", out, "--skip-unreadable", "--quiet")
+        code, _, err = call(predict_command, tmp_path / "new", *flags)
+        assert code == 0 and "Traceback" not in err and "Warning" not in err
+        scored = [r["path"] for r in csv.DictReader((out / "scores.csv").open())]
+        skipped = [r["path"].rpartition("/")[2] for r in csv.DictReader((out / "skipped.csv").open())]
+        assert sorted(scored + skipped) == sorted(f"{i}.png" for i in range(120))
+        assert len(scored) > 20 and len(skipped) > 40
+
     def test_predict_overwrites_no_image(self, call, mvtec_like, tmp_path):
         assert call(train_command, "--config", "configs/folder.yaml")[0] == 0
         flags = ("--checkpoint", tmp_path / "runs/folder/one-class/part/r", "--device", "cpu", "--output")
