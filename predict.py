@@ -69,6 +69,11 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
     path = find_checkpoint(args.checkpoint)
     state = load_checkpoint(path)
+    if state.config.data.time_step:
+        raise ConfigError(
+            "this model predicts a frame from an earlier one; predict.py reads single images: train with "
+            "data.time_step=0"
+        )
     calibration = Calibration(**state.calibration) if state.calibration else None
     kinds = saved_kinds(args.save, calibration)
     root = args.images if args.images.is_dir() else args.images.parent

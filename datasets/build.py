@@ -204,7 +204,6 @@ def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
 
     Raises:
         DatasetError: if there is none.
-        ConfigError: as `new_images`.
     """
     found = find_images(where) if where.is_dir() else [where]
     return new_images(new_samples(found, where, config), config, normalise)
@@ -222,16 +221,7 @@ def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Samp
 
 
 def new_images(samples: Sequence[Sample], config: Config, normalise: Normalise) -> ImageSet:
-    """Samples of unknown label, decoded as in training.
-
-    Raises:
-        ConfigError: if the model looks at pairs of frames.
-    """
-    if config.data.time_step:
-        raise ConfigError(
-            "this model predicts a frame from an earlier one; single images need a model that was trained "
-            "with data.time_step=0"
-        )
+    """Samples of unknown label, decoded as in training."""
     return _images(config, normalise, list(samples))
 
 
