@@ -129,7 +129,7 @@ def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
     """
     if where.is_dir() and where.resolve() == output.resolve():
         raise DatasetError(f"--output {output} is the folder of the images; choose another one")
-    found = find_images(where) if where.is_dir() else [where]
+    found = find_images(where)
     if output.resolve().is_relative_to(where.resolve()):
         kept = [p for p in found if not p.parent.resolve().is_relative_to(output.resolve())]
         if len(kept) < len(found):

@@ -205,8 +205,7 @@ def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
     Raises:
         DatasetError: if there is none.
     """
-    found = find_images(where) if where.is_dir() else [where]
-    return new_images(new_samples(found, where, config), config, normalise)
+    return new_images(new_samples(find_images(where), where, config), config, normalise)
 
 
 def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Sample]:

@@ -165,9 +165,14 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _is_image(p)) if folder.is_dir() else []
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Image files in and below `folder`, sorted; links to folders are followed, each folder is read once."""
-    found, seen, todo = [], set(), [folder]
+def find_images(where: Path) -> list[Path]:
+    """The file `where`, or the image files in and below that folder, sorted; none if nothing is there.
+
+    Links to folders are followed, each folder is read once.
+    """
+    if not where.is_dir():
+        return [where] if where.exists() or where.is_symlink() else []  # a broken link is told of, later
+    found, seen, todo = [], set(), [where]
     while todo:
         here = todo.pop()
         if here.resolve() in seen:  # a link that leads back
