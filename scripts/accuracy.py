@@ -176,6 +176,7 @@ def _cell(
     words = ["--config", f"configs/{name}.yaml", "--data-root", str(roots.get(name, "DIR"))]
     words += ["--category", category, *map(str, flags), "--backbone", args.backbone, "--seed", str(seed)]
     words += ["--iterations", str(args.iterations or entry["iterations"]), *options]
+    words += ["--set", "eval.aupimo=true"]  # costs little, and tells models apart where the others are full
     if _config(words).train.precision == "auto":  # decided once here: a probe could differ from run to run
         words += ["--precision", precision]
     words += ["--device", args.device]
