@@ -112,8 +112,8 @@ def _root(text: str) -> tuple[str, Path]:
 
 def cells(spec: Tree, roots: dict[str, Path], args: argparse.Namespace) -> Iterator[Cell]:
     """Every cell of the file that the command line asks for and whose data is there, seed by seed."""
-    device = choose_device(args.device)
-    precision = choose_precision(args.precision, device)
+    # decided once here: the probe behind `auto` could differ from run to run
+    args.precision = choose_precision(args.precision, choose_device(args.device))
     chosen = _chosen(spec["datasets"], args.datasets, "dataset")
     models = _chosen(spec["models"], args.models, "model")
     places = [(entry, c) for name, entry in _entries(chosen) for c in _categories(name, entry, roots, args)]
@@ -124,7 +124,7 @@ def cells(spec: Tree, roots: dict[str, Path], args: argparse.Namespace) -> Itera
         for entry, category in places:
             for name, flags in models.items():
                 if name in entry.get("models", models):
-                    yield _cell(entry, category, flags, seed, roots=roots, precision=precision, args=args)
+                    yield _cell(entry, category, flags, seed, roots=roots, args=args)
 
 
 def _chosen(entries: Tree, names: Sequence[str] | None, kind: str) -> Tree:
@@ -168,7 +168,6 @@ def _cell(
     seed: int,
     *,
     roots: dict[str, Path],
-    precision: str,
     args: argparse.Namespace,
 ) -> Cell:
     name = entry["config"]
@@ -176,8 +175,9 @@ def _cell(
     words = ["--config", f"configs/{name}.yaml", "--data-root", str(roots.get(name, "DIR"))]
     words += ["--category", category, *map(str, flags), "--backbone", args.backbone, "--seed", str(seed)]
     words += ["--iterations", str(args.iterations or entry["iterations"]), *options]
-    if _config(words).train.precision == "auto":  # decided once here: a probe could differ from run to run
-        words += ["--precision", precision]
+    words += ["--set", "eval.aupimo=true"]  # costs little, and tells models apart where the others are full
+    if _config(words).train.precision == "auto":
+        words += ["--precision", args.precision]
     words += ["--device", args.device]
     config = _config(words)
     folder = run_folder(config, args.runs.resolve())

@@ -17,7 +17,7 @@ from PIL import Image
 
 import test as test_command
 import train as train_command
-from utils.checkpoint import CheckpointError, load_checkpoint
+from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from utils.cli import run_command
 from utils.runs import locked
 
@@ -358,6 +358,18 @@ class TestCheckpoints:
             with pytest.raises(CheckpointError, match="nothing of it was run"):
                 load_checkpoint(tmp_path / name)
         assert not (tmp_path / "executed").exists()
+
+    def test_settings_younger_than_the_file_take_their_base_value(self, tmp_path, make_config):
+        config = make_config(model__width=0.5)
+        Checkpoint(config, {}, 1).save(tmp_path / "old.pt")
+        tree = torch.load(tmp_path / "old.pt", weights_only=True)
+        del tree["config"]["data"]["tile"], tree["config"]["loss"]["kd_anomalous"]
+        torch.save(tree, tmp_path / "old.pt")
+        assert load_checkpoint(tmp_path / "old.pt").config == config
+        tree["config"]["loss"]["no_longer_there"] = 1
+        torch.save(tree, tmp_path / "old.pt")
+        with pytest.raises(CheckpointError, match=r"another version.*loss.no_longer_there"):
+            load_checkpoint(tmp_path / "old.pt")
 
     def test_foreign_files(self, tmp_path):
         torch.save({"state_dict": {}}, tmp_path / "foreign.pt")

@@ -1,5 +1,8 @@
 """AUPIMO: recall of each anomalous image at very few false alarms on normal images (arXiv 2401.01984).
 
+With few normal images few pixels decide: 20 images of 256 x 256 have 13 pixels above 1e-5 and 131 above 1e-4,
+which one bright speck can fill.
+
 Legend: N normal images, H x W pixels, M = N H W pixels of normal images.
 """
 
@@ -22,9 +25,6 @@ def aupimo(
     share of its anomalous pixels above the threshold. At a rate x the threshold is the lowest one with at
     most a share x of false alarms, so both are exact steps: between k / M and (k + 1) / M the (k + 1)-th
     largest score of all normal pixels. The area over log x is divided by the width, so 1 is perfect.
-
-    With few normal images few pixels decide: 20 images of 256 x 256 have 13 pixels above 1e-5 and 131 above
-    1e-4, which one bright speck can fill.
 
     Args:
         maps: (N', H, W) finite, higher is more anomalous; normal and anomalous images.
