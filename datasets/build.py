@@ -260,6 +260,7 @@ def split_samples(config: Config) -> Parts:
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
     train = limit(train, data.train_limit, seed=seed)
+    train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_repeats - 1)
     return Parts(train, calibration, validation, synthetic, test, skipped)
 
 

@@ -129,6 +129,16 @@ class TestSupervised:
         held = {s.group for s in data.validation.samples}
         assert held and not held & {s.group for s in data.train.samples}
 
+    def test_anomalous_images_are_drawn_more_often(self, masters):
+        settings = {"model.setting": "supervised", "data.moved_anomalies": 2}
+        once, often = (
+            data_of("kolektor", masters["kolektor"], **settings, **{"data.anomaly_repeats": n}).train.samples
+            for n in (1, 4)
+        )
+        drawn = {s.path: sum(o.path == s.path for o in often) for s in once}
+        assert {drawn[s.path] for s in once if s.label == 1} == {4}
+        assert {drawn[s.path] for s in once if s.label == 0} == {1}
+
     def test_validation_takes_real_defects_where_training_knows_some(self, masters):
         settings = {"model.setting": "supervised", "data.moved_anomalies": 2, "eval.split": "validation"}
         kinds = {}

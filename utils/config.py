@@ -54,6 +54,7 @@ class DataConfig:
     calibration_fraction: float = field(metadata=_number(0, 0.9))
     train_limit: int | None = field(metadata=_number(1, 10**9))
     moved_anomalies: int = field(metadata=_number(0, 10**9))
+    anomaly_repeats: int = field(metadata=_number(1, 1000))
     augment: Literal["none", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
     test_name: str | None

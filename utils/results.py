@@ -34,6 +34,8 @@ def protocol_notes(config: Config) -> list[str]:
     if config.eval.split == "validation":
         real = SPECS[config.data.name].segmentation
         made = "images of their own" if real else "held-out training normals with synthetic defects"
+        if config.model.setting == "supervised" and not real:
+            made = "held-out training images, anomalous ones too where enough are known"
         text.append(f"validation: {made}, for choosing settings only")
     if _soft(config):
         text.append("NOT A FAIR PROTOCOL: soft DSC and mIoU, maps stretched by image and not thresholded")
