@@ -203,7 +203,9 @@ def optimise(run: Run) -> float:
 
     # --- restore, or start ----------------------------------------------------------------------------------
     optimizer, schedule = make_optimizer(model, config)
-    start, seconds = resume_training(run.folder / FILE, model, optimizer, schedule)
+    start, seconds = resume_training(
+        run.folder / FILE, config, model=model, optimizer=optimizer, schedule=schedule
+    )
     if start == 0:
         sample = statistics_sample(run.data.train)
         model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
