@@ -225,6 +225,7 @@ def optimise(run: Run) -> float:
     tracker = Tracker(
         run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
     )
+    diagnose = getattr(model, "diagnostics", dict)  # of models that have more to show than their losses
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
@@ -241,7 +242,7 @@ def optimise(run: Run) -> float:
         schedule.step()
 
         done = step + 1
-        tracker.step(done, parts, lr=rates, images=train.batch_size)
+        tracker.step(done, parts, lr=rates, images=train.batch_size, diagnose=diagnose)
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
             look(run, tracker, done)
