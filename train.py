@@ -206,7 +206,9 @@ def optimise(run: Run) -> float:
 
     # --- restore, or start ----------------------------------------------------------------------------------
     optimizer, schedule = make_optimizer(model, config)
-    start, seconds = resume_training(run.folder / FILE, model, optimizer, schedule)
+    start, seconds = resume_training(
+        run.folder / FILE, config, model=model, optimizer=optimizer, schedule=schedule
+    )
     if start == 0:
         sample = statistics_sample(run.data.train)
         model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
@@ -226,6 +228,7 @@ def optimise(run: Run) -> float:
     tracker = Tracker(
         run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
     )
+    diagnose = getattr(model, "diagnostics", dict)  # of models that have more to show than their losses
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
@@ -242,7 +245,7 @@ def optimise(run: Run) -> float:
         schedule.step()
 
         done = step + 1
-        tracker.step(done, parts, lr=rates, images=train.batch_size)
+        tracker.step(done, parts, lr=rates, images=train.batch_size, diagnose=diagnose)
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
             look(run, tracker, done)

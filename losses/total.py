@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from losses.kd import cosine_distance
-from losses.similarity import contrastive_loss, margin_loss, matched_similarity, normal_positions
+from losses.similarity import Diagonal, contrastive_loss, margin_loss, matched_similarity, normal_positions
 from utils.config import LossConfig
 
 
@@ -21,13 +21,20 @@ class Pair:
 
 
 def uninet_loss(
-    pairs: list[Pair], config: LossConfig, *, label: Tensor | None = None, mask: Tensor | None = None
+    pairs: list[Pair],
+    config: LossConfig,
+    *,
+    label: Tensor | None = None,
+    mask: Tensor | None = None,
+    seen: list[Diagonal] | None = None,
 ) -> dict[str, Tensor]:
     """Sum over pairs of the weighted terms; each term is a mean over batch and positions.
 
     `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11), where both teachers give
     2n pairs; `released` sums over pairs. `kd_anomalous: false` keeps anomalous positions out of L_KD, so
     that the student does not learn to restore them. Computed in float32 whatever the model's precision.
+
+    seen: takes the similarity diagonal of each pair, for curves.
 
     Returns:
         kd, sc, m (before weighting) and total.
@@ -42,6 +49,8 @@ def uninet_loss(
         if not (config.contrastive or config.margin):
             continue
         d = matched_similarity(student, _stop(teacher, config.stop_grad_similarity), config.temperature)
+        if seen is not None:
+            seen.append((d.detach(), normal))
         if config.contrastive:
             sc = sc + contrastive_loss(d, normal)
         if config.margin:

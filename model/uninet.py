@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.similarity import Diagonal, diagonal_statistics
 from losses.supervised import supervised_loss
 from losses.total import Pair, uninet_loss
 from model.backbone import BackboneInfo, backbone_channels
@@ -26,8 +27,7 @@ from model.teachers import Features, FeatureScale, Teachers
 from utils.config import LossConfig, ModelConfig, OptimConfig
 
 Batch = dict[str, Tensor]
-
-
+STATISTICS = ("min", "mean", "max")
 Pairs = list[tuple[int, Tensor, Tensor]]
 
 
@@ -78,6 +78,7 @@ class UniNet(nn.Module):
         )
         self.heads = build_heads(info, config)
         self.deployed = False
+        self.diagonals: list[Diagonal] = []  # of the last batch's pairs
 
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """Measure what the model takes from the training normals before the first step: the feature scale."""
@@ -111,12 +112,38 @@ class UniNet(nn.Module):
                 Pair(teacher.float(), self.dfs(student.float(), teacher.float(), level))
                 for level, teacher, student in wanted[self.loss_config.pairs]
             ]
-            parts = uninet_loss(selected, self.loss_config, label=told.get("label"), mask=told.get("mask"))
+            self.diagonals = []
+            parts = uninet_loss(
+                selected,
+                self.loss_config,
+                label=told.get("label"),
+                mask=told.get("mask"),
+                seen=self.diagonals,
+            )
             if outputs:
                 truth = target if self.config.head == "frame" else batch[self.config.head]
                 parts["head"] = supervised_loss([x.float() for x in outputs], truth, self.loss_config)
                 parts["total"] = parts["total"] + self.loss_config.head_weight * parts["head"]
         return parts
+
+    def diagnostics(self) -> dict[str, float]:
+        """For curves, by level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of the last batch.
+
+        d of normal and of anomalous positions, and the highest value that it can take: the margin (Eq. 11)
+        pulls it towards tau, or below tau / 2. A sync point.
+        """
+        found: dict[str, float] = {}
+        for level, stride in enumerate(self.info.strides):
+            theta = self.dfs.effective_theta(level).detach()
+            if self.config.dfs != "none":
+                found |= {
+                    f"theta/stride{stride}/{name}": float(getattr(theta, name)()) for name in STATISTICS
+                }
+            if self.diagonals:  # of the source teacher, where there are both
+                d, normal = self.diagonals[level]
+                told = diagonal_statistics(d, normal, self.loss_config.temperature)
+                found |= {f"diagonal/stride{stride}/{name}": value for name, value in told.items()}
+        return found
 
     def head_outputs(self, pairs: Pairs) -> list[Tensor]:
         """Outputs of the heads on raw student features, finest level first, of both halves for each level.
@@ -174,7 +201,7 @@ class UniNet(nn.Module):
         model = copy.deepcopy(self).eval().requires_grad_(False)
         model.bottleneck.deploy()
         fold_batch_norms(model)
-        model.deployed = True
+        model.deployed, model.diagonals = True, []
         return model
 
 

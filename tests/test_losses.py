@@ -10,6 +10,7 @@ from losses import similarity
 from losses.kd import cosine_distance
 from losses.similarity import (
     contrastive_loss,
+    diagonal_statistics,
     margin_loss,
     matched_similarity,
     normal_positions,
@@ -29,6 +30,21 @@ def dense_similarity(student, teacher, temperature):
 
 def features(b=2, c=5, h=6, w=7, dtype=torch.float64):
     return (torch.randn(b, c, h, w, dtype=dtype) for _ in range(2))
+
+
+class TestDiagonalStatistics:
+    def test_the_highest_value_is_reached_and_not_exceeded(self):
+        x = torch.tensor([[[[3.0, -1.0, -2.0, -4.0]]]])
+        d = matched_similarity(x, x, 2.0)
+        found = diagonal_statistics(d, torch.tensor([[True, False, False, False]]), 2.0)
+        assert found["normal"] == pytest.approx(found["highest"], rel=1e-6)
+        assert found["anomalous"] == pytest.approx(d[0, 1].item()) and d.max() <= found["highest"] + 1e-7
+        assert set(diagonal_statistics(d, None, 2.0)) == {"normal", "highest"}
+
+    def test_at_256_pixels(self):
+        assert diagonal_statistics(torch.rand(1, 256), None, 2.0)["highest"] == pytest.approx(
+            0.0105, abs=1e-4
+        )
 
 
 class TestKD:

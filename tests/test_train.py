@@ -109,7 +109,11 @@ class TestFilesOfARun:
         tags = events.Tags()
         wanted = {f"loss/{name}" for name in ("kd", "sc", "m", "total")} | {"lr/student", "lr/teacher"}
         wanted |= {"validation/part/image_auroc", "test/part/image_auroc"}
-        assert wanted <= set(tags["scalars"])
+        wanted |= {f"theta/stride{s}/{name}" for s in (4, 8, 16) for name in ("min", "mean", "max")}
+        wanted |= {f"diagonal/stride{s}/{name}" for s in (4, 8, 16) for name in ("normal", "highest")}
+        assert wanted <= set(tags["scalars"]) and "diagonal/stride4/anomalous" not in tags["scalars"]
+        last = {name: events.Scalars(name)[-1].value for name in wanted}
+        assert 1 / 256 < last["diagonal/stride4/normal"] * 2 < 2 * last["diagonal/stride4/highest"]
         assert {"validation/heatmaps", "test/heatmaps"} <= set(tags["images"])
 
     def test_validation_is_a_block_of_its_own(self, run, tmp_path):

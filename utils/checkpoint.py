@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.config import Config, ConfigError, Tree, build, merge
 from utils.plain_yaml import CONFIGS, read_yaml
-from utils.runs import write_atomically
+from utils.runs import differences, write_atomically
 
 FORMAT = 1
 FILE = "last.pt"
@@ -54,7 +55,24 @@ class Checkpoint:
             "value": self.value,
             "calibration": self.calibration,
         }
-        write_atomically(path, lambda file: torch.save(tree, file))
+        write_atomically(path, lambda file: _write(tree, file.name))
+
+
+def _write(tree: Tree, path: str) -> None:
+    """torch.save by name: into a file object of Python's a signal in the middle ends in an abort.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        torch.save(tree, path)
+    except RuntimeError as error:  # torch's for a disk that is full, among others
+        folder = Path(path).parent
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(
+            f"a checkpoint could not be written to {folder}, where {free:.0f} MB are free; the one before is "
+            f"kept. Make room and --resume, or choose another --output (torch: {str(error).splitlines()[0]})"
+        ) from error
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -123,12 +141,22 @@ def save_training(
 
 
 def resume_training(
-    path: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+    path: Path, config: Config, *, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
 ) -> tuple[int, float]:
-    """Load a run's state if there is one; return its finished steps and the seconds they took."""
+    """Load a run's state if there is one; return its finished steps and the seconds they took.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, or if the state is of other settings than `config`.
+    """
     if not path.is_file():
         return 0, 0.0
     state = load_checkpoint(path)
+    changed = differences(state.config, config)
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained with other settings: {', '.join(changed)}; "
+            "go on with the same ones, or choose another --name, or --overwrite"
+        )
     restore_model(model, state.model, source=path)
     if state.optimizer is not None and state.schedule is not None and state.rng is not None:
         optimizer.load_state_dict(state.optimizer)

@@ -286,12 +286,20 @@ def _optional(path: Path) -> Tree:
 
 
 def merge(layers: Sequence[Tree]) -> Tree:
-    """Merge trees; a later value replaces an earlier one, sections are merged key by key."""
+    """Merge trees; a later value replaces an earlier one, sections are merged key by key (none: no keys).
+
+    Raises:
+        ConfigError: for a value in place of a section.
+    """
     result: Tree = {}
     for layer in layers:
         for key, value in layer.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merge([result[key], value]) if both else value
+            if not isinstance(result.get(key), dict):
+                result[key] = value
+            elif isinstance(value, dict | None):
+                result[key] = merge([result[key], value or {}])
+            else:
+                raise ConfigError(f"'{key}' is a section with keys of its own, found {value!r}")
     return result
 
 

@@ -39,7 +39,7 @@ def read_yaml(path: str | Path) -> Tree:
         raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES >> 10} KiB, too large for a config")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections such as 'train:', found {type(tree).__name__}")
@@ -57,5 +57,5 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"'{text}' has no '='; write section.key=value, such as train.iterations=200")
     try:
         return key.strip(), yaml.load(value, Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"the value of '{text}' is not readable: {' '.join(str(error).split())}") from error

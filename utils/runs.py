@@ -24,17 +24,36 @@ IRRELEVANT = {
 }
 
 
+PARTIAL = ".partial"  # end of the names of temporary files
+
+
 class RunError(RuntimeError):
     """A run folder is in use, finished or unfinished where it must not be; the message says what to do."""
 
 
 def config_hash(config: Config) -> str:
     """Six characters over every setting that changes the result (the seed stands beside them in the name)."""
+    return hashlib.sha256(json.dumps(_relevant(config), sort_keys=True).encode()).hexdigest()[:6]
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Settings that change the result, seed included, and differ, as "section.key (old, now new)"."""
+    before, after = _relevant(old, seed=True), _relevant(new, seed=True)
+    return [
+        f"{section}.{key} ({before[section][key]}, now {value})"
+        for section, values in after.items()
+        for key, value in values.items()
+        if before[section][key] != value
+    ]
+
+
+def _relevant(config: Config, *, seed: bool = False) -> Tree:
     tree = copy.deepcopy(config.to_dict())
     for section, keys in IRRELEVANT.items():
         for key in keys:
-            del tree[section][key]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:6]
+            if not (seed and key == "seed"):
+                del tree[section][key]
+    return tree
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
@@ -46,7 +65,7 @@ def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Hold the folder for this process; made if missing.
+    """Hold the folder for this process; made if missing. Temporary files of a killed process are removed.
 
     Raises:
         RunError: if another process holds it.
@@ -59,15 +78,22 @@ def locked(folder: Path) -> Iterator[Path]:
             raise RunError(
                 f"{folder} is in use by another process; wait for it or choose another --name"
             ) from error
+        for left in folder.glob(f".*{PARTIAL}"):
+            left.unlink()
         yield folder
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place in one step."""
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place in one step.
+
+    It may write to the file object, or to the file of its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")  # a name has a limit
+    short = path.name[:40]  # names have a limit
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{short}.", suffix=PARTIAL)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with Path(name).open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

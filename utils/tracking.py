@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,16 +74,27 @@ class Tracker:
         self.sums: dict[str, Tensor] = {}
         self.count = 0
 
-    def step(self, iteration: int, parts: dict[str, Tensor], *, lr: dict[str, float], images: int) -> None:
-        """Take one step's loss parts (scalars); `iteration` counts finished steps."""
+    def step(
+        self,
+        iteration: int,
+        parts: dict[str, Tensor],
+        *,
+        lr: dict[str, float],
+        images: int,
+        diagnose: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """Take one step's loss parts (scalars); `iteration` counts finished steps.
+
+        diagnose: gives further curves; called only when a line is written.
+        """
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.count, self.images = self.count + 1, self.images + images
         self.bar.update()
         if iteration % self.log_every == 0:
-            self._write(iteration, lr)
+            self._write(iteration, lr, diagnose())
 
-    def _write(self, iteration: int, lr: dict[str, float]) -> None:
+    def _write(self, iteration: int, lr: dict[str, float], diagnostics: dict[str, float]) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}  # the one sync
         rate = self.images / (time.perf_counter() - self.began)
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()} | {"images/s": f"{rate:.1f}"})
@@ -90,6 +102,8 @@ class Tracker:
             self.writer.add_scalar(f"loss/{name}", value, iteration)
         for name, value in lr.items():
             self.writer.add_scalar(f"lr/{name}", value, iteration)
+        for name, value in diagnostics.items():
+            self.writer.add_scalar(name, value, iteration)
         self.line({"iteration": iteration, **means, "lr": lr, "images_per_s": round(rate, 2)})
         self.sums, self.count = {}, 0
 
