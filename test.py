@@ -24,7 +24,7 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
-from utils.evaluation import Scores, results_by_category, results_table, score_images
+from utils.evaluation import Scores, as_slice, results_by_category, results_table, score_images
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from utils.outputs import write_outputs
 from utils.plain_yaml import parse_override
@@ -33,7 +33,7 @@ from utils.runs import git_sha, write_atomically
 
 UNFAIR = "not a fair protocol"
 APRIL = "april-2025"
-CHANGEABLE = ("eval.segmentation", "eval.clip_sigma", "eval.batch_size")
+CHANGEABLE = ("eval.segmentation", "eval.clip_sigma", "eval.batch_size", "eval.map_dtype")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -82,9 +82,14 @@ def main(argv: Sequence[str]) -> None:
     )
 
     def score() -> Scores:
-        precision, batch_size = config.train.precision, config.eval.batch_size
         return score_images(
-            model, data, batch_size=batch_size, device=device, precision=precision, quiet=args.quiet
+            model,
+            data,
+            batch_size=config.eval.batch_size,
+            device=device,
+            precision=config.train.precision,
+            map_dtype=config.eval.map_dtype,
+            quiet=args.quiet,
         )
 
     scores = score()
@@ -168,7 +173,8 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
         image = image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
         pro = None
         if scores.masks is not None:
-            pro = legacy_pro(scores.maps[chosen], scores.masks[chosen])
+            part = as_slice(np.flatnonzero(chosen))
+            pro = legacy_pro(scores.maps[part], scores.masks[part])
         results[category] = fair[category] | image | {"pro": pro, "pro_05": None}
     results["mean"] = mean_results(list(results.values()))
     return results
@@ -178,7 +184,7 @@ def write_maps(folder: Path, scores: Scores) -> None:
     """Write each anomaly map as <category>/<defect>/<name>.tiff, 32-bit float."""
     for sample, anomaly_map in zip(scores.samples, scores.maps, strict=True):
         target = folder / sample.category / sample.defect / f"{sample.path.stem}.tiff"
-        image = Image.fromarray(anomaly_map)
+        image = Image.fromarray(anomaly_map.astype(np.float32))
         write_atomically(target, lambda file, image=image: image.save(file, format="TIFF"))
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.config import Config, ConfigError, Tree, build
+from utils.config import CONFIGS, Config, ConfigError, Tree, build, merge
+from utils.plain_yaml import read_yaml
 from utils.runs import write_atomically
 
 FORMAT = 1
@@ -86,7 +87,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("model"), dict):
         raise CheckpointError(f"{path} is no checkpoint of format {FORMAT} of this program")
     try:
-        config = build(Config, tree["config"])
+        # settings that are younger than the checkpoint take base.yaml's value, which is as things were
+        config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), tree["config"]]))
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
     keys = ("model", "iteration", "seconds", "optimizer", "schedule", "rng", "value", "calibration")

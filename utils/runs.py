@@ -19,7 +19,7 @@ from utils.config import Config, Tree
 # settings that change where, how fast or how often, but not the result
 IRRELEVANT = {
     "data": ("root", "test_root", "cache_gb", "workers"),
-    "train": ("device", "seed", "log_every", "save_every"),
+    "train": ("device", "seed", "log_every", "save_every", "cache_features_gb"),
     "eval": ("batch_size",),
 }
 
@@ -28,11 +28,18 @@ class RunError(RuntimeError):
     """A run folder is in use, finished or unfinished where it must not be; the message says what to do."""
 
 
+# settings younger than the first runs: left out at this value, so that those runs are found again
+NEUTRAL = {("eval", "map_dtype"): "float32", ("train", "cache_features_dtype"): "exact"}
+
+
 def config_hash(config: Config) -> str:
     """Six characters over every setting that changes the result (the seed stands beside them in the name)."""
     tree = copy.deepcopy(config.to_dict())
     for section, keys in IRRELEVANT.items():
         for key in keys:
+            del tree[section][key]
+    for (section, key), value in NEUTRAL.items():
+        if tree[section][key] == value:
             del tree[section][key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:6]
 
