@@ -24,7 +24,7 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_skip_flag, log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
-from utils.evaluation import Scores, results_by_category, results_table, score_images
+from utils.evaluation import Scores, as_slice, results_by_category, results_table, score_images
 from utils.figures import write_map
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from utils.outputs import write_outputs
@@ -40,6 +40,7 @@ CHANGEABLE = (  # beside all of score; the model stays as it is
     "eval.batch_size",
     "eval.aupimo",
     "eval.dsc_unias",
+    "eval.map_dtype",
     "data.moved_anomalies",  # test images that are left out
 )
 
@@ -91,9 +92,14 @@ def main(argv: Sequence[str]) -> None:
     )
 
     def score() -> Scores:
-        precision, batch_size = config.train.precision, config.eval.batch_size
         return score_images(
-            model, data, batch_size=batch_size, device=device, precision=precision, quiet=args.quiet
+            model,
+            data,
+            batch_size=config.eval.batch_size,
+            device=device,
+            precision=config.train.precision,
+            map_dtype=config.eval.map_dtype,
+            quiet=args.quiet,
         )
 
     scores = score()
@@ -181,7 +187,8 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
         image = image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
         pro = None
         if scores.masks is not None:
-            pro = legacy_pro(scores.maps[chosen], scores.masks[chosen])
+            part = as_slice(np.flatnonzero(chosen))
+            pro = legacy_pro(scores.maps[part], scores.masks[part])
         results[category] = fair[category] | image | {"pro": pro, "pro_05": None}
     results["mean"] = mean_results(list(results.values()))
     return results

@@ -28,6 +28,7 @@ from datasets.samples import NORMAL
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from model.teachers import FeatureCache
 from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
@@ -214,6 +215,10 @@ def optimise(run: Run) -> float:
         model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
     else:
         log.info("going on from step %d", start)
+    if train.cache_features_gb:
+        dtype = torch.float16 if train.cache_features_dtype == "float16" else None
+        images = len(run.data.train)
+        model.teachers.cache = FeatureCache(images, budget_gb=train.cache_features_gb, dtype=dtype)
 
     # --- the loop -------------------------------------------------------------------------------------------
     order = TrainingOrder(
@@ -342,9 +347,15 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
 
 def score(run: Run, data: ImageSet) -> Scores:
     """Score a set with the run's model."""
-    train, batch_size = run.config.train, run.config.eval.batch_size
+    config = run.config
     return score_images(
-        run.model, data, batch_size=batch_size, device=run.device, precision=train.precision, quiet=run.quiet
+        run.model,
+        data,
+        batch_size=config.eval.batch_size,
+        device=run.device,
+        precision=config.train.precision,
+        map_dtype=config.eval.map_dtype,
+        quiet=run.quiet,
     )
 
 

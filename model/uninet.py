@@ -84,9 +84,12 @@ class UniNet(nn.Module):
         """Measure what the model takes from the training normals before the first step: the feature scale."""
         self.teachers.fit_scale(images)
 
-    def features(self, images: Tensor) -> Pairs:
-        """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's."""
-        source, target = self.teachers(images)
+    def features(self, images: Tensor, index: Tensor | None = None) -> Pairs:
+        """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's.
+
+        index: which training images (B,) these are, for a cache of the source teacher's features.
+        """
+        source, target = self.teachers(images, index)
         both = [torch.cat(pair) for pair in zip(target, source, strict=True)]
         from_target, from_source = _halves(self.student(self.bottleneck(both), both))
         pairs = [(i, *pair) for i, pair in enumerate(zip(source, from_target, strict=True))]
@@ -103,7 +106,7 @@ class UniNet(nn.Module):
                 "this model was folded by deploy() for inference; load the checkpoint to train on"
             )
         images, target = _first_and_last(batch["frames"] if "frames" in batch else batch["image"])
-        pairs = self.features(images)
+        pairs = self.features(images, batch.get("index"))
         outputs = self.head_outputs(pairs)
         wanted = {"both": pairs, "source": pairs[: len(pairs) // 2], "target": pairs[len(pairs) // 2 :]}
         told = {self.loss_config.anomalous: batch.get(self.loss_config.anomalous)}

@@ -37,6 +37,7 @@ FLAGS = {
     "seed": "train.seed",
     "device": "train.device",
     "precision": "train.precision",
+    "cache_features": "train.cache_features_gb",
     "select": "eval.select",
     "eval": "eval.split",
 }
@@ -95,6 +96,12 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, metavar="S")
     how.add_argument("--device", metavar="auto|cpu|cuda")
     how.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    how.add_argument(
+        "--cache-features",
+        type=float,
+        metavar="GB",
+        help="keep the frozen teacher's features of the training images, if all fit; changes no result",
+    )
     how.add_argument("--select", choices=("last", "best"), help="best looks at the test set, and says so")
     how.add_argument("--eval", choices=("test", "validation", "none"), help="what to evaluate on")
     how.add_argument(

@@ -158,6 +158,8 @@ class TrainConfig:
     seed: int = field(metadata=_number(0, 2**32 - 1))
     device: str
     precision: Literal["auto", "fp32", "bf16"]
+    cache_features_gb: float = field(metadata=_number(0, 10**4))
+    cache_features_dtype: Literal["exact", "float16"]
     log_every: int = field(metadata=_number(1, 10**8))
     save_every: int = field(metadata=_number(1, 10**8))
 
@@ -170,6 +172,7 @@ class EvalConfig:
     select: Literal["last", "best"]
     every: int = field(metadata=_number(0, 10**8))
     batch_size: int = field(metadata=_number(1, 65536))
+    map_dtype: Literal["float32", "float16"]
     segmentation: Literal["hard", "soft"]
     clip_sigma: float = field(metadata=_number(0, 1000))
     aupimo: bool
@@ -247,6 +250,14 @@ def _check_together(config: Config) -> None:
         )
     if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
+    if config.train.cache_features_gb:
+        if config.data.augment != "none" or config.train.scales != (1.0,):
+            raise ConfigError(
+                "train.cache_features_gb needs images that are the same each time: "
+                "data.augment none, train.scales [1.0]"
+            )
+        if config.model.name not in ("uninet", "recontrast"):
+            raise ConfigError(f"train.cache_features_gb: {config.model.name} has no frozen source teacher")
     if not config.train.scales:
         raise ConfigError("train.scales is empty; one size is [1.0]")
     _check_sizes(config)

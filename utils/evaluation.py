@@ -27,7 +27,10 @@ from utils.video import frame_metrics
 
 @dataclass
 class Scores:
-    """Predictions for a set, in its order: score (N,), maps and masks (N, H, W); masks None if unknown."""
+    """Predictions for a set, in its order: score (N,), maps and masks (N, H, W); masks None if unknown.
+
+    Maps are float32, or float16 on request; the score is taken from the map before that.
+    """
 
     samples: list[Sample]
     score: np.ndarray
@@ -64,13 +67,17 @@ def score_images(
     batch_size: int,
     device: torch.device,
     precision: str,
+    map_dtype: str = "float32",
     quiet: bool = False,
 ) -> Scores:
-    """Predict every image of `data` once, in order. Time is the model's alone, decoding is not counted."""
+    """Predict every image of `data` once, in order. Time is the model's alone, decoding is not counted.
+
+    Maps and masks are all that is kept of an image.
+    """
     was_training = model.training
     model.eval()
     score = np.empty(len(data))
-    maps = np.empty((len(data), *data.decode.size), np.float32)
+    maps = np.empty((len(data), *data.decode.size), map_dtype)
     masks = np.empty((len(data), *data.decode.size), np.uint8) if data.has_masks else None
     seconds, done = 0.0, 0
     for batch in tqdm(
@@ -122,8 +129,9 @@ def results_by_category(
 def _results_of(scores: Scores, chosen: np.ndarray, config: EvalConfig) -> Results:
     """Metrics of the samples where `chosen` (N,) is true."""
     labels, samples = scores.labels[chosen], [s for s, c in zip(scores.samples, chosen, strict=True) if c]
-    masks = None if scores.masks is None else scores.masks[chosen]
-    maps = None if scores.masks is None else scores.maps[chosen]
+    part = as_slice(np.flatnonzero(chosen))
+    masks = None if scores.masks is None else scores.masks[part]
+    maps = None if scores.masks is None else scores.maps[part]
     results = evaluate(scores.score[chosen], labels, maps, masks)
     if config.aupimo and masks is not None:
         results["aupimo"] = aupimo(maps, masks, labels)
@@ -135,6 +143,15 @@ def _results_of(scores: Scores, chosen: np.ndarray, config: EvalConfig) -> Resul
         clips = [s.group for s in samples]
         results |= frame_metrics(scores.score[chosen], labels, clips, sigma=config.clip_sigma)
     return results
+
+
+def as_slice(index: np.ndarray) -> np.ndarray | slice:
+    """Ascending indices (at least one) as a slice where they are one piece, as a category's are.
+
+    A slice of maps copies nothing.
+    """
+    whole = len(index) == index[-1] - index[0] + 1
+    return slice(int(index[0]), int(index[-1]) + 1) if whole else index
 
 
 def write_scores(

@@ -3,14 +3,16 @@
 Legend: N images, H x W pixels, P anomalous pixels, K distinct scores among these, R regions.
 
 Between two neighbouring scores of anomalous pixels only false alarms change, so the corners at these K scores
-fix every curve. Pixels are sorted once: the anomalous ones as (score, region) packed in 64 bits, the normal
-ones as 32-bit keys, in one piece a core. Counts are integers, so large sets lose no precision.
+fix every curve. The anomalous pixels are sorted as (score, region) packed in 64 bits; the normal ones are
+counted against their scores chunk by chunk of images, as 32-bit keys sorted in one piece a core. So memory
+beyond the maps is that of one chunk and of the anomalous pixels. Counts are integers and lose no precision.
 
 Scores of pixels are compared as float32. Only `smooth_in_order` depends on the order of the images.
 """
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from typing import NamedTuple
@@ -22,6 +24,8 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 
 Results = dict[str, float | int | None]
 PRO_LIMITS = (0.3, 0.05)
+CHUNK = 1 << 24  # pixels that are looked at together: 256 images of 256 x 256
+MAX_LEVELS = 1 << 20  # of more distinct scores of anomalous pixels, neighbours are taken as tied
 
 
 def evaluate(
@@ -100,6 +104,8 @@ def pixel_metrics(
     PRO (Bergmann et al., IJCV 2021): mean covered share of all regions of the set against the false positive
     rate over all its normal pixels, from (0, 0), interpolated at the limit; the area is divided by the limit.
 
+    Exact up to 2^20 distinct scores of anomalous pixels; of more, neighbours among these count as tied.
+
     Args:
         maps: (N, H, W) finite, higher is more anomalous; any real type.
         masks: (N, H, W) 0 normal, 1 anomalous.
@@ -115,10 +121,10 @@ def pixel_metrics(
         raise ValueError(f"pro_limits {pro_limits} must lie in (0, 1]: give fractions such as 0.3")
     names = _pixel_names(pro_limits)
     pixels = _split_pixels(maps, masks)
-    n_normal, n_anomalous = pixels.normal.size, pixels.anomalous.size
+    n_normal, n_anomalous = pixels.n_normal, pixels.anomalous.size
     if not (n_normal and n_anomalous):
         return dict.fromkeys(names)
-    curve = _curve(pixels)
+    curve = _curve(pixels, maps, masks)
     hits, alarms, alarms_before, _ = curve
     new_hits = np.diff(hits, prepend=0)
     # Mann-Whitney in integers: each anomalous pixel against the normal ones below it, ties count half
@@ -136,10 +142,9 @@ def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarr
         ValueError: As `pixel_metrics`, or a class is absent.
     """
     pixels = _split_pixels(maps, masks)
-    if not (pixels.normal.size and pixels.anomalous.size):
+    if not (pixels.n_normal and pixels.anomalous.size):
         raise ValueError("a PRO curve needs normal and anomalous pixels")
-    curve = _curve(pixels)
-    return _overlap_curve(curve, pixels.normal.size)
+    return _overlap_curve(_curve(pixels, maps, masks), pixels.n_normal)
 
 
 def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
@@ -195,11 +200,11 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
         raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
     pixels = _split_pixels(maps, masks)
     low, high = np.float32(np.min(maps)), np.float32(np.max(maps))  # the published step is rounded to float32
-    if low == high or not (pixels.normal.size and pixels.anomalous.size):
+    if low == high or not (pixels.n_normal and pixels.anomalous.size):
         return None
     levels = _ordered_keys(np.arange(low, high, (high - low) / thresholds))
-    _, at_most = _count_below(pixels.normal, levels)
-    fpr = (pixels.normal.size - at_most) / pixels.normal.size
+    _, at_most = _count_below(maps, masks, levels)
+    fpr = (pixels.n_normal - at_most) / pixels.n_normal
     missed = np.searchsorted(pixels.anomalous, levels, side="right")
     overlap = 1 - np.append(0, np.cumsum(pixels.share))[missed]
     kept = fpr < 0.3
@@ -229,10 +234,7 @@ def region_labels(masks: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: Empty input, not three dimensions, or values other than 0 and 1.
     """
-    masks = np.asarray(masks)
-    if masks.ndim != 3:
-        raise ValueError(f"masks {masks.shape} must be (N, H, W): drop the channel dimension if there is one")
-    masks = _binary(masks, "masks")
+    masks = _binary(_three_dimensional(masks), "masks")
     regions = np.zeros(masks.shape, np.int32)
     found = 0
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
@@ -243,7 +245,7 @@ def region_labels(masks: np.ndarray) -> np.ndarray:
 
 
 class _Pixels(NamedTuple):
-    normal: np.ndarray  # (N*H*W - P,) uint32 keys in any order
+    n_normal: int
     anomalous: np.ndarray  # (P,) uint32 keys, ascending
     share: np.ndarray  # (P,) its part of the mean overlap: 1 / (R * area of its region)
 
@@ -261,18 +263,31 @@ def _split_pixels(maps: np.ndarray, masks: np.ndarray) -> _Pixels:
     maps, masks = np.asarray(maps), np.asarray(masks)
     if maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have the same shape (N, H, W)")
-    regions = region_labels(masks).reshape(-1)
-    with np.errstate(over="ignore"):  # too large for float32 is reported as not finite
-        keys = _ordered_keys(_finite(maps.astype(np.float32, copy=False), "maps"))
-    anomalous = regions > 0
-    packed = keys[anomalous].astype(np.uint64) << np.uint64(32)
-    packed |= regions[anomalous].view(np.uint32)
-    normal = keys[~anomalous]
-    del regions, keys, anomalous
+    _three_dimensional(masks)
+    parts, found, n_normal = [np.zeros(0, np.uint64)], 0, 0
+    for keys, part in _chunks(maps, masks):
+        regions = region_labels(part).reshape(-1)
+        anomalous = np.flatnonzero(regions)
+        packed = keys[anomalous].astype(np.uint64) << np.uint64(32)
+        packed |= (regions[anomalous] + found).view(np.uint32)
+        parts.append(packed)
+        found, n_normal = found + int(regions.max()), n_normal + keys.size - anomalous.size
+    packed = np.concatenate(parts)
     packed.sort()
-    ids = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1
+    ids = (packed & np.uint64(0xFFFFFFFF)).astype(np.int32) - 1
     areas = np.bincount(ids)
-    return _Pixels(normal, (packed >> np.uint64(32)).astype(np.uint32), 1 / (areas.size * areas[ids]))
+    return _Pixels(n_normal, (packed >> np.uint64(32)).astype(np.uint32), (1 / (areas.size * areas))[ids])
+
+
+def _chunks(maps: np.ndarray, masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Keys of the pixels, flat, and masks (n, H, W) of some images after the other."""
+    if not maps.size:
+        raise ValueError(f"maps {maps.shape} must not be empty")
+    images = max(1, CHUNK // (maps.shape[1] * maps.shape[2]))
+    for i in range(0, len(maps), images):
+        with np.errstate(over="ignore"):  # too large for float32 is reported as not finite
+            part = _finite(maps[i : i + images].astype(np.float32, copy=False), "maps")
+        yield _ordered_keys(part), masks[i : i + images]
 
 
 def _ordered_keys(values: np.ndarray) -> np.ndarray:
@@ -284,29 +299,37 @@ def _ordered_keys(values: np.ndarray) -> np.ndarray:
     return bits
 
 
-def _count_below(keys: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many keys lie below each level, and how many not above it; sorts `keys` in place by pieces."""
+def _count_below(maps: np.ndarray, masks: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many normal pixels lie below each level, and how many not above it."""
     cores = min(os.cpu_count() or 1, 8)
-    pieces = np.array_split(keys, cores)
+    counts = np.zeros((2, levels.size), np.int64)
 
-    def count(part: np.ndarray) -> np.ndarray:
-        return np.stack(
-            [sum(np.searchsorted(piece, part, side) for piece in pieces) for side in ("left", "right")]
-        )
+    def add(pieces: list[np.ndarray], part: slice) -> None:
+        for total, side in zip(counts, ("left", "right"), strict=True):
+            for piece in pieces:
+                total[part] += np.searchsorted(piece, levels[part], side)
 
+    ends = np.linspace(0, levels.size, cores + 1).astype(int).tolist()
+    shares = [slice(*pair) for pair in itertools.pairwise(ends)]
     with ThreadPoolExecutor(cores) as pool:  # NumPy sorts and searches without the GIL
-        list(pool.map(np.ndarray.sort, pieces))
-        below, at_most = np.concatenate(list(pool.map(count, np.array_split(levels, cores))), axis=1)
-    return below, at_most
+        for keys, part in _chunks(np.asarray(maps), np.asarray(masks)):
+            pieces = np.array_split(keys[part.reshape(-1) == 0], cores)
+            list(pool.map(np.ndarray.sort, pieces))
+            list(pool.map(add, [pieces] * cores, shares))
+    return counts[0], counts[1]
 
 
-def _curve(pixels: _Pixels) -> _Curve:
+def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray) -> _Curve:
     keys = pixels.anomalous[::-1]
     last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))  # of each run of ties
-    below, at_most = _count_below(pixels.normal, keys[last][::-1])  # ascending levels are kinder to the cache
+    step = -(-last.size // MAX_LEVELS)
+    last = last[::-step][::-1]  # the lowest score stays
+    below, at_most = _count_below(maps, masks, keys[last][::-1])  # ascending levels are kinder to the cache
     covered = np.cumsum(pixels.share[::-1])[last]
-    n_normal = pixels.normal.size
-    return _Curve(last + 1, n_normal - below[::-1], n_normal - at_most[::-1], covered / covered[-1])
+    alarms = pixels.n_normal - below[::-1]
+    # where neighbours were merged, all above the next kept score counts as tied with it
+    before = pixels.n_normal - at_most[::-1] if step == 1 else np.append(0, alarms[:-1])
+    return _Curve(last + 1, alarms, before, covered / covered[-1])
 
 
 def _overlap_curve(curve: _Curve, n_normal: int) -> tuple[np.ndarray, np.ndarray]:
@@ -331,6 +354,13 @@ def _best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 def _pixel_names(limits: Sequence[float]) -> list[str]:
     pro = ["pro" if limit == 0.3 else f"pro_{100 * limit:02g}" for limit in limits]
     return ["pixel_auroc", "pixel_ap", "pixel_f1", *pro]
+
+
+def _three_dimensional(masks: np.ndarray) -> np.ndarray:
+    masks = np.asarray(masks)
+    if masks.ndim != 3:
+        raise ValueError(f"masks {masks.shape} must be (N, H, W): drop the channel dimension if there is one")
+    return masks
 
 
 def _finite(values: np.ndarray, name: str) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from sklearn.metrics import roc_curve
 
-from utils.evaluation import COLUMNS, FOOTNOTES, Scores
+from utils.evaluation import COLUMNS, FOOTNOTES, Scores, as_slice
 from utils.figures import colour_scale, heatmap
 from utils.metrics import Results, pro_curve
 from utils.runs import write_text
@@ -102,7 +102,7 @@ def _curves(report: Report) -> str:
             axes = ("false alarms among normal images", "found anomalous images")
             figures.append(_plot(text, list(zip(fpr, tpr, strict=True)), axes, diagonal=True))
         if both and scores.masks is not None and scores.kind != "segmentation":
-            fpr, overlap = pro_curve(scores.maps[part], scores.masks[part])
+            fpr, overlap = pro_curve(scores.maps[as_slice(part)], scores.masks[as_slice(part)])
             text = f"{name}: PRO, area to 30 % {100 * report.results[name]['pro']:.2f} %"
             axes = ("false alarms among normal pixels", "mean covered share of a defect")
             figures.append(_plot(text, list(zip(fpr, overlap, strict=True)), axes, limit=0.3))
