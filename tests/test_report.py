@@ -78,7 +78,7 @@ def test_numbers_and_pictures(make_config, tmp_path):
     html = page(report)
     for key in ("image_auroc", "pro"):
         assert f"{100 * report.results['part'][key]:.2f}" in html
-    assert "part: ROC of images" in html and "part: PRO" in html and "scores of images" in html
+    assert "part: ROC of images" in html and "part: PRO" in html and "part: score of images" in html
     gallery = html[html.index('id="gallery"') :]
     assert gallery.count("<img") == GALLERY and f"{GALLERY} of 100 images" in html
     missed = html[html.index("lowest scores") : html.index("highest scores")]
@@ -91,6 +91,19 @@ def test_what_is_missing_is_left_out(make_config, tmp_path, anomalous, masks):
     html = page(report_of(make_config, tmp_path, anomalous=anomalous, masks=masks))
     assert "part: PRO" not in html
     assert ("part: ROC" in html) == (anomalous is None) == ("Only one kind of image" not in html)
+
+
+def test_a_segmentation_is_ranked_by_dice(make_config, tmp_path):
+    report = report_of(make_config, tmp_path, count=8, anomalous=1)
+    report.scores.kind = "segmentation"
+    report.scores.masks[:] = 0
+    report.scores.masks[:, :8] = 1
+    report.scores.maps[:] = report.scores.masks  # exact, but for one
+    report.scores.maps[5] = 1 - report.scores.masks[5]
+    html = page(report)
+    worst = html[html.index("lowest Dice") :]
+    assert worst.index('data-place="5"') < worst.index('data-place="0"')
+    assert "part: Dice of images" in html and "ROC of images" not in html and ">Dice</button>" in html
 
 
 def test_pro_curve_has_the_area_of_the_metric():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sklearn.metrics import roc_curve
 
 from utils.evaluation import COLUMNS, FOOTNOTES, Scores, as_slice
 from utils.figures import colour_scale, heatmap
-from utils.metrics import Results, pro_curve
+from utils.metrics import Results, pro_curve, segmentation_metrics
 from utils.runs import write_text
 
 MISTAKES, GALLERY = 6, 60  # pictures of each kind of mistake, and in the gallery
@@ -35,6 +36,15 @@ class Report:
     notes: Sequence[str]
     facts: Mapping[str, str]
     settings: Mapping[str, object]
+
+    @cached_property
+    def value(self) -> tuple[str, np.ndarray]:
+        """What ranks the images, and it (N,): the score, or how well a segmentation fits."""
+        scores = self.scores
+        if scores.kind != "segmentation" or scores.masks is None:
+            return "score", scores.score
+        pairs = zip(scores.maps, scores.masks, strict=True)
+        return "Dice", np.array([segmentation_metrics(p[None], m[None])["dsc"] for p, m in pairs])
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -93,7 +103,8 @@ def _curves(report: Report) -> str:
             by_category.setdefault(s.category, []).append(i)
     for name, places in by_category.items():
         part = np.array(places)
-        values, labels = scores.score[part], scores.labels[part]
+        (what, value), labels = report.value, scores.labels[part]
+        values = value[part]
         both = 0 < labels.sum() < len(labels)
         if both:
             fpr, tpr, _ = roc_curve(labels, values)
@@ -106,7 +117,7 @@ def _curves(report: Report) -> str:
             text = f"{name}: PRO, area to 30 % {100 * report.results[name]['pro']:.2f} %"
             axes = ("false alarms among normal pixels", "mean covered share of a defect")
             figures.append(_plot(text, list(zip(fpr, overlap, strict=True)), axes, limit=0.3))
-        figures.append(_histogram(f"{name}: scores of images", values, labels))
+        figures.append(_histogram(f"{name}: {what} of images", what, values, labels))
     return f'<div class="row">{"".join(figures)}</div>'
 
 
@@ -122,8 +133,8 @@ def _plot(
     return _figure(text, axes, line, ends=("0", f"{limit:g}"))
 
 
-def _histogram(text: str, values: np.ndarray, labels: np.ndarray) -> str:
-    """Scores of normal and anomalous images, in shares of their number; overlapping bars."""
+def _histogram(text: str, what: str, values: np.ndarray, labels: np.ndarray) -> str:
+    """Values of normal and anomalous images, in shares of their number; overlapping bars."""
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(low, high + 1e-12 + 1e-6 * abs(high), 31)
     shares = [np.histogram(values[labels == k], edges)[0] / max(1, (labels == k).sum()) for k in (0, 1)]
@@ -138,7 +149,7 @@ def _histogram(text: str, values: np.ndarray, labels: np.ndarray) -> str:
                     f'<rect class="{kind}" x="{left:.1f}" y="{_y(0) - height:.1f}" width="{width:.1f}" '
                     f'height="{height:.1f}"/>'
                 )
-    axes = ("score", "share: blue normal, orange anomalous")
+    axes = (what, "share: blue normal, orange anomalous")
     return _figure(text, axes, "".join(bars), ends=(f"{low:.3g}", f"{high:.3g}"))
 
 
@@ -169,8 +180,11 @@ def _figure(text: str, axes: tuple[str, str], content: str, *, ends: tuple[str, 
 
 
 def _mistakes(report: Report) -> str:
-    labels, score = report.scores.labels, report.scores.score
-    order = np.argsort(score)
+    labels, (what, value) = report.scores.labels, report.value
+    order = np.argsort(value)
+    if what == "Dice":
+        worst = _cards(report, order[:MISTAKES].tolist())
+        return f"<h3>Images with the lowest Dice</h3>{worst}"
     missed = [int(i) for i in order if labels[i] == 1][:MISTAKES]
     alarms = [int(i) for i in order[::-1] if labels[i] == 0][:MISTAKES]
     if not missed or not alarms:
@@ -187,7 +201,7 @@ def _gallery(report: Report) -> str:
     places = np.unique(np.linspace(0, count - 1, min(GALLERY, count)).round().astype(int))
     note = f"<p>{len(places)} of {count} images, evenly spread.</p>" if len(places) < count else ""
     buttons = (
-        '<p>Sort by <button type="button" data-sort="score" aria-pressed="false">score</button> '
+        f'<p>Sort by <button type="button" data-sort="score" aria-pressed="false">{report.value[0]}</button> '
         '<button type="button" data-sort="defect" aria-pressed="false">kind</button> '
         '<button type="button" data-sort="place" aria-pressed="true">file order</button></p>'
     )
@@ -197,18 +211,19 @@ def _gallery(report: Report) -> str:
 def _cards(report: Report, chosen: Sequence[int], *, name: str = "") -> str:
     scores = report.scores
     scale = colour_scale(scores.maps, scores.labels)
+    name_of_value, values = report.value
     cards = []
     for i in chosen:
         sample = scores.samples[i]
         mask = None if scores.masks is None else scores.masks[i]
         picture = _picture(report.pixels(i), scores.maps[i], mask, scale)
-        about = f"{sample.category} {sample.defect} {sample.path.name}, score {scores.score[i]:.4g}"
+        about = f"{sample.category} {sample.defect} {sample.path.name}, {name_of_value} {values[i]:.4g}"
         what = {0: "normal", 1: sample.defect}.get(sample.label, "unknown")
         cards.append(
-            f'<li data-score="{scores.score[i]:.6g}" data-defect="{escape(what, quote=True)}" '
+            f'<li data-score="{values[i]:.6g}" data-defect="{escape(what, quote=True)}" '
             f'data-place="{i}">'
             f'<img src="{picture}" alt="{escape(about, quote=True)}: image and heatmap" loading="lazy">'
-            f"<span>{escape(what)}, {scores.score[i]:.4g}<br>{escape(sample.path.name)}</span></li>"
+            f"<span>{escape(what)}, {name_of_value} {values[i]:.4g}<br>{escape(sample.path.name)}</span></li>"
         )
     identity = f' id="{name}"' if name else ""
     return f'<ul class="cards"{identity}>{"".join(cards)}</ul>'
