@@ -39,9 +39,9 @@ class Report:
 
     @cached_property
     def value(self) -> tuple[str, np.ndarray]:
-        """What ranks the images, and it (N,): the score, or how well a segmentation fits."""
+        """What ranks the images, and it (N,): the score, or how well a segmentation fits if all show a defect."""
         scores = self.scores
-        if scores.kind != "segmentation" or scores.masks is None:
+        if scores.kind != "segmentation" or scores.masks is None or (scores.labels == 0).any():
             return "score", scores.score
         pairs = zip(scores.maps, scores.masks, strict=True)
         return "Dice", np.array([segmentation_metrics(p[None], m[None])["dsc"] for p, m in pairs])
