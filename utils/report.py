@@ -39,7 +39,7 @@ class Report:
 
     @cached_property
     def value(self) -> tuple[str, np.ndarray]:
-        """What ranks the images, and it (N,): the score, or how well a segmentation fits if all show a defect."""
+        """What ranks the images, and it (N,): the score, or Dice of a segmentation if all show a defect."""
         scores = self.scores
         if scores.kind != "segmentation" or scores.masks is None or (scores.labels == 0).any():
             return "score", scores.score
