@@ -63,18 +63,16 @@ class Tiled(nn.Module):
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
-        count, size = len(images), images.shape[2:]
         window = tile_window(self.tile).to(images.device)
-        total = torch.zeros(count, *size, dtype=torch.float64, device=images.device)
-        weight = torch.zeros(size, dtype=torch.float64, device=images.device)
+        total = torch.zeros_like(images[:, 0], dtype=torch.float64)
+        weight = torch.zeros_like(total[0])
         score = None
-        for place, chunk in self._tiles(images):
-            found = self.model.predict(chunk)
-            for i, (rows, columns) in enumerate(place):
-                part = slice(i * count, (i + 1) * count)
-                total[:, rows, columns] += window * found.anomaly_map[part].double()
+        for places, tiles in self._tiles(images):
+            found = self.model.predict(tiles)
+            maps, scores = (x.unflatten(0, (len(places), -1)) for x in (found.anomaly_map, found.score))
+            for (rows, columns), part, here in zip(places, maps, scores.float(), strict=True):
+                total[:, rows, columns] += window * part.double()
                 weight[rows, columns] += window
-                here = found.score[part].float()
                 score = here if score is None else torch.maximum(score, here)
         return Prediction((total / weight).float(), score)
 
@@ -114,9 +112,10 @@ class Tiled(nn.Module):
 
     def _tiles(self, images: Tensor) -> Iterator[tuple[list[tuple[slice, slice]], Tensor]]:
         """Places and their tiles (places x B, 3, T, T), about `batch_size` at once, one place or more."""
-        rows, columns = (tile_starts(n, self.tile, self.overlap) for n in images.shape[2:])
+        rows, columns = (tile_starts(int(n), self.tile, self.overlap) for n in images.shape[2:])
         places = [(slice(y, y + self.tile), slice(x, x + self.tile)) for y in rows for x in columns]
-        step = max(1, self.batch_size // len(images))
+        exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # to a batch of any size
+        step = 1 if exported else max(1, self.batch_size // len(images))
         for first in range(0, len(places), step):
             some = places[first : first + step]
             tiles = torch.cat([images[:, :, y, x] for y, x in some])

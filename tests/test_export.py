@@ -53,7 +53,8 @@ def predictions(path):
 @pytest.mark.parametrize(("resize", "settings"), [
     ("lanczos", {"model__flavor": "released", "model__mem_reparam": "parallel", "model__dfs_at_test": True}),
     ("bilinear", {"model__name": "memory-bank"}),
-], ids=["uninet", "memory-bank"])  # fmt: skip
+    ("bilinear", {"model__name": "memory-bank", "data__tile": 48}),
+], ids=["uninet", "memory-bank", "tiles"])  # fmt: skip
 def test_onnx(checkpoint, resize, settings, capfd):
     onnxruntime = pytest.importorskip("onnxruntime")
     scores = {"scores": [1.0, 2.0], "low": 0.0, "high": 1.0}
