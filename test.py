@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from datasets.build import SPECS, build_test, test_config
 from datasets.readable import write_skipped
@@ -48,32 +49,33 @@ CHANGEABLE = (  # beside all of score; the model stays as it is
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
-    )
-    parser.add_argument(
+    what = parser.add_argument_group("what to evaluate, on what")
+    what.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file")
+    what.add_argument(
         "--data-root", metavar="DIR", help="folder of the dataset; default: where it was trained"
     )
-    parser.add_argument("--dataset", choices=sorted(SPECS), help="default: the one it was trained on")
-    parser.add_argument("--category", metavar="NAME", help="default: the one it was trained on")
-    parser.add_argument(
+    what.add_argument("--dataset", choices=sorted(SPECS), help="default: the one it was trained on")
+    what.add_argument("--category", metavar="NAME", help="default: the one it was trained on")
+    how = parser.add_argument_group("how")
+    how.add_argument(
         "--protocol",
         choices=("fair", APRIL),
         default="fair",
         help=f"{APRIL}: also the numbers as the first public evaluation computed them ({UNFAIR})",
     )
-    add_skip_flag(parser)
-    parser.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
-    parser.add_argument(
+    add_skip_flag(how)
+    how.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="settings that need no training: score.* (Eq. 14 and its variants) and some of eval and data",
     )
-    parser.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: as trained")
+    how.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
+    how.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: as trained")
+    where = parser.add_argument_group("where results go")
+    where.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
+    where.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
     return parser.parse_args(argv)
 
 
@@ -118,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     }
     write_results(output, config, results, **about)
     if args.save_maps:
-        write_maps(output / "maps", scores)
+        write_maps(output / "maps", scores, quiet=args.quiet)
     if args.protocol == APRIL:
         model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
         unfair = april_results(score(), config)
@@ -194,9 +196,13 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     return results
 
 
-def write_maps(folder: Path, scores: Scores) -> None:
+def write_maps(folder: Path, scores: Scores, *, quiet: bool) -> None:
     """Write each anomaly map as <category>/<defect>/<name>.tiff, 32-bit float."""
-    for sample, anomaly_map in zip(scores.samples, scores.maps, strict=True):
+    pairs = zip(scores.samples, scores.maps, strict=True)
+    bar = tqdm(
+        pairs, total=len(scores.samples), desc="maps", unit="image", leave=False, disable=quiet or None
+    )
+    for sample, anomaly_map in bar:
         write_map(folder / sample.category / sample.defect / f"{sample.path.stem}.tiff", anomaly_map)
 
 

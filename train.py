@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from datasets.augment import flip_rotate, random_tile, rescale
 from datasets.build import RunData, build_data, categories_of
@@ -72,7 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "--config", default=str(CONFIGS / "mvtec.yaml"), metavar="FILE", help="a file of configs/"
+        "--config", metavar="FILE", help="the dataset's file of configs/ (default: configs/mvtec.yaml)"
     )
     add_setting_flags(parser)
     where = parser.add_argument_group("where results go")
@@ -97,6 +98,7 @@ def main(argv: Sequence[str]) -> None:
     if args.list:
         say(choices())
         return
+    args.config = args.config or CONFIGS / "mvtec.yaml"
     chosen = overrides(args)
     config = load_config(args.config, chosen)
     one_model = config.model.setting in ("multi-class", "cross-dataset")
@@ -114,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
         results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
         say(results_table(results, notes=protocol_notes(config)))
     for folder in folders:
-        say(f"report.html, scores.csv, heatmaps.png and all else: {folder}")
+        say(f"report.html, scores.csv, heatmaps.png and all else: {folder}" if results else str(folder))
 
 
 def resolved(config: Config) -> Config:
@@ -175,10 +177,11 @@ def describe(config: Config, data: RunData, model: nn.Module) -> str:
     )
 
 
-def image_batches(data: ImageSet, device: torch.device, batch_size: int) -> Iterator[Tensor]:
-    """Batches of images alone, on the device."""
-    for batch in batches(data, batch_size):
-        images = inputs_of(to_device(batch, device))
+def image_batches(run: Run, data: ImageSet, title: str) -> Iterator[Tensor]:
+    """Images (B, 3, H, W) of a set, in order, on the device, with a progress bar."""
+    loader = batches(data, run.config.eval.batch_size)
+    for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=run.quiet or None):
+        images = inputs_of(to_device(batch, run.device))
         yield images[:, -1] if images.dim() == 5 else images
 
 
@@ -193,9 +196,7 @@ def fit(run: Run) -> float:
     """Fit a model without gradient steps; return the seconds it took."""
     run.data.train.fill_cache(quiet=run.quiet)
     start = time.perf_counter()
-    run.model.fit(
-        image_batches(run.data.train, run.device, run.config.eval.batch_size), seed=run.config.train.seed
-    )
+    run.model.fit(image_batches(run, run.data.train, "memory bank"), seed=run.config.train.seed)
     return time.perf_counter() - start
 
 
@@ -212,7 +213,7 @@ def optimise(run: Run) -> float:
     )
     if start == 0:
         sample = statistics_sample(run.data.train)
-        model.fit_statistics(image_batches(sample, device, config.eval.batch_size))
+        model.fit_statistics(image_batches(run, sample, "feature statistics"))
     else:
         log.info("going on from step %d", start)
     if train.cache_features_gb:

@@ -17,8 +17,10 @@ from PIL import Image
 
 import test as test_command
 import train as train_command
+from datasets.build import SPECS
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from utils.cli import run_command
+from utils.config import MODELS
 from utils.runs import locked
 
 SMALL = [
@@ -331,7 +333,22 @@ class TestMistakes:
 
     def test_list(self, run):
         code, out, _ = run("--list")
-        assert code == 0 and "memory-bank" in out and "screw" in out and "released" in out
+        assert code == 0 and "tf_efficientnet_lite0" in out and "released" in out
+        for name, spec in SPECS.items():
+            (line,) = (x for x in out.splitlines() if x.split()[:1] == [name])
+            assert all(category in line for category in spec.counts)
+        assert all(any(x.split()[:1] == [model] for x in out.splitlines()) for model in MODELS)
+
+    def test_help_has_groups_and_defaults(self, capsys):
+        with pytest.raises(SystemExit):
+            train_command.parse_arguments(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "where results go:" in text and "(default: checkpoints)" in text
+        assert "(default: the config's; base.yaml: one-class)" in text
+
+    def test_bars_are_silent_where_there_is_no_terminal(self, run):
+        code, _, err = run("--model", "memory-bank", "--eval", "none")
+        assert code == 0 and err == ""
 
 
 class TestCheckpoints:

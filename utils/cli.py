@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from datasets.build import SPECS
+from datasets.demo import DEMO_CATEGORIES
 from datasets.samples import DatasetError
 from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
 from utils.exporting import ExportError
-from utils.plain_yaml import parse_override
+from utils.plain_yaml import CONFIGS, parse_override, read_yaml
 from utils.runs import RunError
 
 log = logging.getLogger("uninet")
@@ -43,10 +44,33 @@ FLAGS = {
 }
 
 
+MODEL_LINES = {
+    "uninet": "the paper's: two teachers, a student with feature selection, contrastive and margin losses",
+    "recontrast": "its ancestor: contrastive reconstruction with mining of hard points (NeurIPS 2023)",
+    "unias": "coarse-to-fine reconstruction by a transformer, one model for all categories (WACV 2025)",
+    "memory-bank": "the baseline: distance to the nearest of the training patches; no training",
+}
+FLAVOR_LINES = {
+    "paper": "the equations as printed",
+    "released": "the public code after May 2025",
+}
+BACKBONE_LINES = {
+    "wide_resnet50_2": "the paper's; weights by download or --weights FILE",
+    "tf_efficientnet_lite0": "small; its weights come with the requirements",
+    "any other": "of timm's with features_only and the strides of model.strides",
+}
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in the help, but none for flags that simply leave a setting to its config."""
+    """Defaults in the help; of a flag that stands for a setting, base.yaml's, which a config may change."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None and action.dest in FLAGS:
+            section, _, key = FLAGS[action.dest].partition(".")
+            value = read_yaml(CONFIGS / "base.yaml")[section][key]
+            return (
+                action.help if value is None else f"{action.help} (default: the config's; base.yaml: {value})"
+            )
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
@@ -74,7 +98,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
     what.add_argument("--category", metavar="NAME", help="one category, or all")
     what.add_argument("--setting", choices=SETTINGS, help="what a model is trained on (docs/SETTINGS.md)")
-    what.add_argument("--model", choices=MODELS)
+    what.add_argument("--model", choices=MODELS, help="the network (--list says what they are)")
     what.add_argument(
         "--flavor", choices=FLAVORS, help="the equations as printed, or the public code's reading"
     )
@@ -93,9 +117,13 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     cross.add_argument("--test-category", metavar="NAME", help="one of its categories, or all")
     how = parser.add_argument_group("how")
     how.add_argument("--iterations", type=int, metavar="N", help="optimiser steps; replaces train.epochs")
-    how.add_argument("--seed", type=int, metavar="S")
-    how.add_argument("--device", metavar="auto|cpu|cuda")
-    how.add_argument("--precision", choices=("auto", "fp32", "bf16"))
+    how.add_argument("--seed", type=int, metavar="S", help="of weights, data order and held-out parts")
+    how.add_argument(
+        "--device", metavar="auto|cpu|cuda", help="where to compute; auto: a GPU if there is one"
+    )
+    how.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 where it is faster, else fp32"
+    )
     how.add_argument(
         "--cache-features",
         type=float,
@@ -114,14 +142,20 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def choices() -> str:
-    """What can be chosen on the command line."""
-    rows = {"datasets": SPECS, "models": MODELS, "flavours (uninet)": FLAVORS, "settings": SETTINGS}
-    text = [f"{title}: {', '.join(names)}" for title, names in rows.items()]
-    text.append(
-        "backbones: wide_resnet50_2, tf_efficientnet_lite0 (no download), or any of timm's with features_only"
-    )
-    text.append("MVTec AD categories: " + ", ".join(SPECS["mvtec"].counts))
-    return "\n".join(text)
+    """What can be chosen on the command line: datasets with their categories, models, flavours, backbones."""
+    datasets = {name: ", ".join(spec.counts) or "the folders found" for name, spec in SPECS.items()}
+    datasets["demo"] = ", ".join(DEMO_CATEGORIES)
+    parts = {
+        "datasets (data.name, configs/NAME.yaml) and their categories": datasets,
+        "models (--model)": MODEL_LINES,
+        "flavours of uninet (--flavor)": FLAVOR_LINES,
+        "backbones (--backbone)": BACKBONE_LINES,
+        "settings (--setting, docs/SETTINGS.md)": dict.fromkeys(SETTINGS, ""),
+    }
+    lines = []
+    for title, rows in parts.items():
+        lines += [title, *(f"  {name:<22} {text}".rstrip() for name, text in rows.items())]
+    return "\n".join(lines)
 
 
 def overrides(args: argparse.Namespace) -> dict[str, object]:

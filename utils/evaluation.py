@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from utils.metrics import Results, evaluate, mean_results, segmentation_metrics
 from utils.runs import write_text
 from utils.unias_dice import unias_dice
 from utils.video import frame_metrics
+
+_log = logging.getLogger("uninet")
 
 
 @dataclass
@@ -110,6 +113,7 @@ def results_by_category(
         ValueError: if there is no labelled image.
     """
     labels = scores.labels
+    _log.info("measuring on %d images ...", len(labels))  # PRO and pixel metrics sort every pixel
     results: dict[str, Results] = {}
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
