@@ -1,0 +1,41 @@
+"""The commands that README and docs print parse; scripts/check_docs.py also runs them."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import check_docs
+
+
+def test_every_printed_command_parses():
+    commands = list(check_docs.printed_commands(check_docs.documents()))
+    assert len(commands) > 40
+    for command in commands:
+        check_docs.check(command)
+
+
+@pytest.mark.parametrize("line", [
+    "python train.py --no-such-flag",
+    "python train.py --config configs/mvtec.yaml --set train.iteration=3",
+    "python train.py --config configs/no_such.yaml",
+    "python predict.py --checkpoint RUN x --safe overlay",
+    "python scripts/no_such.py",
+    "bash scripts/mvtec.sh DIR --setting many-class",
+])  # fmt: skip
+def test_a_wrong_command_is_found(tmp_path, line, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"```\n{line} # why\n```\nand `python train.py --inline` is left alone\n")
+    (command,) = check_docs.printed_commands([page])
+    assert "#" not in command.text
+    with pytest.raises(check_docs.DocsError, match="page.md"):
+        check_docs.check(command)
+
+
+def test_continued_lines_and_alternatives(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```\npython train.py --seed 1 \\\n    [--set a=1 | --set b=2]\n```\n")
+    (command,) = check_docs.printed_commands([page])
+    assert command.text == "python train.py --seed 1"
