@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from datasets.build import new_images, new_samples
 from datasets.loader import ImageSet
@@ -96,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
         precision=choose_precision(state.config.train.precision, device),
         quiet=args.quiet,
     )
-    scores = score_and_write(score, data, files, calibration)
+    scores = score_and_write(score, data, files, calibration, quiet=args.quiet)
     p_values = None if calibration is None else calibration.p_values(scores.score)
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped)
@@ -168,6 +169,8 @@ def score_and_write(
     data: ImageSet,
     files: dict[str, list[Path]],
     calibration: Calibration | None,
+    *,
+    quiet: bool,
 ) -> Scores:
     """Score the images and write the files of each kind, part by part, so that any number of them fits.
 
@@ -181,20 +184,27 @@ def score_and_write(
         part = slice(first, first + step)
         images = ImageSet(data.samples[part], data.decode, data.normalise)
         scores = score(images)
-        write_pictures({k: paths[part] for k, paths in files.items()}, images, scores, calibration)
+        chosen = {k: paths[part] for k, paths in files.items()}
+        write_pictures(chosen, images, scores, calibration, quiet=quiet)
         found.append(scores.score)
     return Scores(data.samples, np.concatenate(found), np.empty((0, *size), np.float32), None, 0.0)
 
 
 def write_pictures(
-    files: dict[str, list[Path]], data: ImageSet, scores: Scores, calibration: Calibration | None
+    files: dict[str, list[Path]],
+    data: ImageSet,
+    scores: Scores,
+    calibration: Calibration | None,
+    *,
+    quiet: bool,
 ) -> None:
     """Write what `files` lists for each kind, an entry an image; overlays are on one colour scale."""
     if calibration is None:
         scale = float(np.median(scores.maps)), float(np.quantile(scores.maps, 0.999))
     else:
         scale = calibration.low, calibration.high
-    for index, anomaly_map in enumerate(scores.maps):
+    bar = tqdm(scores.maps, desc="pictures", unit="image", leave=False, disable=quiet or None)
+    for index, anomaly_map in enumerate(bar):
         if "overlay" in files:
             write_png(files["overlay"][index], overlay(data.pixels(index), anomaly_map, scale))
         if "map" in files:
