@@ -13,7 +13,7 @@ from scipy.stats import binom
 import predict as predict_command
 import train as train_command
 from datasets.build import SPECS
-from datasets.loader import ImageSet
+from datasets.loader import ImageSet, batches
 from datasets.samples import collect
 from datasets.transforms import Decode, Normalise
 from model import build_model
@@ -83,7 +83,7 @@ class TestGuaranteeOnRealImages:
         third = [train[i] for i in order[: len(train) // 3]]
         rest = [train[i] for i in order[len(train) // 3 :]]
         model, cpu = build_model(config).eval(), torch.device("cpu")
-        model.fit(train_command.image_batches(ImageSet(third, decode, normalise), cpu, 16), seed=0)
+        model.fit((b["image"] for b in batches(ImageSet(third, decode, normalise), 16)), seed=0)
         data = ImageSet([*rest, *(s for s in normals if s.split == "test")], decode, normalise)
         found = score_images(model, data, batch_size=16, device=cpu, precision="fp32", quiet=True).score
         return found[: len(rest)], found[len(rest) :]
