@@ -1,0 +1,67 @@
+"""Which settings go together: rules between keys of different sections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from utils.plain_yaml import ConfigError
+
+if TYPE_CHECKING:
+    from utils.config import Config
+
+HEAD_LOSSES = {"none": ("none",), "label": ("bce",), "mask": ("bce", "dice", "structure"), "frame": ("mse",)}
+
+
+def check_together(config: Config) -> None:
+    """Stop at settings that are each allowed, but not together.
+
+    Raises:
+        ConfigError: naming them, and what goes with what.
+    """
+    head, loss = config.model.head, config.loss.supervised
+    if loss not in HEAD_LOSSES[head]:
+        raise ConfigError(
+            f"model.head {head} and loss.supervised {loss} do not go together; "
+            f"with that head loss.supervised is one of {', '.join(HEAD_LOSSES[head])}"
+        )
+    if config.data.time_step and head != "frame":
+        raise ConfigError("data.time_step needs a model that looks at frames: model.head=frame")
+    if config.model.setting == "supervised" and config.model.name != "uninet":
+        raise ConfigError(
+            f"--setting supervised is for uninet; {config.model.name} learns from normal images"
+        )
+    if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
+        raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
+    if config.train.cache_features_gb:
+        if config.data.augment != "none" or config.train.scales != (1.0,):
+            raise ConfigError(
+                "train.cache_features_gb needs images that are the same each time: "
+                "data.augment none, train.scales [1.0]"
+            )
+        if config.model.name not in ("uninet", "recontrast"):
+            raise ConfigError(f"train.cache_features_gb: {config.model.name} has no frozen source teacher")
+    if not config.train.scales:
+        raise ConfigError("train.scales is empty; one size is [1.0]")
+    _check_sizes(config)
+    if config.model.student_backbone and config.model.name not in ("uninet", "recontrast"):
+        raise ConfigError(f"model.student_backbone is for uninet and recontrast, not for {config.model.name}")
+    if (config.model.setting == "cross-dataset") != (config.data.test_name is not None):
+        raise ConfigError("--setting cross-dataset and --test-dataset NAME belong together")
+
+
+def _check_sizes(config: Config) -> None:
+    data, model = config.data, config.model
+    seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
+    multiple = 2 * model.strides[-1]
+    if model.name in ("uninet", "recontrast") and any(n % multiple for n in sizes):
+        shown = list(sizes) if data.tile is None else data.tile
+        raise ConfigError(f"data.{seen} {shown} must be multiples of {multiple}, twice the coarsest stride")
+    if data.tile is None:
+        return
+    if data.tile > min(data.image_size):
+        raise ConfigError(
+            f"data.tile {data.tile} is larger than data.image_size {list(data.image_size)}, the size "
+            "of whole images: set that to what they are worked on at, such as --set data.image_size=1024"
+        )
+    if model.head in ("label", "frame"):
+        raise ConfigError(f"data.tile does not go with model.head {model.head}, which judges whole images")
