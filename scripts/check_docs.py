@@ -34,6 +34,7 @@ ALTERNATIVES = re.compile(r"\[[^\]]* [^\]]*\]")  # [--set a=1 | --set b=2]
 PARSERS = {"test.py": test, "predict.py": predict, "export.py": export}
 SMALL = ("--iterations", "2", "--set", "data.image_size=64", "--set", "train.batch_size=2")
 DATASET_SCRIPTS = {path.stem for path in (ROOT / "configs").glob("*.yaml")} - {"base"}
+PLACES = ("DIR", "PREPARED", "MIXED")  # folders of datasets
 LONG = ("demo.sh", "test.sh", "accuracy.sh", "check_docs.py", "benchmarks/")  # minutes, or tests of their own
 
 
@@ -159,7 +160,7 @@ class Runner:
         if any(name in program for name in LONG):
             return "skipped: takes minutes, or has tests of its own"
         root = self.roots.get(dataset_of(program, flags))
-        if root is None and any(name in command.text for name in ("DIR", "PREPARED")):
+        if root is None and any(name in command.text for name in PLACES):
             return "skipped: its dataset is not given with --data"
         named = [self.named(word, root or "") for word in flags]
         if program == "train.py":
@@ -176,7 +177,7 @@ class Runner:
 
     def named(self, word: str, root: str) -> str:
         """A word with placeholders replaced."""
-        word = re.sub(r"^(DIR|PREPARED)(?=/|$)", root, word)
+        word = re.sub(rf"^({'|'.join(PLACES)})(?=/|$)", root, word)
         key, equals, value = word.rpartition("=")
         return f"{key}{equals}{self.names.get(value, value)}"
 
@@ -194,7 +195,7 @@ def dataset_of(program: str, flags: Sequence[str]) -> str:
     if Path(program).suffix == ".sh":
         return Path(program).stem
     if program == "test.py":
-        return "run"
+        return "none" if "--category" in flags else "run"  # another category than the run's has no data here
     return Path(flags[flags.index("--config") + 1] if "--config" in flags else "mvtec").stem
 
 
