@@ -1,11 +1,13 @@
 """Run the commands that README.md and docs/ print, in small; or only see that they parse.
 
-python scripts/check_docs.py --data mvtec=DIR kolektor=DIR
+python scripts/check_docs.py --data mvtec=DIR --data kolektor=DIR
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import os
 import re
 import shlex
@@ -16,12 +18,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import export
-import predict
-import test
 import train
 from datasets.demo import write_demo
 from utils.cli import log, new_parser, overrides, run_command, say
@@ -31,7 +31,6 @@ from utils.plain_yaml import parse_override
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = re.compile(r"(?:python|bash) ")
 ALTERNATIVES = re.compile(r"\[[^\]]* [^\]]*\]")  # [--set a=1 | --set b=2]
-PARSERS = {"test.py": test, "predict.py": predict, "export.py": export}
 SMALL = ("--iterations", "2", "--set", "data.image_size=64", "--set", "train.batch_size=2")
 DATASET_SCRIPTS = {path.stem for path in (ROOT / "configs").glob("*.yaml")} - {"base"}
 PLACES = ("DIR", "PREPARED", "MIXED")  # folders of datasets
@@ -62,14 +61,17 @@ def main(argv: Sequence[str]) -> None:
         DocsError: if any of them fails.
     """
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--data", nargs="*", default=[], metavar="NAME=DIR", help="datasets that are at hand")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=DIR", help="a dataset at hand; may be repeated"
+    )
     parser.add_argument("--parse-only", action="store_true", help="run nothing")
+    parser.add_argument("--list", action="store_true", help="say what would be run or skipped, and why")
     parser.add_argument("files", nargs="*", type=Path, help="documents; default: README.md and docs/")
     args = parser.parse_args(argv)
     roots = {name: str(Path(folder).resolve()) for name, _, folder in (x.partition("=") for x in args.data)}
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        runner = None if args.parse_only else Runner(Path(scratch), roots)
+        runner = None if args.parse_only else Runner(Path(scratch), roots, dry=args.list)
         for command in printed_commands(args.files or documents()):
             check(command)
             found = runner.run(command) if runner else "parsed"
@@ -91,8 +93,8 @@ def printed_commands(files: Sequence[Path]) -> Iterator[Printed]:
     """The commands in fenced blocks, continued lines joined, each once for a document."""
     for path in files:
         seen = set()
-        for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M):
-            for line in block.replace("\\\n", " ").splitlines():
+        for block in re.findall(r"^ *```\w*\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.S | re.M):
+            for line in map(str.strip, block.replace("\\\n", " ").splitlines()):
                 if COMMAND.match(line) and line not in seen:
                     seen.add(line)
                     words = shlex.split(ALTERNATIVES.sub("", line), comments=True)
@@ -105,23 +107,51 @@ def check(command: Printed) -> None:
     Raises:
         DocsError: if a file, flag or setting of it does not exist.
     """
-    program, *flags = command.words[1:]
-    if program in ("-m", "-c"):
-        return
-    if not (ROOT / program).is_file():
-        raise DocsError(f"{command.where} prints '{command.text}', but there is no {program}")
+    program, *flags = ["0" if word == "$s" else word for word in command.words[1:]]
+    prints = f"{command.where} prints '{command.text}'"
+    if program == "-m":
+        program, *flags = f"{flags[0].replace('.', '/')}.py", *flags[1:]
+        if importlib.util.find_spec(command.words[2]) is None:
+            raise DocsError(f"{prints}, but there is no module {command.words[2]}")
+        if not (ROOT / program).is_file():  # of Python itself
+            return
+    elif not (ROOT / program).is_file():
+        raise DocsError(f"{prints}, but there is no {program}")
+    stem = Path(program).stem
+    if Path(program).suffix == ".sh" and stem in DATASET_SCRIPTS:
+        program, flags = "train.py", ["--config", f"configs/{stem}.yaml", *flags[1:]]
+    program = str(Path(program).with_suffix(".py"))
     try:
         if program == "train.py":
             check_settings(train.parse_arguments(flags))
-        elif program in PARSERS:
-            args = PARSERS[program].parse_arguments(flags)
-            for text in getattr(args, "set", []):
-                parse_override(text)
-        elif Path(program).suffix == ".sh" and Path(program).stem in DATASET_SCRIPTS:
-            config = f"configs/{Path(program).stem}.yaml"
-            check_settings(train.parse_arguments(["--config", config, *flags[1:]]))
+        elif (ROOT / program).is_file():
+            args = parsed(program, flags)
+            for key, value in map(parse_override, getattr(args, "set", [])):
+                if program == "test.py":
+                    load_config(ROOT / "configs/mvtec.yaml", {key: value})
     except (SystemExit, ConfigError) as error:
-        raise DocsError(f"{command.where} prints '{command.text}', which does not parse: {error}") from error
+        raise DocsError(f"{prints}, which does not parse: {error}") from error
+
+
+def parsed(program: str, flags: Sequence[str]) -> argparse.Namespace:
+    """What a program's main reads from its flags; it is left right after."""
+    read: list[argparse.Namespace] = []
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        read.append(args)
+        raise Enough
+
+    name = program.removesuffix(".py").removeprefix("scripts/").replace("/", ".")
+    stop_early = mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args)
+    with stop_early, contextlib.suppress(Enough):
+        importlib.import_module(name).main(flags)
+    return read[0]
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -133,9 +163,9 @@ def check_settings(args: argparse.Namespace) -> None:
 class Runner:
     """Runs commands in a scratch folder, with placeholders replaced and trainings cut short."""
 
-    def __init__(self, scratch: Path, roots: dict[str, str]) -> None:
+    def __init__(self, scratch: Path, roots: dict[str, str], *, dry: bool) -> None:
         demo = write_demo(scratch / "demo", size=64) / "brick"
-        self.scratch, self.roots = scratch, roots | {"run": str(demo)}
+        self.scratch, self.dry, self.roots = scratch, dry, roots | {"run": str(demo)}
         self.names = {
             "mypart": str(demo),
             "new_images": str(demo / "test"),
@@ -143,7 +173,8 @@ class Runner:
             "S": "std",
             "G": "0.2",
         }
-        self.names["RUN"] = self.a_run(demo)
+        self.names["checkpoints"] = str(scratch / "run")
+        self.names["RUN"] = "RUN" if dry else self.a_run(demo)
 
     def a_run(self, demo: Path) -> str:
         """A finished run for commands that want one."""
@@ -153,7 +184,7 @@ class Runner:
         return str(next((self.scratch / "run").rglob("last.pt")).parent)
 
     def run(self, command: Printed) -> str:
-        """What became of it: "ran", "skipped: why" or "FAILED: why"."""
+        """What became of it: "ran" ("would run"), "skipped: why" or "FAILED: why"."""
         program, *flags = command.words[1:]
         if program in ("-m", "-c") or program.startswith("scripts/prepare_"):
             return "skipped: has tests of its own"
@@ -162,6 +193,8 @@ class Runner:
         root = self.roots.get(dataset_of(program, flags))
         if root is None and any(name in command.text for name in PLACES):
             return "skipped: its dataset is not given with --data"
+        if self.dry:
+            return "would run"
         named = [self.named(word, root or "") for word in flags]
         if program == "train.py":
             named += [*SMALL, "--output", str(self.scratch / "runs"), "--overwrite"]

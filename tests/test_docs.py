@@ -24,6 +24,11 @@ def test_every_printed_command_parses():
     "python predict.py --checkpoint RUN x --safe overlay",
     "python scripts/no_such.py",
     "bash scripts/mvtec.sh DIR --setting many-class",
+    "python test.py --checkpoint RUN --set score.nope=1",
+    "python -m datasets.chek --dataset btad --data-root DIR",
+    "python -m datasets.check --no-such-flag",
+    "python scripts/april.py --no-such-flag",
+    "bash scripts/accuracy.sh --no-such-flag",
 ])  # fmt: skip
 def test_a_wrong_command_is_found(tmp_path, line, capsys):
     page = tmp_path / "page.md"
@@ -39,3 +44,11 @@ def test_continued_lines_and_alternatives(tmp_path):
     page.write_text("```\npython train.py --seed 1 \\\n    [--set a=1 | --set b=2]\n```\n")
     (command,) = check_docs.printed_commands([page])
     assert command.text == "python train.py --seed 1"
+
+
+def test_commands_in_loops_and_lists_are_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("- why:\n  ```\n  for s in 0 1; do\n      python train.py --seed $s\n  done\n  ```\n")
+    (command,) = check_docs.printed_commands([page])
+    check_docs.check(command)
+    assert command.text == "python train.py --seed '$s'"
