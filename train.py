@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from model.teachers import FeatureCache
+from utils import distributed
 from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
@@ -49,7 +51,7 @@ from utils.optim import make_optimizer
 from utils.outputs import write_outputs
 from utils.results import finished_results, parameter_counts, protocol_notes, write_results
 from utils.runs import RunError, git_sha, locked, run_folder, write_text
-from utils.tracking import Tracker, show_final, validation_curve
+from utils.tracking import Tracker, Unwatched, show_final, validation_curve
 
 BEST = "best.pt"
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
@@ -99,6 +101,12 @@ def main(argv: Sequence[str]) -> None:
         say(choices())
         return
     args.config = args.config or CONFIGS / "mvtec.yaml"
+    with distributed.processes():
+        train_all(args, command=shlex.join(["python", "train.py", *argv]))
+
+
+def train_all(args: argparse.Namespace, *, command: str) -> None:
+    """Train the runs that the command line asks for, one after the other."""
     chosen = overrides(args)
     config = load_config(args.config, chosen)
     one_model = config.model.setting in ("multi-class", "cross-dataset")
@@ -109,13 +117,13 @@ def main(argv: Sequence[str]) -> None:
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
         config = resolved(config)
         folders.append(run_folder(config, Path(args.output), args.name))
-        with locked(folders[-1]) as folder:
-            found = train_run(config, folder, args, command=shlex.join(["python", "train.py", *argv]))
+        with locked(folders[-1]) if distributed.leads() else nullcontext(folders[-1]) as folder:
+            found = train_run(config, folder, args, command=command)
         results.update({k: v for k, v in found.items() if k != "mean"})
-    if results:
+    if results and distributed.leads():
         results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
         say(results_table(results, notes=protocol_notes(config)))
-    for folder in folders:
+    for folder in folders if distributed.leads() else []:
         say(f"report.html, scores.csv, heatmaps.png and all else: {folder}" if results else str(folder))
 
 
@@ -128,12 +136,13 @@ def resolved(config: Config) -> Config:
     if config.eval.select == "best" and config.eval.every == 0:
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
     precision = choose_precision(config.train.precision, choose_device(config.train.device))
+    precision = distributed.agreed(precision)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
     """Train, evaluate and write one run; a finished one is reported as it is."""
-    done = finished_results(folder)
+    done = distributed.agreed(finished_results(folder))
     if done is not None and not args.overwrite:
         log.info("%s is finished; --overwrite trains it again", folder)
         return done
@@ -142,24 +151,25 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again"
         )
-    if args.overwrite:
+    if args.overwrite and distributed.leads():
         for path in folder.iterdir():
             if path.is_file() and path.name != ".lock":
                 path.unlink()
-    device = choose_device(config.train.device)
+    known = distributed.agreed(checkpoint.is_file())
+    device = distributed.own_device(choose_device(config.train.device))
     seed_everything(config.train.seed)
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
+    distributed.check(config, data.train.samples)
     if config.train.epochs is not None:
         steps = math.ceil(config.train.epochs * len(data.train) / config.train.batch_size)
         steps *= len(config.train.scales)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=steps))
-    model = build_model(config, pretrained=not checkpoint.is_file()).to(
-        device, memory_format=torch.channels_last
-    )
-    log.info(describe(config, data, model))
-    write_skipped(folder, data.skipped)
-    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    run = Run(config, folder, data, model, device, args.quiet, command)
+    model = build_model(config, pretrained=not known).to(device, memory_format=torch.channels_last)
+    if distributed.leads():
+        log.info(describe(config, data, model))
+        write_skipped(folder, data.skipped)
+        write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    run = Run(config, folder, data, model, device, args.quiet or not distributed.leads(), command)
     train_s = fit(run) if hasattr(model, "fit") else optimise(run)
     return finish(run, train_s)
 
@@ -229,18 +239,22 @@ def optimise(run: Run) -> float:
         start=start,
         stop=train.iterations,
         repeat=len(train.scales),
+        share=distributed.place(),
     )
     loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
-    tracker = Tracker(
-        run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
-    )
+    tracker = Unwatched()
+    if distributed.leads():
+        tracker = Tracker(
+            run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
+        )
     diagnose = getattr(model, "diagnostics", dict)  # of models that have more to show than their losses
+    loss = distributed.shared_loss(model)
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
         batch = varied(to_device(host_batch, device), config, step)
         with autocast(device, train.precision):
-            parts = model.loss(batch, step / train.iterations)
+            parts = loss(batch, step / train.iterations)
         stop_if_not_finite(run, parts, host_batch, step)
         optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
@@ -251,12 +265,12 @@ def optimise(run: Run) -> float:
         schedule.step()
 
         done = step + 1
-        tracker.step(done, parts, lr=rates, images=train.batch_size, diagnose=diagnose)
+        tracker.step(done, distributed.averaged(parts), lr=rates, images=train.batch_size, diagnose=diagnose)
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
             look(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
-        if done % train.save_every == 0 and done < train.iterations:
+        if done % train.save_every == 0 and done < train.iterations and distributed.leads():
             elapsed = seconds + time.perf_counter() - began
             save_training(run.folder / FILE, config, model, done, elapsed, optimizer, schedule)
     tracker.close()
@@ -295,6 +309,8 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
     config, split = run.config, "test" if run.config.eval.select == "best" else "validation"
     data = run.data.evaluated(split)
     scores = score(run, data)
+    if scores is None:
+        return
     results = results_by_category(scores, config.eval, run.data.trained_defects)
     tracker.evaluation(done, results, split=split, panel=example_page(data, scores, 4))
     mean = results["mean"]
@@ -309,16 +325,18 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
 def finish(run: Run, train_s: float) -> dict[str, Results]:
     """Keep the last (or best) state, evaluate it once, and write the run's files; metrics.json comes last."""
     config, folder = run.config, run.folder
-    if config.eval.select == "best" and (folder / BEST).is_file():
+    if config.eval.select == "best" and distributed.agreed((folder / BEST).is_file()):
         restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
-    calibration = calibrate(score(run, run.data.calibration)) if len(run.data.calibration) else None
-    Checkpoint(
-        config,
-        run.model.state_dict(),
-        config.train.iterations,
-        train_s,
-        calibration=calibration and dataclasses.asdict(calibration),
-    ).save(folder / FILE)
+    held_out = score(run, run.data.calibration) if len(run.data.calibration) else None
+    calibration = calibrate(held_out) if held_out else None
+    if distributed.leads():
+        Checkpoint(
+            config,
+            run.model.state_dict(),
+            config.train.iterations,
+            train_s,
+            calibration=calibration and dataclasses.asdict(calibration),
+        ).save(folder / FILE)
     results: dict[str, Results] = {}
     timing = {"train_s": train_s}
     if not hasattr(run.model, "fit"):
@@ -326,12 +344,16 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
         data = run.data.evaluated(config.eval.split)
         scores = score(run, data)
+        if scores is None:
+            return {}
         results = results_by_category(scores, config.eval, run.data.trained_defects)
         page = write_outputs(
             folder, config, data, scores, results, command=run.command, calibration=calibration
         )
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
         timing["ms_per_image"] = scores.ms_per_image
+    if not distributed.leads():
+        return {}
     timing["peak_memory_gb"] = peak_memory_gb(run.device)
     write_results(
         folder,
@@ -346,18 +368,20 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     return results
 
 
-def score(run: Run, data: ImageSet) -> Scores:
-    """Score a set with the run's model."""
+def score(run: Run, data: ImageSet) -> Scores | None:
+    """Score a set with the run's model; None in processes that do not lead."""
     config = run.config
-    return score_images(
+    own = score_images(
         run.model,
         data,
         batch_size=config.eval.batch_size,
         device=run.device,
         precision=config.train.precision,
         map_dtype=config.eval.map_dtype,
+        indices=distributed.own_indices(len(data)),
         quiet=run.quiet,
     )
+    return distributed.gathered(own)
 
 
 def short(mean: Results) -> str:

@@ -108,13 +108,25 @@ class TrainingOrder(Sampler[list[int]]):
     """Batches of indices from step `start` to `stop`: permutations of all samples, one after the other.
 
     Batches run across epochs, so all have the same size; each is given `repeat` times in a row. Step k is a
-    function of the seed alone, hence a run can go on anywhere without replaying what came before.
+    function of the seed alone, hence a run can go on anywhere without replaying what came before. `share`
+    (k, n) takes the k-th of n equal pieces of each batch.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, *, seed: int, start: int, stop: int, repeat: int = 1
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        repeat: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        own, (place, of) = batch_size // share[1], share
+        assert own * of == batch_size, f"{batch_size} images are not shared equally by {of}"
+        self.own = slice(place * own, (place + 1) * own)
         self.start, self.stop, self.repeat = start, stop, repeat
 
     def __len__(self) -> int:
@@ -129,7 +141,7 @@ class TrainingOrder(Sampler[list[int]]):
                     epoch = position // self.samples
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.samples).tolist()
                 batch.append(order[position % self.samples])
-            yield batch
+            yield batch[self.own]
 
 
 def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int, pin: bool) -> DataLoader:
@@ -144,9 +156,9 @@ def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int, pin:
     )
 
 
-def batches(data: ImageSet, batch_size: int, *, workers: int = 0) -> DataLoader:
-    """Loader over all samples in order, each once; the last batch may be smaller."""
-    return DataLoader(data, batch_size=batch_size, collate_fn=_as_is, num_workers=workers)
+def batches(data: ImageSet, batch_size: int, *, indices: Sequence[int] | None = None) -> DataLoader:
+    """Loader over all samples (or those of `indices`) in order, each once; the last batch may be smaller."""
+    return DataLoader(data, batch_size=batch_size, sampler=indices, collate_fn=_as_is)
 
 
 def _as_is(batch: Batch) -> Batch:

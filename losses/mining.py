@@ -6,6 +6,7 @@ Legend: B images, C channels, H x W positions.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,7 +27,21 @@ def easy_positions(teacher: Tensor, student: Tensor, alpha: float) -> Tensor:
     """Where the cosine distance is below mean + alpha x deviation over batch and positions, (B, 1, H, W)."""
     with torch.no_grad():
         distance = 1 - F.cosine_similarity(teacher, student, dim=1)
-        return (distance < distance.mean() + alpha * distance.std())[:, None]
+        mean, deviation = moments(distance)
+        return (distance < mean + alpha * deviation)[:, None]
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation over all values, those of other processes' batches included."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x.mean(), x.std()
+    count = x.numel() * dist.get_world_size()
+    mean = x.sum()
+    dist.all_reduce(mean)
+    mean = mean / count
+    square = (x - mean).square().sum()
+    dist.all_reduce(square)
+    return mean, (square / (count - 1)).sqrt()
 
 
 def mined_distance(teacher: Tensor, student: Tensor, alpha: float) -> Tensor:

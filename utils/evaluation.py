@@ -71,20 +71,27 @@ def score_images(
     device: torch.device,
     precision: str,
     map_dtype: str = "float32",
+    indices: range | None = None,
     quiet: bool = False,
 ) -> Scores:
-    """Predict every image of `data` once, in order. Time is the model's alone, decoding is not counted.
+    """Predict every image of `data` (or those of `indices`) once, in order.
 
-    Maps and masks are all that is kept of an image.
+    Time is the model's alone, decoding is not counted. Maps and masks are all that is kept of an image.
     """
     was_training = model.training
     model.eval()
-    score = np.empty(len(data))
-    maps = np.empty((len(data), *data.decode.size), map_dtype)
-    masks = np.empty((len(data), *data.decode.size), np.uint8) if data.has_masks else None
+    indices = range(len(data)) if indices is None else indices
+    count = len(indices)
+    score = np.empty(count)
+    maps = np.empty((count, *data.decode.size), map_dtype)
+    masks = np.empty((count, *data.decode.size), np.uint8) if data.has_masks else None
     seconds, done = 0.0, 0
     for batch in tqdm(
-        batches(data, batch_size), desc="scoring", unit="batch", leave=False, disable=quiet or None
+        batches(data, batch_size, indices=indices),
+        desc="scoring",
+        unit="batch",
+        leave=False,
+        disable=quiet or None,
     ):
         images = inputs_of(to_device(batch, device))
         start = time.perf_counter()
@@ -98,7 +105,8 @@ def score_images(
             masks[part] = batch["mask"][:, 0].numpy()
         done = part.stop
     model.train(was_training)
-    return Scores(data.samples, score, maps, masks, 1000 * seconds / max(len(data), 1), kind=data.kind)
+    samples = [data.samples[i] for i in indices]
+    return Scores(samples, score, maps, masks, 1000 * seconds / max(count, 1), kind=data.kind)
 
 
 def results_by_category(

@@ -54,6 +54,16 @@ def validation_curve(folder: Path) -> list[dict[str, object]]:
     ]
 
 
+class Unwatched:
+    """A tracker's place in processes that do not write."""
+
+    def step(self, *_: object, **__: object) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Tracker:
     """Collects loss parts without a sync, and every `log_every` steps writes their means.
 

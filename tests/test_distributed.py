@@ -1,0 +1,116 @@
+"""Two gloo processes against one with the same global batch: losses, weights, metrics, files."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from distributed_worker import MODELS, descend, double_precision
+from test_train import SMALL
+
+import train as train_command
+from datasets.samples import Sample
+from utils import distributed
+from utils.cli import run_command
+from utils.config import ConfigError, load_config
+
+
+def run_two(script, argv):
+    """Run two processes as torchrun would; gives their stdout and stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        group |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        env = {**os.environ, **{key: str(value) for key, value in group.items()}}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, script, *argv], cwd=ROOT, env=env, **streams))
+    try:
+        ends = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode == 0 for process in started), ends
+    return ends
+
+
+def test_losses_and_weights_are_those_of_one_process(tmp_path, monkeypatch):
+    run_two("tests/distributed_worker.py", [str(tmp_path / "two.pt")])
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    double_precision(monkeypatch.setattr)
+    try:
+        one = {name: descend(name) for name in MODELS}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, (parts, weights) in one.items():
+        for a, b in zip(parts, two[name][0], strict=True):
+            assert b == pytest.approx(a, rel=1e-8)
+        for key, value in weights.items():
+            torch.testing.assert_close(two[name][1][key], value, rtol=1e-6, atol=1e-8, msg=f"{name} {key}")
+
+
+def test_train_writes_one_run_with_the_same_numbers(mvtec_like, tmp_path, capfd):
+    argv = [*SMALL, "--data-root", str(mvtec_like), "--output", str(tmp_path), "--iterations", "2"]
+    # weights hardly move, so float32 scores can be compared; what moves them is compared above
+    argv += ["--set", "optim.lr=1e-7", "--set", "optim.lr_teacher=1e-7", "--set", "eval.every=1"]
+    argv += ["--set", "data.calibration_fraction=0.2"]
+    assert run_command(train_command.main, [*argv, "--name", "one"]) == 0
+    printed = capfd.readouterr().out
+    (out, _), (silent, _) = run_two("train.py", [*argv, "--name", "two"])
+    assert silent == "" and len(out.splitlines()) == len(printed.splitlines())
+    one, two = (files(tmp_path / "mvtec/one-class/part" / name) for name in ("one", "two"))
+    assert len(two["log"]) == len(one["log"])  # one process writes
+    for a, b in zip(one["log"], two["log"], strict=True):
+        assert b.keys() == a.keys()  # of a training step, or of an evaluation, which has no loss
+        assert b.get("total", 0) == pytest.approx(a.get("total", 0), rel=1e-4)
+    assert [row[:4] for row in two["scores"]] == [row[:4] for row in one["scores"]]  # in order
+    columns = [[float(row[4]) for row in run["scores"]] for run in (one, two)]
+    assert columns[1] == pytest.approx(columns[0], rel=1e-3)
+    assert two["results"] == pytest.approx(one["results"], abs=0.02)
+
+
+def files(folder: Path):
+    """What is compared of a run."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {
+        "log": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
+        "scores": [line.split(",") for line in (folder / "scores.csv").read_text().splitlines()[1:]],
+        "results": metrics["results"]["part"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "label", "message"),
+    [
+        ({"train.batch_size": 3}, 0, "no multiple of 2 processes"),
+        ({"model.name": "memory-bank"}, 0, "run memory-bank in one"),
+        ({"data.augment": "flip-rotate"}, 0, "not augmented"),
+        ({"data.tile": 64}, 0, "no tiles"),
+        ({}, 1, "normal training images"),
+    ],
+)
+def test_what_would_not_be_the_same_is_refused(monkeypatch, changes, label, message):
+    config = load_config(ROOT / "configs/mvtec.yaml", changes)
+    samples = [Sample(Path("a.png"), label, None, "part", "train", "x", "")]
+    distributed.check(config, samples)  # alone, all of it is possible
+    monkeypatch.setattr(distributed, "place", lambda: (0, 2))
+    with pytest.raises(ConfigError, match=message):
+        distributed.check(config, samples)
+    distributed.check(load_config(ROOT / "configs/mvtec.yaml", {}), [dataclasses.replace(samples[0], label=0)])
+
+
+def test_pieces_hold_every_image_once(monkeypatch):
+    for count in (0, 1, 7, 8):
+        pieces = []
+        for rank in range(3):
+            monkeypatch.setattr(distributed, "place", lambda rank=rank: (rank, 3))
+            pieces += distributed.own_indices(count)
+        assert pieces == list(range(count))
