@@ -16,7 +16,7 @@ from utils import distributed  # noqa: E402
 from utils.config import load_config  # noqa: E402
 
 MODELS = ("uninet", "recontrast")
-BATCH, STEPS = 4, 3
+BATCH, STEPS = 4, 2
 
 
 def double_precision(patch=setattr):

@@ -104,7 +104,9 @@ def test_what_would_not_be_the_same_is_refused(monkeypatch, changes, label, mess
     monkeypatch.setattr(distributed, "place", lambda: (0, 2))
     with pytest.raises(ConfigError, match=message):
         distributed.check(config, samples)
-    distributed.check(load_config(ROOT / "configs/mvtec.yaml", {}), [dataclasses.replace(samples[0], label=0)])
+    distributed.check(
+        load_config(ROOT / "configs/mvtec.yaml", {}), [dataclasses.replace(samples[0], label=0)]
+    )
 
 
 def test_pieces_hold_every_image_once(monkeypatch):
