@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.augment import flip_rotate, random_tile, rescale
-from datasets.build import RunData, build_data, categories_of
+from datasets.build import RunData, build_data, categories_of, dataset_root
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.readable import write_skipped
 from datasets.samples import NORMAL
@@ -110,6 +110,8 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     chosen = overrides(args)
     config = load_config(args.config, chosen)
     one_model = config.model.setting in ("multi-class", "cross-dataset")
+    with distributed.leader_first():
+        dataset_root(config.data)  # the demo is written where it is missing
     names = [config.data.category] if one_model else categories_of(config.data)
     results: dict[str, Results] = {}
     folders: list[Path] = []

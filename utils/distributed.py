@@ -87,6 +87,16 @@ def agreed(value: T) -> T:
     return box[0]
 
 
+@contextmanager
+def leader_first() -> Iterator[None]:
+    """The leading process runs the body before the others, as it may write."""
+    if not leads():
+        agreed(None)
+    yield
+    if leads():
+        agreed(None)
+
+
 def check(config: Config, training: list[Sample]) -> None:
     """Refuse what several processes would not compute as one does.
 
