@@ -22,6 +22,7 @@ from datasets.samples import DatasetError, Sample, find_images, printable
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from model.packing import pack_convolutions
 from utils.calibration import Calibration
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_skip_flag, log, new_parser, run_command, say
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     restore_model(model, state.model, source=path)
     score = partial(
         score_images,
-        model.deploy(),
+        pack_convolutions(model.deploy()),
         batch_size=state.config.eval.batch_size,
         device=device,
         precision=choose_precision(state.config.train.precision, device),

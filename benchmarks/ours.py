@@ -23,7 +23,8 @@ from shapes import configuration, uninet  # noqa: E402
 from stages import predict_stages, train_stages  # noqa: E402
 
 from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
-from utils.device import autocast  # noqa: E402
+from model.packing import pack_convolutions  # noqa: E402
+from utils.device import autocast, keep_freed_memory  # noqa: E402
 from utils.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
@@ -51,7 +52,7 @@ def train(spec: Spec) -> Built:
 
 
 def predict(spec: Spec) -> Built:
-    """Score `count` images in batches with the deployed model."""
+    """Score `count` images in batches with the deployed model, as predict.py does."""
     net, device = uninet(spec).deploy(), torch.device(spec.device)
     batch = images(spec).contiguous(memory_format=torch.channels_last)
 
@@ -61,7 +62,9 @@ def predict(spec: Spec) -> Built:
             with autocast(device, spec.precision):
                 net.predict(batch)
 
-    return run, convolutions(run)
+    counted = convolutions(run)
+    pack_convolutions(net)
+    return run, counted
 
 
 def similarity_loss(spec: Spec) -> Built:
@@ -129,6 +132,7 @@ def start(spec: Spec) -> Built:
         "--set",
         "model.random_weights=true",
     ]
+    command += ["--set", "data.calibration_fraction=0"]  # images that are scored afterwards
     command += ["--iterations", "1", "--eval", "none", "--quiet", "--overwrite", "--device", spec.device]
     command += ["--precision", spec.precision, "--output", str(root / "runs")]
 
@@ -154,6 +158,7 @@ def build(spec: Spec) -> tuple[Workload, Reply]:
     """The workload after a warm-up run, and its operations; of stages a table of them."""
     torch.manual_seed(0)
     torch.set_num_threads(spec.threads)
+    keep_freed_memory()  # as every command does
     if spec.row in STAGES:
         run, operations = STAGES[spec.row](spec)
         return run, {"stages": {name: vars(found) for name, found in operations.items()}}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from losses.total import Pair, uninet_loss
 from model.decision import distance_map
+from model.packing import pack_convolutions
 from utils.device import autocast
 from utils.optim import make_optimizer
 
@@ -73,7 +74,7 @@ def train_stages(spec: Spec) -> Counted:
 
 
 def predict_stages(spec: Spec) -> Counted:
-    """Each part of `predict` of the deployed model on one batch."""
+    """Each part of `predict` of the deployed model on one batch, as predict.py runs it."""
     net = uninet(spec).deploy()
     batch = images(spec).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), autocast(torch.device(spec.device), spec.precision):
@@ -90,7 +91,9 @@ def predict_stages(spec: Spec) -> Counted:
         ),
     }
     stages = {name: torch.inference_mode()(_in_precision(call, spec)) for name, call in calls.items()}
-    return _timed(stages, spec.device), {name: convolutions(call) for name, call in stages.items()}
+    counted = {name: convolutions(call) for name, call in stages.items()}
+    pack_convolutions(net)
+    return _timed(stages, spec.device), counted
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from datasets.demo import DEMO_CATEGORIES
 from datasets.samples import DatasetError
 from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
+from utils.device import keep_freed_memory
 from utils.exporting import ExportError
 from utils.plain_yaml import CONFIGS, parse_override, read_yaml
 from utils.runs import RunError
@@ -178,6 +179,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
     log.setLevel(logging.WARNING if "--quiet" in argv else logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    keep_freed_memory()
     try:
         main(argv)
     except USER_ERRORS as error:

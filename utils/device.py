@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import random
@@ -72,6 +73,21 @@ def _product_seconds(dtype: torch.dtype, size: int) -> float:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Context for the model's forward pass; the losses leave it and compute in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep the memory of freed tensors for the next step; returns whether that could be set.
+
+    By default glibc maps every large tensor anew and the kernel clears its pages, which takes a good part of
+    a training step on a CPU (benchmarks/README.md). The process then holds its peak until it ends.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
+    if mallopt is None:
+        return False
+    wanted = ((-1, -1), (-2, 1 << 28), (-4, 0))  # M_TRIM_THRESHOLD: never; M_TOP_PAD; M_MMAP_MAX
+    return sum(mallopt(*setting) for setting in wanted) == len(wanted)  # each gives 1
 
 
 def seed_everything(seed: int) -> None:
