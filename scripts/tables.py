@@ -35,7 +35,8 @@ NAMES = COLUMNS | {
     "images_per_s": "images/s",
     "test_seconds": "test set, s",
 }
-AS_THEY_ARE = ("parameters_1024e6", "bottleneck_1024e6", "images_per_s", "test_seconds")  # no percentages
+SIZES = ("parameters_1024e6", "bottleneck_1024e6")
+AS_THEY_ARE = (*SIZES, "images_per_s", "test_seconds")  # no percentages
 AUPIMO = "eval.aupimo=true"  # adds the metrics below to every column that has regions
 UNSATURATED = ("pro_05", "aupimo")
 FAIR, APRIL = "ours, fair protocol", "ours, april-2025 protocol (not a fair protocol)"
@@ -283,7 +284,8 @@ def _cell(
     deviation = statistics.stdev(means) if len(means) > 1 else None
     if spread:
         return ("" if deviation is None else f"{deviation:.2f}") + part
-    return f"{statistics.fmean(means):.2f}" + ("" if deviation is None else f" ± {deviation:.2f}") + part
+    digits = 4 if metric in SIZES else 2  # a small backbone's bottleneck is some thousandths
+    return f"{statistics.fmean(means):.{digits}f}" + ("" if deviation is None else f" ± {deviation:.2f}") + part
 
 
 def _value(tree: Tree, category: str, metric: str) -> float | None:
