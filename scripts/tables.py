@@ -285,7 +285,8 @@ def _cell(
     if spread:
         return ("" if deviation is None else f"{deviation:.2f}") + part
     digits = 4 if metric in SIZES else 2  # a small backbone's bottleneck is some thousandths
-    return f"{statistics.fmean(means):.{digits}f}" + ("" if deviation is None else f" ± {deviation:.2f}") + part
+    spread_text = "" if deviation is None else f" ± {deviation:.2f}"
+    return f"{statistics.fmean(means):.{digits}f}{spread_text}{part}"
 
 
 def _value(tree: Tree, category: str, metric: str) -> float | None:
