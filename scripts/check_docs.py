@@ -149,9 +149,22 @@ def parsed(program: str, flags: Sequence[str]) -> argparse.Namespace:
 
     name = program.removesuffix(".py").removeprefix("scripts/").replace("/", ".")
     stop_early = mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args)
-    with stop_early, contextlib.suppress(Enough):
+    alone = modules_of(ROOT / "benchmarks") if program.startswith("benchmarks/") else contextlib.nullcontext()
+    with alone, stop_early, contextlib.suppress(Enough):
         importlib.import_module(name).main(flags)
     return read[0]
+
+
+@contextlib.contextmanager
+def modules_of(folder: Path) -> Iterator[None]:
+    """Import from `folder` first; modules of the same name from elsewhere are put aside meanwhile."""
+    names = [path.stem for path in folder.glob("*.py")]
+    aside = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    with mock.patch.object(sys, "path", [str(folder), *sys.path]):
+        yield
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(aside)
 
 
 def check_settings(args: argparse.Namespace) -> None:
