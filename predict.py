@@ -90,12 +90,13 @@ def main(argv: Sequence[str]) -> None:
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
+    precision = choose_precision(state.config.train.precision, device)
     score = partial(
         score_images,
-        pack_convolutions(model.deploy()),
+        pack_convolutions(model.deploy(), precision=precision),
         batch_size=state.config.eval.batch_size,
         device=device,
-        precision=choose_precision(state.config.train.precision, device),
+        precision=precision,
         quiet=args.quiet,
     )
     scores = score_and_write(score, data, files, calibration, quiet=args.quiet)

@@ -63,7 +63,7 @@ def predict(spec: Spec) -> Built:
                 net.predict(batch)
 
     counted = convolutions(run)
-    pack_convolutions(net)
+    pack_convolutions(net, precision=spec.precision)
     return run, counted
 
 

@@ -92,7 +92,7 @@ def predict_stages(spec: Spec) -> Counted:
     }
     stages = {name: torch.inference_mode()(_in_precision(call, spec)) for name, call in calls.items()}
     counted = {name: convolutions(call) for name, call in stages.items()}
-    pack_convolutions(net)
+    pack_convolutions(net, precision=spec.precision)
     return _timed(stages, spec.device), counted
 
 

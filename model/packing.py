@@ -1,7 +1,7 @@
 """Convolutions that keep their weights in the order that a CPU computes with, for inference.
 
-oneDNN otherwise reorders a convolution's weights in each call, which at batch 1 takes an eighth of the time
-of an image (benchmarks/README.md).
+oneDNN otherwise reorders a convolution's weights in each call, which at batch 1 takes up to an eighth of
+the time of an image (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ class PackedConv2d(nn.Module):
         self.conv = None  # frees the weights as they were
 
 
-def pack_convolutions(model: nn.Module) -> nn.Module:
+def pack_convolutions(model: nn.Module, *, precision: str) -> nn.Module:
     """Replace the convolutions of a deployed model on a CPU, in place; any other model is left as it is.
+
+    So is one that is to run in bf16 on a CPU without it: oneDNN has no packed weights for that.
 
     The result can only predict: it has no weights that could be saved, exported or moved.
     """
     usable = torch.backends.mkldnn.is_available() and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
+    if usable and precision == "bf16":
+        usable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if usable and all(p.device.type == "cpu" and not p.requires_grad for p in model.parameters()):
         _replace(model)
     return model

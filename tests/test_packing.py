@@ -23,7 +23,9 @@ NEEDS_ONEDNN = pytest.mark.skipif(
 def test_a_convolution_of_any_kind(kernel, groups, bias):
     conv = nn.Conv2d(8, 12, kernel, stride=2, padding=kernel // 2, groups=groups, bias=bias)
     expected = conv.requires_grad_(False)
-    packed = pack_convolutions(nn.Sequential(nn.Conv2d(8, 8, 1), conv).requires_grad_(False))[1]
+    packed = pack_convolutions(
+        nn.Sequential(nn.Conv2d(8, 8, 1), conv).requires_grad_(False), precision="fp32"
+    )[1]
     assert isinstance(packed, PackedConv2d)
     with torch.inference_mode():
         for size in (16, 21):  # also another size than the one it was packed for
@@ -50,7 +52,7 @@ def test_a_deployed_model_predicts_the_same(make_config, name):
     images = torch.randn(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     if name == "memory-bank":
         model.fit([images], seed=0)
-    plain, packed = model.deploy(), pack_convolutions(model.deploy())
+    plain, packed = model.deploy(), pack_convolutions(model.deploy(), precision="fp32")
     with torch.inference_mode():
         for batch in (images, images[:1]):
             expected, found = plain.predict(batch), packed.predict(batch)
@@ -59,8 +61,16 @@ def test_a_deployed_model_predicts_the_same(make_config, name):
 
 
 def test_a_model_that_still_learns_is_left_alone():
-    model = pack_convolutions(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    model = pack_convolutions(nn.Sequential(nn.Conv2d(3, 3, 1)), precision="fp32")
     assert type(model[0]) is nn.Conv2d
+
+
+@NEEDS_ONEDNN
+def test_bf16_on_a_processor_without_it_is_left_alone(monkeypatch):
+    for there in (False, True):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda there=there: there)
+        net = pack_convolutions(nn.Sequential(nn.Conv2d(3, 3, 1)).requires_grad_(False), precision="bf16")
+        assert isinstance(net[0], PackedConv2d) == there
 
 
 REUSE = """
