@@ -60,6 +60,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_skip_flag(parser)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        help="default: as the run was evaluated (fp32); auto: bf16 where it is faster",
+    )
     return parser.parse_args(argv)
 
 
@@ -90,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
-    precision = choose_precision(state.config.train.precision, device)
+    precision = choose_precision(args.precision or state.config.eval.precision, device)
     score = partial(
         score_images,
         pack_convolutions(model.deploy(), precision=precision),
@@ -104,6 +109,12 @@ def main(argv: Sequence[str]) -> None:
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped)
     say(summary(scores, p_values, rate, root))
+    if calibration is not None and precision != state.config.eval.precision:
+        log.warning(
+            "p-values compare scores in %s with held-out ones in %s: take them as approximate",
+            precision,
+            state.config.eval.precision,
+        )
     decides = calibration is not None and calibration.smallest_rate() <= rate
     (log.info if decides else log.warning)("%s", about_decisions(calibration, rate))
     log.info("written to %s", args.output)

@@ -42,6 +42,7 @@ CHANGEABLE = (  # beside all of score; the model stays as it is
     "eval.aupimo",
     "eval.dsc_unias",
     "eval.map_dtype",
+    "eval.precision",
     "data.moved_anomalies",  # test images that are left out
 )
 
@@ -72,7 +73,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="settings that need no training: score.* (Eq. 14 and its variants) and some of eval and data",
     )
     how.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
-    how.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: as trained")
+    how.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        help="of scoring; default: eval.precision of the run, fp32",
+    )
     where = parser.add_argument_group("where results go")
     where.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
     where.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
@@ -99,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
             data,
             batch_size=config.eval.batch_size,
             device=device,
-            precision=config.train.precision,
+            precision=config.eval.precision,
             map_dtype=config.eval.map_dtype,
             quiet=args.quiet,
         )
@@ -152,10 +157,7 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
         category=args.category or data.category,
         skip_unreadable=args.skip_unreadable or data.skip_unreadable,
     )
-    precision = choose_precision(args.precision or config.train.precision, device)
-    train = dataclasses.replace(config.train, precision=precision)
-    config = dataclasses.replace(config, data=data, train=train)
-    tree = config.to_dict()
+    tree = dataclasses.replace(config, data=data).to_dict()
     for key, value in map(parse_override, args.set):
         section, _, name = key.partition(".")
         if section != "score" and key not in CHANGEABLE:
@@ -164,7 +166,8 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
                 f"score.* and {', '.join(CHANGEABLE)} can be changed"
             )
         tree[section][name] = value
-    tree["eval"] |= {"split": "test", "every": 0}
+    precision = choose_precision(args.precision or tree["eval"]["precision"], device)
+    tree["eval"] |= {"split": "test", "every": 0, "precision": precision}
     return build(Config, tree)
 
 

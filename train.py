@@ -137,9 +137,12 @@ def resolved(config: Config) -> Config:
     """
     if config.eval.select == "best" and config.eval.every == 0:
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
-    precision = choose_precision(config.train.precision, choose_device(config.train.device))
-    precision = distributed.agreed(precision)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    device = choose_device(config.train.device)
+    for part in ("train", "eval"):
+        section = getattr(config, part)
+        precision = distributed.agreed(choose_precision(section.precision, device))
+        config = dataclasses.replace(config, **{part: dataclasses.replace(section, precision=precision)})
+    return config
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
@@ -378,7 +381,7 @@ def score(run: Run, data: ImageSet) -> Scores | None:
         data,
         batch_size=config.eval.batch_size,
         device=run.device,
-        precision=config.train.precision,
+        precision=config.eval.precision,
         map_dtype=config.eval.map_dtype,
         indices=distributed.own_indices(len(data)),
         quiet=run.quiet,

@@ -13,7 +13,7 @@ from datasets.demo import write_demo
 from datasets.folder import FOLDER
 from datasets.industrial import BTAD, MVTEC, MVTEC3D, VAD, VISA, list_categories, list_mvtec
 from datasets.kolektor import KOLEKTOR
-from datasets.loader import ImageSet, SyntheticValidation
+from datasets.loader import ImageSet
 from datasets.medical import APTOS, ISIC2018, OCT2017
 from datasets.polyp import CLINICDB, COLONDB, KVASIR
 from datasets.readable import Skipped, readable
@@ -33,6 +33,8 @@ from datasets.samples import (
     limit,
     without_copies,
 )
+from datasets.synthetic import DEFECT_KINDS
+from datasets.synthetic_sets import SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from datasets.video import PED2, FrameSet
 from utils.config import CONFIGS, Config, ConfigError, DataConfig, load_config
@@ -125,7 +127,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     """
     data, parts = config.data, split_samples(config)
     images = partial(_images, config, normalise)
-    train = images(parts.train, cached=True)
+    train = images(parts.train, cached=True, training=True)
     if "mask" in (config.loss.anomalous, config.model.head) and not train.has_masks:
         raise DatasetError(f"{data.name} lacks masks of anomalous training images, which the loss needs")
     if data.tile and parts.defects and not train.has_masks:
@@ -139,7 +141,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     check_disjoint(parts.train, test)
     validation = images(parts.validation, cached=True) if parts.validation else None
     if parts.synthetic:
-        validation = SyntheticValidation(validation, seed=config.train.seed)
+        validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
     calibration, test = images(parts.calibration), images(test, of_test)
     return RunData(train, calibration, test, validation, parts.defects, skipped)
 
@@ -264,6 +266,12 @@ def split_samples(config: Config) -> Parts:
     return Parts(train, calibration, validation, synthetic, test, skipped)
 
 
+def validation_kinds(data: DataConfig) -> tuple[str, ...]:
+    """Kinds of synthetic defects to validate on: those that are not trained on, all if that leaves none."""
+    trained = data.synthetic_kinds if data.synthetic else ()
+    return tuple(kind for kind in DEFECT_KINDS if kind not in trained) or DEFECT_KINDS
+
+
 def _wants_validation(config: Config) -> bool:
     watched = config.eval.every > 0 and config.eval.select == "last"
     return config.eval.split == "validation" or watched
@@ -276,6 +284,7 @@ def _images(
     data: DataConfig | None = None,
     *,
     cached: bool = False,
+    training: bool = False,
 ) -> ImageSet:
     """The samples as a set, read as `data` says (default: as the training images are)."""
     data = data or config.data
@@ -283,6 +292,11 @@ def _images(
     cache_gb = data.cache_gb if cached else 0
     if config.model.head == "frame":
         images = FrameSet(samples, decode, normalise, time_step=data.time_step, cache_gb=cache_gb)
+    elif training and data.synthetic:
+        seed, kinds = config.train.seed, data.synthetic_kinds
+        images = SyntheticTraining(
+            samples, decode, normalise, cache_gb=cache_gb, share=data.synthetic, kinds=kinds, seed=seed
+        )
     else:
         images = ImageSet(samples, decode, normalise, cache_gb=cache_gb)
     if SPECS[data.name].video:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from datasets.samples import Sample
-from datasets.synthetic import add_defect
 from datasets.transforms import Decode, Normalise
 
 Batch = dict[str, Tensor]
@@ -62,8 +61,9 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """The batch of these samples (called by DataLoader with a whole batch of indices)."""
+    def __getitems__(self, draws: list[int]) -> Batch:
+        """The batch of these draws (called by DataLoader): draw d is sample d % N of N, in epoch d // N."""
+        indices = [draw % len(self) for draw in draws]
         batch = {
             "image": self.normalise(np.stack([self.pixels(i) for i in indices])),
             "label": torch.tensor([self.samples[i].label for i in indices]),
@@ -74,42 +74,13 @@ class ImageSet(Dataset):
         return batch
 
 
-class SyntheticValidation(ImageSet):
-    """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
-
-    The defect of an image depends on the seed and the image's place alone.
-    """
-
-    def __init__(self, held_out: ImageSet, *, seed: int) -> None:
-        normal = held_out.samples
-        defective = [_with_defect(s) for s in normal]
-        super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
-        self.held_out, self.has_masks, self.kind = held_out.fill_cache(quiet=True), True, held_out.kind
-        self._defects = [
-            add_defect(held_out.pixels(i), np.random.default_rng([seed, i])) for i in range(len(normal))
-        ]
-
-    def pixels(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        n = len(self._defects)
-        return self.held_out.pixels(index) if index < n else self._defects[index - n][0]
-
-    def mask(self, index: int) -> np.ndarray:
-        """(H, W) uint8 in {0, 1}."""
-        n = len(self._defects)
-        return np.zeros(self.decode.size, np.uint8) if index < n else self._defects[index - n][1]
-
-
-def _with_defect(sample: Sample) -> Sample:
-    return Sample(sample.path, 1, None, sample.category, "validation", "synthetic", sample.group)
-
-
 class TrainingOrder(Sampler[list[int]]):
-    """Batches of indices from step `start` to `stop`: permutations of all samples, one after the other.
+    """Batches of draws from step `start` to `stop`: permutations of all samples, one after the other.
 
-    Batches run across epochs, so all have the same size; each is given `repeat` times in a row. Step k is a
-    function of the seed alone, hence a run can go on anywhere without replaying what came before. `share`
-    (k, n) takes the k-th of n equal pieces of each batch.
+    A draw is the sample's index plus the number of samples times the epoch. Batches run across epochs, so all
+    have the same size; each is given `repeat` times in a row. Step k is a function of the seed alone, hence a
+    run can go on anywhere without replaying what came before. `share` (k, n) takes the k-th of n equal pieces
+    of each batch.
     """
 
     def __init__(
@@ -140,7 +111,7 @@ class TrainingOrder(Sampler[list[int]]):
                 if position // self.samples != epoch:
                     epoch = position // self.samples
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.samples).tolist()
-                batch.append(order[position % self.samples])
+                batch.append(epoch * self.samples + order[position % self.samples])
             yield batch[self.own]
 
 

@@ -96,9 +96,9 @@ class FrameSet(ImageSet):
         self.has_masks = self.has_masks and time_step == 0
         self.earlier = [max(first[s.group], i - time_step) for i, s in enumerate(self.samples)]
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, draws: list[int]) -> Batch:
         """As an ImageSet's, with `frames` in place of `image`."""
-        batch = super().__getitems__(indices)
-        earlier = self.normalise(np.stack([self.pixels(self.earlier[i]) for i in indices]))
+        batch = super().__getitems__(draws)
+        earlier = self.normalise(np.stack([self.pixels(self.earlier[i]) for i in batch["index"].tolist()]))
         batch["frames"] = torch.stack([earlier, batch.pop("image")], dim=1)
         return batch

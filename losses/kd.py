@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def cosine_distance(
-    teacher: Tensor, student: Tensor, *, reading: str, normal: Tensor | None = None
+    teacher: Tensor, student: Tensor, *, reading: str, normal: Tensor | None = None, hardest: float = 1.0
 ) -> Tensor:
     """Mean cosine distance of two (B, C, H, W) features, a scalar in [0, 2].
 
@@ -17,6 +19,9 @@ def cosine_distance(
 
     normal: (B, H W) bool; other positions are left out, and with `global` an image that has none but them.
     None: all count. Zero if nothing is normal.
+
+    hardest: with pointwise, the share of the counted positions of the batch that is averaged, those of the
+    largest distance (at least one).
 
     Raises:
         ValueError: for another reading.
@@ -31,6 +36,9 @@ def cosine_distance(
             counted = normal.any(dim=1)
         teacher, student = teacher.flatten(1), student.flatten(1)
     distance = 1 - F.cosine_similarity(teacher, student, dim=1, eps=1e-12)
+    if hardest < 1 and reading == "pointwise":
+        values = distance.flatten() if counted is None else distance[counted]
+        return values.topk(math.ceil(hardest * len(values))).values.mean() if len(values) else values.sum()
     if counted is None:
         return distance.mean()
     return (distance * counted).sum() / counted.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Supervised losses L_S of Eq. 13: binary cross-entropy, Dice, and the structure loss of polyp segmentation.
+"""Supervised losses L_S of Eq. 13: binary cross-entropy, Dice, focal, and the structure loss of polyps.
 
 Legend: B images, H x W pixels. Logits are raw outputs; targets are 0 or 1, for labels also -1 (unknown).
 """
@@ -40,6 +40,20 @@ def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tensor:
     return (1 - (2 * (p * g).sum(1) + smooth) / (p.sum(1) + g.sum(1) + smooth)).mean()
 
 
+def focal_loss(logits: Tensor, mask: Tensor, *, gamma: float = 2.0, weight: float = 10.0) -> Tensor:
+    """Focal cross-entropy, plus Dice of the images that have a defect; both (B, 1, H, W).
+
+    weight x mean((1 - p_t)^gamma x cross-entropy), p_t the probability given to the truth (Lin et al., ICCV
+    2017). The weight brings the first term, a mean
+    over pixels that are nearly all normal and easy, to the size of the second.
+    """
+    mask = mask.to(logits.dtype)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    focal = weight * ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()
+    defective = mask.flatten(1).any(dim=1)
+    return focal + dice_loss(logits[defective], mask[defective]) if defective.any() else focal
+
+
 def structure_loss(logits: Tensor, mask: Tensor, *, bce: str = "mean") -> Tensor:
     """Cross-entropy plus weighted IoU; pixels near the border of the mask weigh more. Both (B, 1, H, W).
 
@@ -78,6 +92,7 @@ def supervised_loss(outputs: list[Tensor], target: Tensor, config: LossConfig) -
         "bce": bce_loss,
         "dice": dice_loss,
         "structure": partial(structure_loss, bce=config.structure_bce),
+        "focal": focal_loss,
         "mse": F.mse_loss,
     }
     return torch.stack([losses[config.supervised](_resized(x, target), target) for x in outputs]).sum()

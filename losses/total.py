@@ -26,13 +26,16 @@ def uninet_loss(
     *,
     label: Tensor | None = None,
     mask: Tensor | None = None,
+    progress: float = 1.0,
     seen: list[Diagonal] | None = None,
 ) -> dict[str, Tensor]:
     """Sum over pairs of the weighted terms; each term is a mean over batch and positions.
 
     `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11), where both teachers give
     2n pairs; `released` sums over pairs. `kd_anomalous: false` keeps anomalous positions out of L_KD, so
-    that the student does not learn to restore them. Computed in float32 whatever the model's precision.
+    that the student does not learn to restore them. `kd_hardest` below 1 averages L_KD over the hardest
+    positions alone, all of them at `progress` 0 and that share from `kd_hardest_from` on. Computed in float32
+    whatever the model's precision.
 
     seen: takes the similarity diagonal of each pair, for curves.
 
@@ -40,12 +43,13 @@ def uninet_loss(
         kd, sc, m (before weighting) and total.
     """
     levels = len(pairs) // 2 if config.pairs == "both" else len(pairs)
+    hardest = 1 - (1 - config.kd_hardest) * min(1.0, progress / config.kd_hardest_from)
     kd, sc, m = (pairs[0].teacher.new_zeros((), dtype=torch.float32) for _ in range(3))
     for pair in pairs:
         teacher, student = pair.teacher.float(), pair.student.float()
         normal = normal_positions(teacher.shape[2:], label=label, mask=mask)
         taught, restored = _stop(teacher, config.stop_grad_kd), None if config.kd_anomalous else normal
-        kd = kd + cosine_distance(taught, student, reading=config.kd, normal=restored)
+        kd = kd + cosine_distance(taught, student, reading=config.kd, normal=restored, hardest=hardest)
         if not (config.contrastive or config.margin):
             continue
         d = matched_similarity(student, _stop(teacher, config.stop_grad_similarity), config.temperature)

@@ -98,6 +98,7 @@ class Decision:
     score_sigma: float
     map_sigma: float
     head_weight: float = 0.0
+    head_floor: float = 0.05
 
     def __call__(
         self,
@@ -106,23 +107,30 @@ class Decision:
         *,
         highest: float = math.inf,
         head_score: Tensor | None = None,
+        head_map: Tensor | None = None,
     ) -> Prediction:
         """Distance maps (B, h_i, w_i) to the map M_AS at `size` (their sum, upsampled) and the score.
 
         `highest`: what no distance exceeds, if that is known (2 for cosine distances). A head's own score
-        (B,) is added with `head_weight`. Each image's result depends on that image alone.
+        (B,) is added with `head_weight`. A head's probability of an anomaly (B, H, W) multiplies the sum, but
+        for `head_floor`, so that what the head does not know still shows. Each image's result depends on that
+        image alone.
         """
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
-            found = self._decide([m.float() for m in maps], size, highest)
+            factor = None if head_map is None else head_map.float() + self.head_floor
+            found = self._decide([m.float() for m in maps], size, highest, factor)
         if head_score is None:
             return found
         return Prediction(found.anomaly_map, found.score + self.head_weight * head_score.float())
 
-    def _decide(self, maps: list[Tensor], size: tuple[int, int], highest: float) -> Prediction:
+    def _decide(
+        self, maps: list[Tensor], size: tuple[int, int], highest: float, factor: Tensor | None
+    ) -> Prediction:
         total = sum(
             F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
         )
+        total = total if factor is None else total * factor
         scored = total
         if self.score_map == "legacy_exp":
             # public code before May 2025: the top values are the low distances

@@ -1,9 +1,11 @@
 """Small heads on the student's features: a label, a mask, or a video frame (Eq. 13 and Sec. 8.2).
 
-Legend: B images, C channels of the level a head sits on.
+And one on where teacher and student differ. Legend: B images, C channels of the level a head sits on.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +43,33 @@ class MaskHead(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C, h, w) to (B, 1, h, w)."""
         return self.conv(feature)
+
+
+class DiscrepancyHead(nn.Module):
+    """Anomaly logit of every position from how teacher and student differ, channel by channel, on all levels.
+
+    What it sees is the summands of the cosine: products of both features, each of length 1 along channels,
+    times C. Their sum is all that a distance map keeps; which of them are small tells more (as in DeSTSeg,
+    Zhang et al., CVPR 2023). Each level is mixed to `width` channels, brought to the finest size, and added.
+    """
+
+    def __init__(self, channels: Sequence[int], *, width: int = 64, rare: float = -3.0) -> None:
+        super().__init__()
+        self.mix = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
+        self.norm = nn.BatchNorm2d(width)
+        self.body = nn.Sequential(
+            nn.ReLU(), conv_bn(width, width, 3), nn.ReLU(), conv_bn(width, width, 3), nn.ReLU()
+        )
+        self.out = nn.Conv2d(width, 1, 1)
+        nn.init.constant_(self.out.bias, rare)  # anomalies are rare: a start at 5 %
+
+    def forward(self, teachers: Sequence[Tensor], students: Sequence[Tensor]) -> Tensor:
+        """Features (B, C_i, H_i, W_i), fine to coarse, of both to (B, 1, H_1, W_1)."""
+        size, total = teachers[0].shape[2:], 0
+        for mix, teacher, student in zip(self.mix, teachers, students, strict=True):
+            product = F.normalize(teacher, dim=1) * F.normalize(student, dim=1) * teacher.shape[1]
+            total = total + F.interpolate(mix(product), size=size, mode="bilinear", align_corners=False)
+        return self.out(self.body(self.norm(total)))
 
 
 class FrameHead(nn.Module):

@@ -1,4 +1,4 @@
-"""The pair of teachers: a frozen source (ImageNet) network and a trainable copy, the target (Sec. 3, 4.1)."""
+"""The teachers: a frozen source (ImageNet) network and a trainable copy, the target (Sec. 3, 4.1)."""
 
 from __future__ import annotations
 
@@ -101,19 +101,22 @@ class FeatureCache:
 class Teachers(nn.Module):
     """Source teacher: frozen, always eval, no gradient. Target teacher: starts as its copy and is trained.
 
-    train_bn: whether the target's batch norms take batch statistics in training.
+    train_bn: whether the target's batch norms take batch statistics in training. with_target: False leaves
+    the target out (None).
     """
 
-    def __init__(self, backbone: nn.Module, scale: FeatureScale, *, train_bn: bool = True) -> None:
+    def __init__(
+        self, backbone: nn.Module, scale: FeatureScale, *, train_bn: bool = True, with_target: bool = True
+    ) -> None:
         super().__init__()
         self.train_bn = train_bn
         self.source = backbone.eval().requires_grad_(False)
-        self.target = copy.deepcopy(backbone).requires_grad_(True)
+        self.target = copy.deepcopy(backbone).requires_grad_(True) if with_target else None
         self.scale = scale
         self.cache: FeatureCache | None = None
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> tuple[Features, Features]:
-        """Images (B, 3, H, W) to source and target features, one (B, C_i, H_i, W_i) a level.
+    def forward(self, images: Tensor, index: Tensor | None = None) -> list[Features]:
+        """Images (B, 3, H, W) to source and, if any, target features, one (B, C_i, H_i, W_i) a level.
 
         In training the source's come from the cache, if there is one, by the images' `index` (B,).
         """
@@ -122,13 +125,13 @@ class Teachers(nn.Module):
                 source = self.scale(self.cache.features(index, lambda: self.source(images)))
             else:
                 source = self.scale(self.source(images))
-        return source, self.scale(self.target(images))
+        return [source] if self.target is None else [source, self.scale(self.target(images))]
 
     def train(self, mode: bool = True) -> Teachers:
         """Switch the target's batch norm; the source stays in eval."""
         super().train(mode)
         self.source.eval()
-        if not self.train_bn:
+        if self.target is not None and not self.train_bn:
             self.target.eval()
         return self
 

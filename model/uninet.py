@@ -20,7 +20,7 @@ from model.backbone import BackboneInfo, backbone_channels
 from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
-from model.heads import FrameHead, LabelHead, MaskHead
+from model.heads import DiscrepancyHead, FrameHead, LabelHead, MaskHead
 from model.layers import fold_batch_norms, halves
 from model.student import Student
 from model.teachers import Features, FeatureScale, Teachers
@@ -28,6 +28,7 @@ from utils.config import LossConfig, ModelConfig, OptimConfig
 
 Batch = dict[str, Tensor]
 STATISTICS = ("min", "mean", "max")
+TRUTHS = {"label": "label", "mask": "mask", "discrepancy": "mask"}  # what each head learns, of the batch
 Pairs = list[tuple[int, Tensor, Tensor]]
 
 
@@ -36,7 +37,8 @@ class UniNet(nn.Module):
 
     Both teachers' features pass the bottleneck and the student as one batch of 2B, target first. What was
     decoded from the target's features is compared with the SOURCE teacher, and the other way round (cross
-    pairing).
+    pairing). With `teachers: source` there is one teacher, whose features are decoded and compared, and n
+    pairs in place of 2n.
     """
 
     def __init__(
@@ -51,7 +53,12 @@ class UniNet(nn.Module):
         super().__init__()
         self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
         scale = FeatureScale(info.channels, mode=config.feature_scale, gain=config.feature_gain)
-        self.teachers = Teachers(backbone, scale, train_bn=config.teacher_bn == "train")
+        self.teachers = Teachers(
+            backbone,
+            scale,
+            train_bn=config.teacher_bn == "train",
+            with_target=config.teachers == "both",
+        )
         self.bottleneck = Bottleneck(
             info.channels,
             width=config.width,
@@ -89,7 +96,11 @@ class UniNet(nn.Module):
 
         index: which training images (B,) these are, for a cache of the source teacher's features.
         """
-        source, target = self.teachers(images, index)
+        source, *target = self.teachers(images, index)
+        if not target:
+            restored = self.student(self.bottleneck(source), source)
+            return [(i, *pair) for i, pair in enumerate(zip(source, restored, strict=True))]
+        (target,) = target
         both = [torch.cat(pair) for pair in zip(target, source, strict=True)]
         from_target, from_source = _halves(self.student(self.bottleneck(both), both))
         pairs = [(i, *pair) for i, pair in enumerate(zip(source, from_target, strict=True))]
@@ -99,7 +110,7 @@ class UniNet(nn.Module):
         """Eq. 12 on a batch, or Eq. 13 with a head.
 
         The batch holds image (B, 3, H, W), or frames (B, F, 3, H, W) with a frame head; where known label
-        (B,) and mask (B, 1, H, W). `progress` in [0, 1] is there for models with schedules; UniNet has none.
+        (B,) and mask (B, 1, H, W). `progress` in [0, 1]: the share of the training that is done.
         """
         if self.deployed:
             raise RuntimeError(
@@ -108,7 +119,8 @@ class UniNet(nn.Module):
         images, target = _first_and_last(batch["frames"] if "frames" in batch else batch["image"])
         pairs = self.features(images, batch.get("index"))
         outputs = self.head_outputs(pairs)
-        wanted = {"both": pairs, "source": pairs[: len(pairs) // 2], "target": pairs[len(pairs) // 2 :]}
+        n = len(self.info.channels)
+        wanted = {"both": pairs, "source": pairs[:n], "target": pairs[n:]}
         told = {self.loss_config.anomalous: batch.get(self.loss_config.anomalous)}
         with torch.autocast(images.device.type, enabled=False):
             selected = [
@@ -121,10 +133,11 @@ class UniNet(nn.Module):
                 self.loss_config,
                 label=told.get("label"),
                 mask=told.get("mask"),
+                progress=progress,
                 seen=self.diagonals,
             )
             if outputs:
-                truth = target if self.config.head == "frame" else batch[self.config.head]
+                truth = target if self.config.head == "frame" else batch[TRUTHS[self.config.head]]
                 parts["head"] = supervised_loss([x.float() for x in outputs], truth, self.loss_config)
                 parts["total"] = parts["total"] + self.loss_config.head_weight * parts["head"]
         return parts
@@ -149,26 +162,32 @@ class UniNet(nn.Module):
         return found
 
     def head_outputs(self, pairs: Pairs) -> list[Tensor]:
-        """Outputs of the heads on raw student features, finest level first, of both halves for each level.
+        """Outputs of the heads on raw student features, finest level first, for each teacher's pairs.
 
-        Label (B,), mask (B, 1, h, w) or frame (B, 3, H, W); empty without a head.
+        Label (B,), mask (B, 1, h, w) or frame (B, 3, H, W); empty without a head. A discrepancy head sees all
+        levels of teacher and student at once, and gives the student no gradient.
         """
         n = len(self.info.channels)
-        return [head(pairs[half + level][2]) for level, head in enumerate(self.heads) for half in (0, n)]
+        if self.config.head == "discrepancy":
+            found = []
+            for i in range(0, len(pairs), n):
+                _, teachers, students = zip(*pairs[i : i + n], strict=True)
+                found.append(self.heads[0](teachers, [s.detach() for s in students]))
+            return found
+        return [head(pairs[i + j][2]) for j, head in enumerate(self.heads) for i in range(0, len(pairs), n)]
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone.
 
         With a frame head frames (B, F, 3, H, W); the error of the predicted last one joins the score. With a
-        mask head the map is the probability of an anomaly, the score its maximum.
+        mask head the map is the probability of an anomaly, the score its maximum. With a discrepancy head
+        that probability multiplies the distances (see `Decision`).
         """
         images, target = _first_and_last(images)
         pairs, size = self.features(images), tuple(images.shape[2:])
         outputs = [x.float() for x in self.head_outputs(pairs)]
         if self.config.head == "mask":
-            logit = outputs[0] + outputs[1]  # both halves of the finest level
-            logit = F.interpolate(logit, size=size, mode="bilinear", align_corners=False)
-            probability = logit[:, 0].sigmoid()
+            probability = _probability(outputs[: len(pairs) // len(self.info.channels)], size)
             return Prediction(probability, probability.amax(dim=(1, 2)))
         maps = []
         for level, teacher, student in pairs:
@@ -176,8 +195,10 @@ class UniNet(nn.Module):
                 self.dfs(student.float(), teacher.float(), level) if self.config.dfs_at_test else student
             )
             maps.append(distance_map(teacher, restored))
-        # a cosine distance is at most 2
-        return self.decision(maps, size, highest=2, head_score=self._head_score(outputs, target))
+        about = {"highest": 2}  # of a cosine distance
+        if self.config.head == "discrepancy":
+            return self.decision(maps, size, **about, head_map=_probability(outputs, size))
+        return self.decision(maps, size, **about, head_score=self._head_score(outputs, target))
 
     def _head_score(self, outputs: list[Tensor], target: Tensor) -> Tensor | None:
         """Probability of an anomaly (label head) or squared error of both frames (frame head), (B,)."""
@@ -191,10 +212,11 @@ class UniNet(nn.Module):
         """Student, bottleneck, DFS and heads at `lr`; the target teacher at `lr_teacher` (Sec. 5.1)."""
         parts = (self.student, self.bottleneck, self.dfs, self.heads)
         learnt = [p for part in parts for p in part.parameters()]
-        return [
-            {"name": "student", "params": [p for p in learnt if p.requires_grad], "lr": optim.lr},
-            {"name": "teacher", "params": list(self.teachers.target.parameters()), "lr": optim.lr_teacher},
-        ]
+        groups = [{"name": "student", "params": [p for p in learnt if p.requires_grad], "lr": optim.lr}]
+        if self.teachers.target is not None:
+            target = list(self.teachers.target.parameters())
+            groups.append({"name": "teacher", "params": target, "lr": optim.lr_teacher})
+        return groups
 
     def deploy(self) -> UniNet:
         """A copy for inference: parallel kernels merged, every batch norm folded (Eq. 3).
@@ -213,6 +235,12 @@ def _halves(features: Features) -> tuple[Features, Features]:
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
+def _probability(logits: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Summed logits (B, 1, h, w) as a probability at `size`, (B, H, W)."""
+    logit = F.interpolate(sum(logits), size=size, mode="bilinear", align_corners=False)
+    return logit[:, 0].sigmoid()
+
+
 def student_channels(config: ModelConfig) -> tuple[int, ...] | None:
     """Channels of the backbone that the decoder follows, fine to coarse; None for the teachers' own."""
     if config.student_backbone is None:
@@ -221,9 +249,11 @@ def student_channels(config: ModelConfig) -> tuple[int, ...] | None:
 
 
 def build_heads(info: BackboneInfo, config: ModelConfig) -> nn.ModuleList:
-    """One head a level from the finest on, shared by both halves; empty for `head: none`."""
+    """One head a level from the finest on (or one for all), shared by both halves; empty for `head: none`."""
     if config.head == "frame":
         return nn.ModuleList([FrameHead(info.channels[0], info.strides[0])])
+    if config.head == "discrepancy":
+        return nn.ModuleList([DiscrepancyHead(info.channels)])
     kinds = {"label": partial(LabelHead, share=config.head_share), "mask": MaskHead}
     levels = 1 if config.head_levels == "finest" else max(1, len(info.channels) - 1)
     return nn.ModuleList(kinds[config.head](c) for c in info.channels[:levels] if config.head in kinds)

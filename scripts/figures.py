@@ -171,7 +171,7 @@ def grid(places: Sequence[Place], args: argparse.Namespace) -> Picture:
         part = [*shown, *_spread(np.flatnonzero(labels == 0), CALM)]
         images = ImageSet([data.samples[i] for i in part], data.decode, data.normalise)
         scores = score_images(
-            model, images, batch_size=16, device=device, precision=config.train.precision, quiet=args.quiet
+            model, images, batch_size=16, device=device, precision=config.eval.precision, quiet=args.quiet
         )
         chosen = list(range(len(shown)))
         page = heatmap_page([images.pixels(i) for i in chosen], scores, chosen)

@@ -9,8 +9,9 @@ from conftest import write_image, write_mask
 from PIL import Image
 
 from datasets.build import SPECS, build_data
-from datasets.loader import ImageSet, SyntheticValidation, TrainingOrder, batches, training_batches
+from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.samples import DatasetError, check_disjoint, collect, count, hold_out, limit
+from datasets.synthetic_sets import SyntheticValidation
 from datasets.transforms import Decode, Normalise
 
 MVTEC, FOLDER = SPECS["mvtec"], SPECS["folder"]
@@ -219,8 +220,9 @@ class TestTrainingOrder:
     def test_every_sample_once_an_epoch(self):
         flat = [i for b in self.order(stop=14) for i in b]
         for epoch in range(6):
-            assert sorted(flat[7 * epoch : 7 * epoch + 7]) == list(range(7))
-        assert flat[:7] != flat[7:14]
+            draws = flat[7 * epoch : 7 * epoch + 7]
+            assert sorted(draws) == list(range(7 * epoch, 7 * epoch + 7))
+        assert flat[:7] != [draw - 7 for draw in flat[7:14]]
 
     def test_goes_on_anywhere(self):
         whole = self.order(stop=30)
@@ -234,7 +236,7 @@ class TestTrainingOrder:
         order = TrainingOrder(len(data), 5, seed=0, start=2, stop=6)
         for workers in (0, 1):
             seen = [b["index"].tolist() for b in training_batches(data, order, workers=workers, pin=False)]
-            assert seen == list(order)
+            assert seen == [[draw % len(data) for draw in draws] for draws in order]
 
 
 def test_mask_writer_matches_the_picture(tmp_path):

@@ -195,6 +195,12 @@ def test_decisions_are_explained(run, mvtec_like, tmp_path):
     assert code == 2 and "train with data.calibration_fraction" in err
 
 
+@pytest.mark.parametrize(("precision", "warned"), [("fp32", False), ("bf16", True)])
+def test_other_precision_than_the_held_out_scores(run, mvtec_like, precision, warned):
+    code, _, err = run(str(mvtec_like / "part/test"), "--precision", precision, "--quiet")
+    assert code == 0 and ("approximate" in err) is warned
+
+
 def test_mistakes(run, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, err = run(str(tmp_path / "empty"))

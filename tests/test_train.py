@@ -289,6 +289,25 @@ class TestTestCommand:
         maps = sorted((folder / "test/maps").rglob("*.tiff"))
         assert len(maps) == 9 and np.asarray(Image.open(maps[0])).dtype == np.float32
 
+    def test_scored_in_fp32_whatever_trained_in(self, run, tmp_path):
+        run("--iterations", "1", "--precision", "bf16")
+        folder = the_run(tmp_path)
+
+        def scores(path: Path) -> np.ndarray:
+            return np.array([float(row["score"]) for row in csv.DictReader(path.open())])
+
+        trained, found = scores(folder / "scores.csv"), {}
+        for precision in ("fp32", "bf16"):
+            flags = ("--checkpoint", str(folder), "--quiet", "--output", str(tmp_path / precision))
+            chosen = ("--precision", precision) if precision == "bf16" else ()
+            assert run(*flags, *chosen, command=test_command, base=False)[0] == 0
+            found[precision] = scores(tmp_path / precision / "scores.csv")
+            assert metrics(tmp_path / precision)["protocol"]["scored_in"] == precision
+        np.testing.assert_allclose(found["fp32"], trained, rtol=1e-4)
+        assert abs(found["bf16"] / trained - 1).max() > 1e-3  # the test can tell them apart
+        protocol = metrics(folder)["protocol"]
+        assert (protocol["precision"], protocol["scored_in"]) == ("bf16", "fp32")
+
     def test_mistakes(self, run, tmp_path):
         code, _, err = run("--checkpoint", str(tmp_path / "none"), command=test_command, base=False)
         assert code == 1 and "no checkpoint at" in err and "Traceback" not in err

@@ -24,7 +24,7 @@ from utils.config_rules import check_together
 from utils.plain_yaml import CONFIGS, ConfigError, Tree, read_yaml
 
 MODELS = ("uninet", "recontrast", "unias", "memory-bank")
-FLAVORS = ("paper", "released")
+FLAVORS = ("paper", "released", "tuned")
 SETTINGS = ("one-class", "multi-class", "cross-dataset", "supervised")
 
 T = TypeVar("T")
@@ -54,6 +54,8 @@ class DataConfig:
     train_limit: int | None = field(metadata=_number(1, 10**9))
     moved_anomalies: int = field(metadata=_number(0, 10**9))
     anomaly_repeats: int = field(metadata=_number(1, 1000))
+    synthetic: float = field(metadata=_number(0, 1))
+    synthetic_kinds: tuple[Literal["texture", "scratch", "stain", "cut"], ...]
     augment: Literal["none", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
     test_name: str | None
@@ -69,10 +71,11 @@ class ModelConfig:
     """The network: teachers, bottleneck, student and feature selection (paper Sec. 4.1 to 4.3)."""
 
     name: Literal["uninet", "recontrast", "unias", "memory-bank"]
-    flavor: Literal["paper", "released", "default"]
+    flavor: Literal["paper", "released", "tuned", "default"]
     setting: Literal["one-class", "multi-class", "cross-dataset", "supervised"]
     category_exceptions: bool
     backbone: str
+    teachers: Literal["both", "source"]
     student_backbone: str | None
     weights: str | None
     random_weights: bool
@@ -90,7 +93,7 @@ class ModelConfig:
     dfs_stop_grad: bool
     student_outputs: int = field(metadata=_number(1, 2))
     teacher_bn: Literal["train", "eval"]
-    head: Literal["none", "label", "mask", "frame"]
+    head: Literal["none", "label", "mask", "discrepancy", "frame"]
     head_levels: Literal["n-1", "finest"]
     head_share: float = field(metadata=_number(0, 1))
     skips: bool
@@ -103,6 +106,8 @@ class LossConfig:
 
     kd: Literal["global", "pointwise"]
     kd_anomalous: bool
+    kd_hardest: float = field(metadata=_number(1e-4, 1))
+    kd_hardest_from: float = field(metadata=_number(1e-3, 1))
     stop_grad_kd: bool
     stop_grad_similarity: bool
     pairs: Literal["both", "source", "target"]
@@ -113,7 +118,7 @@ class LossConfig:
     tau: float = field(metadata=_number(0, 2))
     kd_weight: float = field(metadata=_number(0, 1))
     anomalous: Literal["label", "mask", "none"]
-    supervised: Literal["none", "bce", "dice", "structure", "mse"]
+    supervised: Literal["none", "bce", "dice", "structure", "focal", "mse"]
     structure_bce: Literal["mean", "weighted"]
     head_weight: float = field(metadata=_number(0, 1e4))
     unias_weight: float = field(metadata=_number(0, 1e4))
@@ -131,6 +136,7 @@ class ScoreConfig:
     score_sigma: float = field(metadata=_number(0, 100))
     map_sigma: float = field(metadata=_number(0, 100))
     head_weight: float = field(metadata=_number(0, 1e6))
+    head_floor: float = field(metadata=_number(0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,7 @@ class EvalConfig:
     select: Literal["last", "best"]
     every: int = field(metadata=_number(0, 10**8))
     batch_size: int = field(metadata=_number(1, 65536))
+    precision: Literal["auto", "fp32", "bf16"]
     map_dtype: Literal["float32", "float16"]
     segmentation: Literal["hard", "soft"]
     clip_sigma: float = field(metadata=_number(0, 1000))
@@ -227,7 +234,8 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         layers.append(exceptions.get(category) or {})
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
     if names["name"] != "uninet":  # no other model has heads
-        none = {"model": {"head": "none"}, "loss": {"supervised": "none"}, "data": {"time_step": 0}}
+        none = {"model": {"head": "none"}, "loss": {"supervised": "none"}}
+        none["data"] = {"time_step": 0, "synthetic": 0}
         tree = merge([tree, none])
     config = build(Config, tree)
     check_together(config)

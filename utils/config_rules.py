@@ -9,7 +9,13 @@ from utils.plain_yaml import ConfigError
 if TYPE_CHECKING:
     from utils.config import Config
 
-HEAD_LOSSES = {"none": ("none",), "label": ("bce",), "mask": ("bce", "dice", "structure"), "frame": ("mse",)}
+HEAD_LOSSES = {
+    "none": ("none",),
+    "label": ("bce",),
+    "mask": ("bce", "dice", "structure", "focal"),
+    "discrepancy": ("bce", "dice", "structure", "focal"),
+    "frame": ("mse",),
+}
 
 
 def check_together(config: Config) -> None:
@@ -26,6 +32,18 @@ def check_together(config: Config) -> None:
         )
     if config.data.time_step and head != "frame":
         raise ConfigError("data.time_step needs a model that looks at frames: model.head=frame")
+    if head == "frame" and config.data.synthetic:
+        raise ConfigError(
+            "data.synthetic draws defects on single images; a frame head needs data.synthetic=0"
+        )
+    if head == "discrepancy" and not (config.data.synthetic or config.model.setting == "supervised"):
+        raise ConfigError("model.head discrepancy learns from defects: data.synthetic above 0, such as 0.5")
+    if config.data.synthetic and not config.data.synthetic_kinds:
+        raise ConfigError("data.synthetic_kinds is empty; data.synthetic needs kinds to draw from")
+    if config.model.teachers == "source" and config.loss.pairs != "source":
+        raise ConfigError("model.teachers source leaves one teacher: it goes with loss.pairs=source")
+    if config.loss.kd_hardest < 1 and config.loss.kd != "pointwise":
+        raise ConfigError("loss.kd_hardest picks positions; it goes with loss.kd=pointwise")
     if config.model.setting == "supervised" and config.model.name != "uninet":
         raise ConfigError(
             f"--setting supervised is for uninet; {config.model.name} learns from normal images"
@@ -33,10 +51,10 @@ def check_together(config: Config) -> None:
     if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
     if config.train.cache_features_gb:
-        if config.data.augment != "none" or config.train.scales != (1.0,):
+        if config.data.augment != "none" or config.train.scales != (1.0,) or config.data.synthetic:
             raise ConfigError(
                 "train.cache_features_gb needs images that are the same each time: "
-                "data.augment none, train.scales [1.0]"
+                "data.augment none, data.synthetic 0, train.scales [1.0]"
             )
         if config.model.name not in ("uninet", "recontrast"):
             raise ConfigError(f"train.cache_features_gb: {config.model.name} has no frozen source teacher")

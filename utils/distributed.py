@@ -110,10 +110,12 @@ def check(config: Config, training: list[Sample]) -> None:
         raise ConfigError(f"several processes train uninet and recontrast; run {config.model.name} in one")
     if config.train.batch_size % world:
         raise ConfigError(f"train.batch_size {config.train.batch_size} is no multiple of {world} processes")
-    if config.data.augment != "none" or config.data.tile or any(s.label == ANOMALOUS for s in training):
+    mixed = config.data.synthetic or any(s.label == ANOMALOUS for s in training)
+    if config.data.augment != "none" or config.data.tile or mixed or config.loss.kd_hardest < 1:
         raise ConfigError(
-            "several processes need normal training images, not augmented, no tiles: with labels or masks "
-            "losses are no means over the images of a batch; run this in one process"
+            "several processes need normal training images, not augmented, no tiles, no synthetic defects, "
+            "loss.kd_hardest 1: otherwise losses are no means over the images of a batch; run this in one "
+            "process"
         )
 
 

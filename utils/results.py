@@ -57,6 +57,7 @@ def protocol(config: Config, across_images: str) -> dict[str, object]:
         "iterations": config.train.iterations,
         "seed": config.train.seed,
         "precision": config.train.precision,
+        "scored_in": config.eval.precision,
         "score": asdict(config.score),
         "segmentation": config.eval.segmentation,
         "clip_sigma": config.eval.clip_sigma,

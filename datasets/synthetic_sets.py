@@ -1,0 +1,97 @@
+"""Sets with synthetic defects: for validation without test images, and to train on.
+
+An image's defect depends on a seed, the image's place, and in training the epoch, on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from datasets.loader import Batch, ImageSet
+from datasets.samples import ANOMALOUS, NORMAL, Sample
+from datasets.synthetic import DEFECT_KINDS, add_defect
+from datasets.transforms import Decode, Normalise
+
+
+class SyntheticValidation(ImageSet):
+    """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
+
+    kinds: of DEFECT_KINDS, drawn by chance.
+    """
+
+    def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:
+        normal = held_out.samples
+        defective = [_with_defect(s) for s in normal]
+        super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
+        self.held_out, self.has_masks, self.kind = held_out.fill_cache(quiet=True), True, held_out.kind
+        self._defects = [
+            _drawn_defect(held_out.pixels(i), np.random.default_rng([seed, i]), kinds)
+            for i in range(len(normal))
+        ]
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        n = len(self._defects)
+        return self.held_out.pixels(index) if index < n else self._defects[index - n][0]
+
+    def mask(self, index: int) -> np.ndarray:
+        """(H, W) uint8 in {0, 1}."""
+        n = len(self._defects)
+        return np.zeros(self.decode.size, np.uint8) if index < n else self._defects[index - n][1]
+
+
+class SyntheticTraining(ImageSet):
+    """Training images of which normal ones get a synthetic defect in a share of their draws, another each.
+
+    Such a draw has the label of an anomaly and the defect's mask.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        decode: Decode,
+        normalise: Normalise,
+        *,
+        cache_gb: float = 0,
+        share: float,
+        kinds: Sequence[str],
+        seed: int,
+    ) -> None:
+        super().__init__(samples, decode, normalise, cache_gb=cache_gb)
+        self.share, self.kinds, self.seed = share, kinds, seed
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        """As an ImageSet's; masks are left out where a real anomaly's is unknown."""
+        images, masks, labels = [], [], []
+        for draw in draws:
+            epoch, index = divmod(draw, len(self))
+            image, label = self.pixels(index), self.samples[index].label
+            mask = self.mask(index)
+            rng = np.random.default_rng([self.seed, epoch, index])
+            if label == NORMAL and rng.random() < self.share:
+                image, mask = _drawn_defect(image, rng, self.kinds)
+                label = ANOMALOUS
+            images.append(image)
+            masks.append(mask)
+            labels.append(label)
+        batch = {
+            "image": self.normalise(np.stack(images)),
+            "label": torch.tensor(labels),
+            "index": torch.tensor([draw % len(self) for draw in draws]),
+        }
+        if self.has_masks:
+            batch["mask"] = torch.from_numpy(np.stack(masks))[:, None]
+        return batch
+
+
+def _drawn_defect(
+    image: np.ndarray, rng: np.random.Generator, kinds: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    return add_defect(image, rng, kind=kinds[rng.integers(len(kinds))])
+
+
+def _with_defect(sample: Sample) -> Sample:
+    return Sample(sample.path, 1, None, sample.category, "validation", "synthetic", sample.group)

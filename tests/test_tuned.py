@@ -1,0 +1,258 @@
+"""The tuned flavour's parts: hardest positions, focal loss, discrepancy head, one teacher, synthetic sets."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch.nn import functional as F
+
+import train as train_command
+from datasets.build import build_data, validation_kinds
+from datasets.industrial import MVTEC
+from datasets.loader import TrainingOrder, training_batches
+from datasets.samples import collect
+from datasets.synthetic_sets import SyntheticTraining
+from datasets.transforms import Decode, Normalise
+from losses.kd import cosine_distance
+from losses.supervised import focal_loss
+from losses.total import Pair, uninet_loss
+from model import build_model
+from model.decision import Decision
+from model.heads import DiscrepancyHead
+from utils.cli import run_command
+from utils.config import ConfigError, load_config
+
+NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class TestHardestPositions:
+    def pair(self):
+        generator = torch.Generator().manual_seed(3)
+        return (torch.randn(2, 5, 6, 7, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+    def test_mean_of_the_largest(self, share):
+        teacher, student = self.pair()
+        student.requires_grad_()
+        distance = 1 - F.cosine_similarity(teacher, student, dim=1)
+        ranked = sorted(distance.flatten().tolist(), reverse=True)
+        count = math.ceil(share * 84)
+        found = cosine_distance(teacher, student, reading="pointwise", hardest=share)
+        assert found.item() == pytest.approx(sum(ranked[:count]) / count, abs=1e-9)
+        found.backward()
+        moved = (student.grad.abs().sum(1) > 0).flatten()
+        assert moved.sum() == count and set(distance.flatten()[moved].tolist()) == set(ranked[:count])
+
+    def test_of_normal_positions_alone(self):
+        teacher, student = self.pair()
+        normal = torch.zeros(2, 42, dtype=torch.bool)
+        normal[0, :10] = True
+        distance = (1 - F.cosine_similarity(teacher, student, dim=1))[0].flatten()[:10]
+        found = cosine_distance(teacher, student, reading="pointwise", normal=normal, hardest=0.2)
+        assert found.item() == pytest.approx(distance.topk(2).values.mean().item(), abs=1e-9)
+        nothing = torch.zeros(2, 42, dtype=torch.bool)
+        assert cosine_distance(teacher, student, reading="pointwise", normal=nothing, hardest=0.2) == 0
+
+    @pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.15, 0.55), (0.3, 0.1), (1.0, 0.1)])
+    def test_share_falls_in_a_line(self, make_config, progress, share):
+        pair = Pair(*self.pair())
+        config = make_config(loss__kd="pointwise", loss__kd_hardest=0.1, loss__pairs="source").loss
+        expected = cosine_distance(
+            pair.teacher.float(), pair.student.float(), reading="pointwise", hardest=share
+        )
+        torch.testing.assert_close(uninet_loss([pair], config, progress=progress)["kd"], expected)
+
+
+def test_focal_loss_against_loops():
+    rng = np.random.default_rng(0)
+    logits, mask = rng.normal(size=(3, 1, 5, 4)), np.zeros((3, 1, 5, 4))
+    mask[1, 0, 2:4, 1:] = 1  # the others are normal, so Dice is of one image
+    total = 0.0
+    for x, y in zip(logits.ravel(), mask.ravel(), strict=True):
+        p = 1 / (1 + math.exp(-x))
+        p = p if y else 1 - p
+        total -= (1 - p) ** 2 * math.log(p)
+    p = 1 / (1 + np.exp(-logits[1]))
+    dice = 1 - (2 * (p * mask[1]).sum() + 1) / (p.sum() + mask[1].sum() + 1)
+    found = focal_loss(torch.tensor(logits), torch.tensor(mask))
+    assert found.item() == pytest.approx(10 * total / 60 + dice, abs=1e-12)
+    normal = focal_loss(torch.tensor(logits[[0, 2]]), torch.zeros(2, 1, 5, 4))
+    assert torch.isfinite(normal) and normal < found
+
+
+class TestDiscrepancyHead:
+    def test_what_it_sees_sums_to_the_cosine(self):
+        """With mixing weights 1 / C each level adds its cosine, brought to the finest size."""
+        head = DiscrepancyHead((4, 6), width=1)
+        for mix in head.mix:
+            torch.nn.init.constant_(mix.weight, 1 / mix.in_channels)
+        teachers, students = ([torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)] for _ in range(2))
+        seen = []
+        head.norm.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+        assert head(teachers, students).shape == (2, 1, 8, 8)
+        fine, coarse = (
+            F.cosine_similarity(t, s, dim=1)[:, None] for t, s in zip(teachers, students, strict=True)
+        )
+        coarse = F.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(seen[0], fine + coarse)
+
+    def test_scale_of_the_features_does_not_matter(self):
+        head = DiscrepancyHead((4, 6)).eval()
+        teachers, students = ([torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)] for _ in range(2))
+        torch.testing.assert_close(head(teachers, students), head([7 * t for t in teachers], students))
+
+
+class TestModel:
+    @pytest.fixture
+    def batch(self):
+        mask = torch.zeros(4, 1, 64, 64)
+        mask[2:, :, 10:30, 20:40] = 1
+        return {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([0, 0, 1, 1]), "mask": mask}
+
+    @pytest.fixture
+    def model(self, make_config):
+        return build_model(make_config(model__flavor="tuned", model__width=0.5))
+
+    def test_one_teacher(self, model, batch):
+        assert model.teachers.target is None and not any("target" in key for key in model.state_dict())
+        assert [level for level, *_ in model.features(batch["image"])] == [0, 1, 2]
+        optim = load_config(ROOT / "configs/mvtec.yaml", {}).optim
+        assert [group["name"] for group in model.parameter_groups(optim)] == ["student"]
+        parts = model.train().loss(batch, 0.5)
+        torch.testing.assert_close(parts["total"], parts["kd"] + parts["head"])
+
+    def test_the_head_leaves_the_student_as_it_is(self, model, batch):
+        model.train().loss(batch, 0.5)["head"].backward()
+        assert all(p.grad is None for part in (model.student, model.bottleneck) for p in part.parameters())
+        assert all(p.grad.abs().sum() > 0 for p in model.heads.parameters())
+
+    def test_prediction(self, model, batch):
+        images = batch["image"]
+        with torch.no_grad():
+            for _ in range(3):
+                model.train().features(images)  # batch norms that know these images
+            found, alone = model.eval().predict(images), model.predict(images[2:3])
+            folded = model.deploy().predict(images)
+        assert found.anomaly_map.shape == (4, 64, 64) and found.score.shape == (4,)
+        torch.testing.assert_close(found.score[2:3], alone.score, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.anomaly_map, folded.anomaly_map, rtol=1e-3, atol=1e-4)
+
+    def test_discrepancy_with_both_teachers(self, make_config, batch):
+        """The head is a switch of its own: one output for each teacher."""
+        settings = {"model__head": "discrepancy", "loss__supervised": "focal", "data__synthetic": 0.5}
+        model = build_model(make_config(model__width=0.5, **settings))
+        assert len(model.head_outputs(model.features(batch["image"]))) == 2
+        assert model.eval().predict(batch["image"]).score.shape == (4,)
+
+
+def test_map_is_multiplied_by_the_probability():
+    decision = Decision("max", "probability", 0, 0, "raw", 0.0, 0.0, head_floor=0.1)
+    maps, probability = [torch.rand(2, 8, 8), torch.rand(2, 8, 8)], torch.rand(2, 8, 8)
+    found = decision(maps, (8, 8), head_map=probability)
+    torch.testing.assert_close(found.anomaly_map, (maps[0] + maps[1]) * (probability + 0.1))
+    torch.testing.assert_close(found.score, found.anomaly_map.amax(dim=(1, 2)))
+
+
+class TestSyntheticTraining:
+    @pytest.fixture
+    def data(self, mvtec_like):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        options = {"share": 0.5, "kinds": ("scratch", "stain"), "seed": 4}
+        return SyntheticTraining(train, Decode((64, 64)), NORMALISE, **options)
+
+    def test_masks_are_exact_and_half_the_draws_defective(self, data):
+        n = len(data)
+        batch = data.__getitems__(list(range(40 * n)))
+        clean = NORMALISE(np.stack([data.pixels(i) for i in range(n)])).repeat(40, 1, 1, 1)
+        changed = (batch["image"] != clean).any(dim=1, keepdim=True)
+        assert torch.equal(changed, batch["mask"] == 1)
+        assert torch.equal(batch["label"] == 1, changed.flatten(1).any(dim=1))
+        assert abs(batch["label"].float().mean().item() - 0.5) < 3 * 0.5 / math.sqrt(40 * n)
+        assert batch["index"].tolist() == list(range(n)) * 40
+
+    def test_a_draw_is_always_the_same_and_epochs_differ(self, data):
+        n = len(data)
+        once, again = data.__getitems__([3, n + 3, 5]), data.__getitems__([5, n + 3, 3])
+        assert torch.equal(once["image"], again["image"].flip(0))
+        epochs = data.__getitems__([3 + n * epoch for epoch in range(12)])
+        shown = epochs["image"][epochs["label"] == 1]
+        assert len(shown) > 2 and len({x.numpy().tobytes() for x in shown}) == len(shown)
+
+    def test_goes_on_anywhere(self, data):
+        def seen(start):
+            order = TrainingOrder(len(data), 3, seed=0, start=start, stop=12)
+            return [b["image"] for b in training_batches(data, order, workers=0, pin=False)]
+
+        assert all(torch.equal(a, b) for a, b in zip(seen(0)[7:], seen(7), strict=True))
+
+    def test_real_anomalies_are_kept(self, mvtec_like):
+        samples = [s for s in collect(MVTEC, mvtec_like, "part") if s.label == 1 and s.mask_path]
+        options = {"share": 1.0, "kinds": ("scratch",), "seed": 4}
+        data = SyntheticTraining(samples, Decode((64, 64)), NORMALISE, **options)
+        batch = data.__getitems__(list(range(len(data))))
+        plain = super(SyntheticTraining, data).__getitems__(list(range(len(data))))
+        assert all(torch.equal(batch[key], plain[key]) for key in plain)
+
+    def test_validation_has_other_kinds(self, make_config, mvtec_like):
+        settings = {"data__root": str(mvtec_like), "data__category": "part", "eval__split": "validation"}
+        config = make_config(data__synthetic=0.5, data__synthetic_kinds=["stain", "cut"], **settings)
+        assert validation_kinds(config.data) == ("texture", "scratch")
+        data = build_data(config, NORMALISE)
+        assert isinstance(data.train, SyntheticTraining) and data.validation.samples[-1].label == 1
+        assert not isinstance(data.test, SyntheticTraining)
+        assert validation_kinds(make_config(data__synthetic=0.5).data) == validation_kinds(make_config().data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model__teachers": "source"}, "loss.pairs=source"),
+        ({"loss__kd_hardest": 0.1}, "loss.kd=pointwise"),
+        ({"model__head": "discrepancy", "loss__supervised": "focal"}, "data.synthetic above 0"),
+        ({"data__synthetic": 0.5, "data__synthetic_kinds": []}, "kinds to draw from"),
+        ({"data__synthetic": 0.5, "data__synthetic_kinds": ["dent"]}, "choose one of texture"),
+        ({"data__synthetic": 0.5, "train__cache_features_gb": 1}, "data.synthetic 0"),
+        ({"data__synthetic": 0.5, "path": "configs/ped2.yaml"}, "single images"),
+    ],
+)
+def test_settings_that_do_not_go_together(make_config, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(**settings)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(p.name for p in (ROOT / "configs").glob("*.yaml") if p.stem != "base")
+)
+@pytest.mark.parametrize("setting", ["one-class", "multi-class", "supervised"])
+def test_every_dataset_has_it(make_config, path, setting):
+    config = make_config(f"configs/{path}", model__flavor="tuned", model__setting=setting)
+    assert config.model.teachers == "source" and config.loss.kd_hardest < 1
+
+
+def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
+    """A run that stops and goes on ends with the weights of one that does not."""
+    common = [
+        "--data-root", str(mvtec_like), "--category", "part", "--flavor", "tuned", "--device", "cpu",
+        "--quiet", "--backbone", "tf_efficientnet_lite0", "--precision", "fp32", "--iterations", "6",
+        "--set", "data.image_size=64", "--set", "model.random_weights=true",
+        "--set", "model.width=0.5", "--set", "train.batch_size=4", "--set", "train.save_every=2",
+    ]  # fmt: skip
+    assert run_command(train_command.main, [*common, "--output", str(tmp_path / "whole")]) == 0
+    varied, calls = train_command.varied, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return varied(*args)
+
+    monkeypatch.setattr(train_command, "varied", interrupted)
+    run_command(train_command.main, [*common, "--output", str(tmp_path / "killed")])
+    assert run_command(train_command.main, [*common, "--output", str(tmp_path / "killed"), "--resume"]) == 0
+    whole, killed = (
+        torch.load(next((tmp_path / name).rglob("last.pt")), weights_only=True)["model"]
+        for name in ("whole", "killed")
+    )
+    assert len(calls) == 4 + 4 and all(torch.equal(value, killed[key]) for key, value in whole.items())
