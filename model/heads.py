@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,12 +65,14 @@ class DiscrepancyHead(nn.Module):
         nn.init.constant_(self.out.bias, rare)  # anomalies are rare: a start at 5 %
 
     def forward(self, teachers: Sequence[Tensor], students: Sequence[Tensor]) -> Tensor:
-        """Features (B, C_i, H_i, W_i), fine to coarse, of both to (B, 1, H_1, W_1)."""
+        """Features (B, C_i, H_i, W_i), fine to coarse, of both to (B, 1, H_1, W_1), in float32."""
         size, total = teachers[0].shape[2:], 0
-        for mix, teacher, student in zip(self.mix, teachers, students, strict=True):
-            product = F.normalize(teacher, dim=1) * F.normalize(student, dim=1) * teacher.shape[1]
-            total = total + F.interpolate(mix(product), size=size, mode="bilinear", align_corners=False)
-        return self.out(self.body(self.norm(total)))
+        with torch.autocast(teachers[0].device.type, enabled=False):  # small differences of large numbers
+            for mix, teacher, student in zip(self.mix, teachers, students, strict=True):
+                t, s = F.normalize(teacher.float(), dim=1), F.normalize(student.float(), dim=1)
+                mixed = mix(t * s * teacher.shape[1])
+                total = total + F.interpolate(mixed, size=size, mode="bilinear", align_corners=False)
+            return self.out(self.body(self.norm(total)))
 
 
 class FrameHead(nn.Module):
