@@ -25,7 +25,7 @@ from table_specs import ROOT
 import train as train_command
 from datasets.build import SPECS
 from utils.cli import log, new_parser, overrides, run_command, say
-from utils.config import CONFIGS, FLAVORS, Config, ConfigError, Tree, load_config
+from utils.config import Config, ConfigError, Tree, load_config
 from utils.device import choose_device, choose_precision, versions
 from utils.plain_yaml import read_yaml
 from utils.runs import RunError, run_folder
@@ -117,9 +117,6 @@ def cells(spec: Tree, roots: dict[str, Path], args: argparse.Namespace) -> Itera
     chosen = _chosen(spec["datasets"], args.datasets, "dataset")
     models = _chosen(spec["models"], args.models, "model")
     places = [(entry, c) for name, entry in _entries(chosen) for c in _categories(name, entry, roots, args)]
-    for name in [n for n, flags in models.items() if not _known_flavor(flags)]:
-        log.warning("%s is skipped: there is no such flavour in configs/flavors", name)
-        del models[name]
     for seed in args.seeds or spec["seeds"]:
         for entry, category in places:
             for name, flags in models.items():
@@ -154,11 +151,6 @@ def _categories(name: str, entry: Tree, roots: dict[str, Path], args: argparse.N
     if lacking:
         log.info("%s: not in %s and skipped: %s", name, roots[name], ", ".join(lacking))
     return [c for c in names if c not in lacking]
-
-
-def _known_flavor(flags: Sequence[str]) -> bool:
-    flavor = flags[flags.index("--flavor") + 1] if "--flavor" in flags else FLAVORS[0]
-    return flavor in FLAVORS and (CONFIGS / "flavors" / f"{flavor}.yaml").is_file()
 
 
 def _cell(

@@ -72,8 +72,8 @@ def test_a_failed_cell_is_told_and_the_others_run(masters, tmp_path, capfd):
 
 def test_cells():
     found = cells_of("--dry-run", "--datasets", "mvtec", "--categories", "bottle", "screw")
-    assert len(found) == 2 * 5 * 3  # no flavour `tuned` yet: five models
-    assert [c.key["seed"] for c in found[:10]] == ["0"] * 10
+    assert len(found) == 2 * 6 * 3
+    assert [c.key["seed"] for c in found[:10]] == ["0"] * 10  # seeds 0 first
     assert len({accuracy_table.identity(c.key) for c in found}) == len(found)
     bank = next(c for c in found if c.key["model"] == "memory-bank")
     assert bank.key["iterations"] == "" and "--precision" not in bank.words

@@ -54,6 +54,7 @@ MODEL_LINES = {
 FLAVOR_LINES = {
     "paper": "the equations as printed",
     "released": "the public code after May 2025",
+    "tuned": "our recipe: one teacher, hardest positions, synthetic defects (docs/TUNED.md)",
 }
 BACKBONE_LINES = {
     "wide_resnet50_2": "the paper's; weights by download or --weights FILE",
@@ -101,7 +102,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--setting", choices=SETTINGS, help="what a model is trained on (docs/SETTINGS.md)")
     what.add_argument("--model", choices=MODELS, help="the network (--list says what they are)")
     what.add_argument(
-        "--flavor", choices=FLAVORS, help="the equations as printed, or the public code's reading"
+        "--flavor", choices=FLAVORS, help="the equations as printed, the public code's reading, or our recipe"
     )
     what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
     what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
