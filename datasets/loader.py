@@ -61,16 +61,24 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Image, mask (None where masks are not known) and label of a draw, as `pixels` and `mask` give them.
+
+        Draw d is sample d % N of N, in epoch d // N.
+        """
+        index = draw % len(self)
+        return self.pixels(index), self.mask(index) if self.has_masks else None, self.samples[index].label
+
     def __getitems__(self, draws: list[int]) -> Batch:
-        """The batch of these draws (called by DataLoader): draw d is sample d % N of N, in epoch d // N."""
-        indices = [draw % len(self) for draw in draws]
+        """The batch of these draws (called by DataLoader with a whole batch)."""
+        images, masks, labels = zip(*map(self.drawn, draws), strict=True)
         batch = {
-            "image": self.normalise(np.stack([self.pixels(i) for i in indices])),
-            "label": torch.tensor([self.samples[i].label for i in indices]),
-            "index": torch.tensor(indices),
+            "image": self.normalise(np.stack(images)),
+            "label": torch.tensor(labels),
+            "index": torch.tensor([draw % len(self) for draw in draws]),
         }
         if self.has_masks:
-            batch["mask"] = torch.from_numpy(np.stack([self.mask(i) for i in indices]))[:, None]
+            batch["mask"] = torch.from_numpy(np.stack(masks))[:, None]
         return batch
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from datasets.loader import Batch, ImageSet
+from datasets.loader import ImageSet
 from datasets.samples import ANOMALOUS, NORMAL, Sample
 from datasets.synthetic import DEFECT_KINDS, add_defect
 from datasets.transforms import Decode, Normalise
@@ -63,28 +62,15 @@ class SyntheticTraining(ImageSet):
         super().__init__(samples, decode, normalise, cache_gb=cache_gb)
         self.share, self.kinds, self.seed = share, kinds, seed
 
-    def __getitems__(self, draws: list[int]) -> Batch:
-        """As an ImageSet's; masks are left out where a real anomaly's is unknown."""
-        images, masks, labels = [], [], []
-        for draw in draws:
-            epoch, index = divmod(draw, len(self))
-            image, label = self.pixels(index), self.samples[index].label
-            mask = self.mask(index)
-            rng = np.random.default_rng([self.seed, epoch, index])
-            if label == NORMAL and rng.random() < self.share:
-                image, mask = _drawn_defect(image, rng, self.kinds)
-                label = ANOMALOUS
-            images.append(image)
-            masks.append(mask)
-            labels.append(label)
-        batch = {
-            "image": self.normalise(np.stack(images)),
-            "label": torch.tensor(labels),
-            "index": torch.tensor([draw % len(self) for draw in draws]),
-        }
-        if self.has_masks:
-            batch["mask"] = torch.from_numpy(np.stack(masks))[:, None]
-        return batch
+    def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """As an ImageSet's."""
+        image, mask, label = super().drawn(draw)
+        epoch, index = divmod(draw, len(self))
+        rng = np.random.default_rng([self.seed, epoch, index])
+        if label == NORMAL and rng.random() < self.share:
+            image, defect = _drawn_defect(image, rng, self.kinds)
+            mask, label = None if mask is None else defect, ANOMALOUS
+        return image, mask, label
 
 
 def _drawn_defect(

@@ -209,6 +209,7 @@ class TestSyntheticTraining:
     ("settings", "message"),
     [
         ({"model__teachers": "source"}, "loss.pairs=source"),
+        ({"model__teachers": "source", "model__name": "recontrast"}, "is for uninet"),
         ({"loss__kd_hardest": 0.1}, "loss.kd=pointwise"),
         ({"model__head": "discrepancy", "loss__supervised": "focal"}, "data.synthetic above 0"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": []}, "kinds to draw from"),
