@@ -40,15 +40,14 @@ def check_together(config: Config) -> None:
         raise ConfigError("model.head discrepancy learns from defects: data.synthetic above 0, such as 0.5")
     if config.data.synthetic and not config.data.synthetic_kinds:
         raise ConfigError("data.synthetic_kinds is empty; data.synthetic needs kinds to draw from")
-    if config.model.teachers == "source" and config.model.name != "uninet":
-        raise ConfigError(f"model.teachers source is for uninet, not for {config.model.name}")
-    if config.model.teachers == "source" and (config.loss.pairs, config.model.student_outputs) != (
-        "source",
-        1,
-    ):
-        raise ConfigError(
-            "model.teachers source leaves one teacher: it goes with loss.pairs=source, model.student_outputs=1"
-        )
+    if config.model.teachers == "source":
+        if config.model.name != "uninet":
+            raise ConfigError(f"model.teachers source is for uninet, not for {config.model.name}")
+        if config.loss.pairs != "source" or config.model.student_outputs != 1:
+            raise ConfigError(
+                "model.teachers source leaves one teacher: it goes with loss.pairs=source and "
+                "model.student_outputs=1"
+            )
     if config.loss.kd_hardest < 1 and config.loss.kd != "pointwise":
         raise ConfigError("loss.kd_hardest picks positions; it goes with loss.kd=pointwise")
     if config.model.setting == "supervised" and config.model.name != "uninet":
