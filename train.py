@@ -30,6 +30,7 @@ from datasets.samples import NORMAL
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from model.recompute import recompute_activations
 from model.teachers import FeatureCache
 from utils import distributed
 from utils.calibration import calibrate
@@ -231,6 +232,8 @@ def optimise(run: Run) -> float:
         model.fit_statistics(image_batches(run, sample, "feature statistics"))
     else:
         log.info("going on from step %d", start)
+    if train.recompute:
+        recompute_activations(model)
     if train.cache_features_gb:
         dtype = torch.float16 if train.cache_features_dtype == "float16" else None
         images = len(run.data.train)

@@ -36,7 +36,7 @@ from datasets.samples import (
 from datasets.synthetic import DEFECT_KINDS
 from datasets.synthetic_sets import SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
-from datasets.video import PED2, FrameSet
+from datasets.video import PED2, FrameSet, with_motion
 from utils.config import CONFIGS, Config, ConfigError, DataConfig, load_config
 
 DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})
@@ -183,6 +183,8 @@ def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
         DatasetError: as `collect`, or if nothing readable is left to train or to test on.
     """
     samples = collect(spec_of(data.name), dataset_root(data), data.category)
+    if data.motion:
+        samples = with_motion(samples, data.motion)
     return _without_unreadable(data, samples) if data.skip_unreadable else (samples, {})
 
 
@@ -218,7 +220,12 @@ def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Samp
     """
     if not found:
         raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
-    return [Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p)) for p in found]
+    motion = config.data.motion  # a folder is a clip
+    samples = [
+        Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p.parent if motion else p))
+        for p in found
+    ]
+    return with_motion(samples, motion) if motion else samples
 
 
 def new_images(samples: Sequence[Sample], config: Config, normalise: Normalise) -> ImageSet:
@@ -234,6 +241,8 @@ def split_samples(config: Config) -> Parts:
             "data.train_limit, data.moved_anomalies and --skip-unreadable leave gaps between frames; they "
             "need data.time_step=0"
         )
+    if data.motion and not spec.video:
+        raise ConfigError(f"data.motion needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(data)
     test, moved = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
@@ -268,6 +277,8 @@ def split_samples(config: Config) -> Parts:
 
 def validation_kinds(data: DataConfig) -> tuple[str, ...]:
     """Kinds of synthetic defects to validate on: those that are not trained on, all if that leaves none."""
+    if data.validation_kinds is not None:
+        return data.validation_kinds
     trained = data.synthetic_kinds if data.synthetic else ()
     return tuple(kind for kind in DEFECT_KINDS if kind not in trained) or DEFECT_KINDS
 

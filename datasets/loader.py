@@ -39,7 +39,7 @@ class ImageSet(Dataset):
         """Decode what fits, in threads (Pillow releases the GIL); loader processes started later share it."""
         todo = [i for i in range(self.cached) if i not in self._cache]
         with ThreadPoolExecutor() as pool:
-            images = pool.map(lambda i: self.decode.image(self.samples[i].path), todo)
+            images = pool.map(self._decoded, todo)
             bar = tqdm(
                 images, total=len(todo), desc="decoding", unit="image", disable=True if quiet else None
             )
@@ -49,7 +49,15 @@ class ImageSet(Dataset):
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8."""
         image = self._cache.get(index)
-        return self.decode.image(self.samples[index].path) if image is None else image
+        return self._decoded(index) if image is None else image
+
+    def _decoded(self, index: int) -> np.ndarray:
+        sample = self.samples[index]
+        return (
+            self.decode.planes([*sample.earlier, sample.path])
+            if sample.earlier
+            else self.decode.image(sample.path)
+        )
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint8 in {0, 1}; zero for a normal image."""

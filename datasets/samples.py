@@ -25,7 +25,8 @@ class DatasetError(ValueError):
 class Sample:
     """One image. label: 0 normal, 1 anomalous, -1 unknown.
 
-    `group` ties what must stay on one side of a split.
+    `group` ties what must stay on one side of a split. `earlier`: frames of the clip that become the first
+    planes of the image, oldest first (`data.motion`).
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Sample:
     split: str  # train | validation | test
     defect: str
     group: str
+    earlier: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

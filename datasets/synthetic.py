@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 
 DEFECT_KINDS = ("texture", "scratch", "stain", "cut")
+MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as planes (`data.motion`)
 MIN_SIDE, MIN_PIXELS = 32, 12  # of an image; of a mask
 MIN_CHANGE = 5  # grey levels; less is not seen, so it is neither made nor masked
 MIN_CONTRAST = 16  # the strongest tenth of a defect differs by this much on average, more on rough surfaces
@@ -32,15 +33,23 @@ def add_defect(
         rng: the only source of chance.
         kind: one of DEFECT_KINDS, None to draw one. Without structure to copy, "cut" changes the brightness.
         texture: (h, w, 3) uint8, another surface for the kind "texture"; None recolours and turns the image.
+            For the kind "speed", the same frame with what moves moving faster (H, W, 3).
+
+    Raises:
+        NoDefectError: if none that is visible was found, as for "speed" where nothing moves.
     """
     for name, item in {"image": image, "texture": image if texture is None else texture}.items():
         if item.dtype != np.uint8 or item.shape[2:] != (3,) or min(item.shape[:2]) < MIN_SIDE:
             raise ValueError(f"{name}: {item.dtype} {item.shape}; give uint8 (H, W, 3), sides >= {MIN_SIDE}")
-    if kind is not None and kind not in DEFECT_KINDS:
-        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(DEFECT_KINDS)}, or None to draw one")
+    kinds = (*DEFECT_KINDS, *MOTION_KINDS)
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(kinds)}, or None to draw one")
     kind = kind or DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
-    make = {"texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut}[kind]
+    make = {"texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut}
+    make = (make | {"speed": _speed, "zoom": _zoom})[kind]
     scene = _look_at(image, image[..., ::-1] if texture is None else texture)
+    if kind in MOTION_KINDS:
+        scene = scene._replace(deviation=_motion(scene, kind), foreground=np.ones_like(scene.foreground))
     for attempt in range(60):
         spot = _pick_spot(scene, rng)
         target, alpha = make(scene, spot, rng, 1 + 0.2 * attempt)
@@ -49,7 +58,11 @@ def add_defect(
         is_sized = MIN_PIXELS <= np.count_nonzero(mask) <= MAX_AREA * mask.size
         if is_sized and contrast >= max(MIN_CONTRAST, min(0.7 * spot.roughness, 45)):
             return changed, mask
-    raise RuntimeError(f"no visible {kind} in 60 attempts on a {image.shape} image: please report it")
+    raise NoDefectError(f"no visible {kind} in 60 attempts on a {image.shape} image")
+
+
+class NoDefectError(RuntimeError):
+    """No visible defect of that kind fits on the image."""
 
 
 class _Scene(NamedTuple):
@@ -173,6 +186,26 @@ def _cut(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
     area = max(0.001 * 40 ** rng.random() * scene.deviation.size, 1.6 * MIN_PIXELS)
     box = cv2.boxPoints(((spot.x, spot.y), (np.sqrt(area * aspect), np.sqrt(area / aspect)), -turn))
     return target, cv2.fillConvexPoly(np.zeros_like(scene.deviation), np.int32(np.rint(box)), 1.0)
+
+
+def _motion(scene: _Scene, kind: str) -> np.ndarray:
+    """Where something moves (H, W): what the faster frame changes, or where the planes differ."""
+    if kind == "speed":
+        return abs(scene.texture - scene.image).max(axis=2)
+    return np.ptp(scene.image, axis=2)
+
+
+def _speed(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
+    """What moves at the spot moves faster: its earlier places lie farther back."""
+    near = _blob(scene, spot, rng, 0.004, 0.03 * strength)
+    return scene.texture, np.minimum(6 * near, 1)
+
+
+def _zoom(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
+    """What moves at the spot is larger, and so is its way."""
+    at = (spot.x, spot.y)
+    target = _move(scene, spot, scene.image, at, 0, rng.uniform(1.5, 2.2) * strength**0.5)
+    return target, np.minimum(6 * _blob(scene, spot, rng, 0.01, 0.05), 1)
 
 
 def _composite(image: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> tuple[_Pair, float]:

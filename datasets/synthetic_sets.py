@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.loader import ImageSet
 from datasets.samples import ANOMALOUS, NORMAL, Sample
-from datasets.synthetic import DEFECT_KINDS, add_defect
+from datasets.synthetic import DEFECT_KINDS, NoDefectError, add_defect
 from datasets.transforms import Decode, Normalise
 
 
@@ -61,6 +61,7 @@ class SyntheticTraining(ImageSet):
     ) -> None:
         super().__init__(samples, decode, normalise, cache_gb=cache_gb)
         self.share, self.kinds, self.seed = share, kinds, seed
+        self._places = {s.path: i for i, s in enumerate(self.samples)}
 
     def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
         """As an ImageSet's."""
@@ -68,15 +69,31 @@ class SyntheticTraining(ImageSet):
         epoch, index = divmod(draw, len(self))
         rng = np.random.default_rng([self.seed, epoch, index])
         if label == NORMAL and rng.random() < self.share:
-            image, defect = _drawn_defect(image, rng, self.kinds)
+            faster = self._faster(index, rng) if "speed" in self.kinds else None
+            image, defect = _drawn_defect(image, rng, self.kinds, faster)
             mask, label = None if mask is None else defect, ANOMALOUS
         return image, mask, label
 
+    def _faster(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """The frame with its earlier planes two to five times as far back, as far as the clip goes."""
+        times, at, planes = int(rng.integers(2, 6)), index, [self.pixels(index)[..., 2]]
+        for _ in range(2):
+            for _ in range(times):
+                at = self._places.get(self.samples[at].earlier[-1], at)
+            planes.append(self.pixels(at)[..., 2])
+        return np.stack(planes[::-1], axis=2)
+
 
 def _drawn_defect(
-    image: np.ndarray, rng: np.random.Generator, kinds: Sequence[str]
+    image: np.ndarray, rng: np.random.Generator, kinds: Sequence[str], faster: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    return add_defect(image, rng, kind=kinds[rng.integers(len(kinds))])
+    """A defect of a kind drawn by chance; where nothing moves, a kind that needs no motion stands in."""
+    kind = kinds[rng.integers(len(kinds))]
+    try:
+        return add_defect(image, rng, kind=kind, texture=faster if kind == "speed" else None)
+    except NoDefectError:
+        still = [k for k in DEFECT_KINDS if k != kind]
+        return add_defect(image, rng, kind=still[rng.integers(len(still))])
 
 
 def _with_defect(sample: Sample) -> Sample:

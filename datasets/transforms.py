@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -40,6 +41,15 @@ class Decode:
             UnreadableImageError: as `read_image`, which also says how other kinds of pixels become RGB.
         """
         return np.asarray(self._fit(read_image(path), FILTERS[self.resize]))
+
+    def planes(self, paths: Sequence[Path]) -> np.ndarray:
+        """Three files to (H, W, 3) uint8, the grey values of one file a plane.
+
+        Raises:
+            UnreadableImageError: as `image`.
+        """
+        grey = [cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths]
+        return np.stack(grey, axis=2)
 
     def mask(self, path: Path, *, of: Path | None = None) -> np.ndarray:
         """File to (H, W) uint8 in {0, 1}.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,22 @@ def _intervals(path: Path, clips: int) -> list[tuple[int, int]]:
     found = [(int(a), int(b)) for a, b in _CLIP.findall(path.read_text(errors="replace"))]
     if len(found) != clips:
         raise DatasetError(f"{path} has {len(found)} intervals for {clips} test clips; complete the copy")
+    return found
+
+
+def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
+    """Grey frames with the frames 2 and 1 times `step` earlier in their clip as red and green plane.
+
+    What stands still stays grey, what moves gets coloured fringes as wide as its way: speed becomes something
+    that a frozen teacher sees. Near the start of a clip its first frame stands in.
+    """
+    clips: dict[str, list[Path]] = {}
+    found = []
+    for sample in samples:
+        clip = clips.setdefault(sample.group, [])
+        clip.append(sample.path)
+        places = (max(0, len(clip) - 1 - back * step) for back in (2, 1))
+        found.append(replace(sample, earlier=tuple(clip[i] for i in places)))
     return found
 
 

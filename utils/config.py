@@ -55,9 +55,11 @@ class DataConfig:
     moved_anomalies: int = field(metadata=_number(0, 10**9))
     anomaly_repeats: int = field(metadata=_number(1, 1000))
     synthetic: float = field(metadata=_number(0, 1))
-    synthetic_kinds: tuple[Literal["texture", "scratch", "stain", "cut"], ...]
+    synthetic_kinds: tuple[Literal["texture", "scratch", "stain", "cut", "speed", "zoom"], ...]
+    validation_kinds: tuple[Literal["texture", "scratch", "stain", "cut", "speed", "zoom"], ...] | None
     augment: Literal["none", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
+    motion: int = field(metadata=_number(0, 1000))
     test_name: str | None
     test_root: str | None
     test_category: str | None
@@ -163,6 +165,7 @@ class TrainConfig:
     seed: int = field(metadata=_number(0, 2**32 - 1))
     device: str
     precision: Literal["auto", "fp32", "bf16"]
+    recompute: bool
     cache_features_gb: float = field(metadata=_number(0, 10**4))
     cache_features_dtype: Literal["exact", "float16"]
     log_every: int = field(metadata=_number(1, 10**8))

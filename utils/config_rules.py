@@ -36,6 +36,11 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             "data.synthetic draws defects on single images; a frame head needs data.synthetic=0"
         )
+    kinds = set(config.data.synthetic_kinds if config.data.synthetic else ())
+    if not config.data.motion and (kinds | set(config.data.validation_kinds or ())) & {"speed", "zoom"}:
+        raise ConfigError("synthetic defects of the kinds speed and zoom need data.motion, such as 1")
+    if config.data.motion and head == "frame":
+        raise ConfigError("data.motion makes one image of three frames; model.head=frame needs data.motion=0")
     if head == "discrepancy" and not (config.data.synthetic or config.model.setting == "supervised"):
         raise ConfigError("model.head discrepancy learns from defects: data.synthetic above 0, such as 0.5")
     if config.data.synthetic and not config.data.synthetic_kinds:
