@@ -46,7 +46,8 @@ def write_skipped(folder: Path, skipped: Mapping[Path, str]) -> None:
 def _problem(sample: Sample) -> tuple[Path, str] | None:
     path = sample.path
     try:
-        read_image(path)
+        for path in (sample.path, *sample.earlier):
+            read_image(path)
         if sample.mask_path is not None:
             path = sample.mask_path
             mask_values(path)

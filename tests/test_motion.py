@@ -1,0 +1,169 @@
+"""Frames of a video as planes (`data.motion`), and the synthetic defects of motion."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from fixtures import COUNTS, write_ped2
+from PIL import Image
+
+import predict as predict_command
+import train as train_command
+from datasets.build import SPECS, build_data, new_samples
+from datasets.samples import DatasetError, Sample
+from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
+from datasets.transforms import Normalise
+from datasets.video import with_motion
+from utils.cli import run_command
+from utils.config import ConfigError
+
+NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+SIDE, SPEED = 64, 3
+
+
+def frame(number, clip=0):
+    """A dark square that moves SPEED pixels a frame over a bright, uneven ground of the clip."""
+    ground = np.random.default_rng(clip).normal(170, 3, (SIDE, SIDE))
+    ground[24:40, 4 + SPEED * number : 12 + SPEED * number] = 40
+    return np.clip(ground, 0, 255).astype(np.uint8)
+
+
+def planes(number, step):
+    return np.stack([frame(number - 2 * step), frame(number - step), frame(number)], axis=2)
+
+
+@pytest.fixture
+def ped2(tmp_path, monkeypatch):
+    """Two training and two test clips of 4 frames; a square moves in each."""
+    monkeypatch.setitem(SPECS, "ped2", replace(SPECS["ped2"], counts={"ped2": COUNTS["ped2"]["ped2"]}))
+    root = tmp_path / "data"
+    write_ped2(root)
+    for number, clip in enumerate(("Train/Train001", "Train/Train002", "Test/Test001", "Test/Test002")):
+        for i, path in enumerate(sorted((root / clip).glob("*.tif"))):
+            Image.fromarray(frame(i, number)).save(path)
+    return root
+
+
+@pytest.fixture
+def config(make_config, ped2):
+    def make(**settings):
+        chosen = {"data__root": str(ped2), "model__flavor": "tuned", "model__head": "none"}
+        chosen |= {"loss__supervised": "none", "data__synthetic": 0.0, "data__motion": 1}
+        return make_config(path="configs/ped2.yaml", **(chosen | settings))
+
+    return make
+
+
+class TestPlanes:
+    def test_frames_of_the_clip_oldest_first(self):
+        samples = [
+            Sample(ROOT / f"{clip}{i}", 0, None, "v", "train", "", clip) for clip in "ab" for i in range(4)
+        ]
+        found = [[p.name for p in s.earlier] for s in with_motion(samples, 1)]
+        assert found == [[f"{c}{i}", f"{c}{j}"] for c in "ab" for i, j in ((0, 0), (0, 0), (0, 1), (1, 2))]
+        found = [[p.name for p in s.earlier] for s in with_motion(samples, 2)][:4]
+        assert found == [["a0", "a0"], ["a0", "a0"], ["a0", "a0"], ["a0", "a1"]]
+
+    def test_pixels(self, config):
+        data = build_data(config(), NORMALISE).train
+        expected = np.stack([cv2.resize(frame(i), (64, 64)) for i in (1, 2, 3)], axis=2)
+        assert np.array_equal(data.pixels(3), expected)
+        still = data.pixels(4)  # the first of the second clip
+        assert np.array_equal(still[..., 0], still[..., 2]) and (np.ptp(data.pixels(3), axis=2) > 50).any()
+        data.fill_cache(quiet=True)
+        assert np.array_equal(data.pixels(3), expected)
+
+    def test_a_subset_keeps_its_neighbours(self, config):
+        whole = build_data(config(), NORMALISE).train
+        some = build_data(config(data__train_limit=3), NORMALISE).train
+        at = {s.path: i for i, s in enumerate(whole.samples)}
+        for i, sample in enumerate(some.samples):
+            assert np.array_equal(some.pixels(i), whole.pixels(at[sample.path]))
+
+    def test_prediction_takes_a_folder_as_a_clip(self, config, ped2):
+        files = sorted((ped2 / "Test/Test001").glob("*.tif"))
+        samples = new_samples(files, ped2, config())
+        assert samples[3].earlier == (files[1], files[2]) and samples[0].earlier == (files[0], files[0])
+
+    def test_unreadable_neighbours_leave_a_frame_out(self, config, ped2):
+        (ped2 / "Train/Train001/001.tif").write_bytes(b"broken")
+        data = build_data(config(data__skip_unreadable=True), NORMALISE)
+        kept = [s.path.name for s in data.train.samples if s.group == "Train001"]
+        assert kept == ["004.tif"] and len(data.skipped) == 1
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"model__head": "frame", "loss__supervised": "mse"}, "needs data.motion=0"),
+            ({"data__motion": 0, "data__validation_kinds": ["zoom"]}, "need data.motion"),
+            ({"data__motion": 0, "data__synthetic": 0.5, "data__synthetic_kinds": ["speed"]}, "data.motion"),
+        ],
+    )
+    def test_settings_that_do_not_go_together(self, config, settings, message):
+        with pytest.raises(ConfigError, match=message):
+            config(**settings)
+
+    def test_needs_a_video(self, make_config, mvtec_like):
+        config = make_config(data__root=str(mvtec_like), data__category="part", data__motion=1)
+        with pytest.raises((ConfigError, DatasetError), match="frames of a video"):
+            build_data(config, NORMALISE)
+
+
+class TestDefects:
+    @pytest.mark.parametrize("kind", ["speed", "zoom"])
+    def test_where_something_moves(self, kind):
+        image, faster = planes(9, 1), planes(9, 4)
+        for seed in range(8):
+            texture = faster if kind == "speed" else None
+            rng = np.random.default_rng(seed)
+            changed, mask = add_defect(image, rng, kind=kind, texture=texture)
+            difference = cv2.absdiff(changed, image).max(2)
+            assert (difference[mask == 1] >= MIN_CHANGE).all() and not difference[mask == 0].any()
+            assert mask[20:44].sum() > 0.6 * mask.sum()  # where the square passes
+            if kind == "speed":
+                same = (changed == faster).all(2) | (mask == 0)
+                assert same.mean() > 0.95  # but for what was too faint
+                assert cv2.absdiff(changed, image)[..., 2].max() <= MIN_CHANGE  # the last frame stays
+
+    def test_nothing_moves(self):
+        still = np.repeat(frame(3)[..., None], 3, axis=2)
+        with pytest.raises(NoDefectError, match="no visible speed"):
+            add_defect(still, np.random.default_rng(0), kind="speed", texture=still)
+
+    def test_training_draws(self, config):
+        kinds = {"data__synthetic": 1.0, "data__synthetic_kinds": ["speed"]}
+        data = build_data(config(model__head="discrepancy", loss__supervised="focal", **kinds), NORMALISE)
+        normal = build_data(config(), NORMALISE).train
+        for draw in range(16):  # also of frames without a past, which get another kind
+            image, mask, label = data.train.drawn(draw)
+            assert label == 1 and mask.any()
+            assert (image != normal.pixels(draw % 8)).any(2)[mask == 1].all()
+            again = data.train.drawn(draw)
+            assert np.array_equal(again[0], image) and np.array_equal(again[1], mask)
+
+
+def test_train_and_predict(ped2, tmp_path, capsys):
+    words = ["--config", str(ROOT / "configs/ped2.yaml"), "--data-root", str(ped2), "--flavor", "tuned"]
+    words += ["--backbone", "tf_efficientnet_lite0", "--device", "cpu", "--precision", "fp32", "--quiet"]
+    words += ["--iterations", "2", "--output", str(tmp_path / "runs"), "--name", "run"]
+    for setting in (
+        "model.random_weights=true", "data.image_size=64", "data.motion=1", "train.batch_size=2",
+        "data.synthetic_kinds=[speed,cut]",
+    ):  # fmt: skip
+        words += ["--set", setting]
+    assert run_command(train_command.main, words) == 0
+    folder = next((tmp_path / "runs").rglob("run"))
+    out = tmp_path / "out"
+    words = ["--checkpoint", str(folder), str(ped2 / "Test/Test001"), "--output", str(out), "--quiet"]
+    assert run_command(predict_command.main, [*words, "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert "micro" in captured.out
+
+    def scores(path):
+        lines = [line.split(",") for line in path.read_text().splitlines()]
+        place = lines[0].index("score")
+        return [float(line[place]) for line in lines[1:]]
+
+    assert scores(out / "scores.csv") == pytest.approx(scores(folder / "scores.csv")[:4], rel=1e-4)
