@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def memory_bank(spec: Spec) -> Built:
 
 
 def start(spec: Spec) -> Built:
-    """train.py up to its first step, as a command, on `count` PNG files of size x size."""
+    """train.py up to the end of its first step, as a command, on `count` PNG files of size x size."""
     folder = tempfile.TemporaryDirectory(prefix="uninet-benchmark-")
     root, rng = Path(folder.name), np.random.default_rng(0)
     for i in range(spec.count + 1):  # one to test on
@@ -138,10 +139,20 @@ def start(spec: Spec) -> Built:
     ]
     command += ["--set", "data.calibration_fraction=0"]  # images that are scored afterwards
     command += ["--iterations", "1", "--eval", "none", "--quiet", "--overwrite", "--device", spec.device]
-    command += ["--precision", spec.precision, "--output", str(root / "runs")]
+    command += ["--precision", spec.precision, "--set", "train.log_every=1", "--output", str(root / "runs")]
 
-    def run(kept: object = folder) -> None:  # the images are removed with the workload
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    def run(kept: object = folder) -> Reply:  # the images are removed with the workload
+        for log in (root / "runs").rglob("log.jsonl"):
+            log.unlink()
+        began, first = time.perf_counter(), None
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
+        while process.poll() is None:  # the checkpoint at the end is not waited for
+            time.sleep(0.02)
+            if first is None and any(log.stat().st_size for log in (root / "runs").rglob("log.jsonl")):
+                first = time.perf_counter() - began
+        if process.returncode or first is None:
+            raise RuntimeError(f"train.py ended with code {process.returncode} before its first step")
+        return {"seconds": first}
 
     return run, Operations()
 
