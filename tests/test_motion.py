@@ -16,8 +16,10 @@ from datasets.samples import DatasetError, Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
 from datasets.transforms import Normalise
 from datasets.video import with_motion
+from utils.checkpoint import Checkpoint
 from utils.cli import run_command
 from utils.config import ConfigError
+from utils.exporting import describe
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SIDE, SPEED = 64, 3
@@ -142,6 +144,12 @@ class TestDefects:
             assert (image != normal.pixels(draw % 8)).any(2)[mask == 1].all()
             again = data.train.drawn(draw)
             assert np.array_equal(again[0], image) and np.array_equal(again[1], mask)
+
+
+def test_an_exported_model_says_what_its_planes_are(config):
+    state = Checkpoint(config(data__motion=2), {}, 1)
+    assert describe(state)["planes"].startswith("grey: the pictures 4 and 2 before")
+    assert "planes" not in describe(Checkpoint(config(data__motion=0, data__validation_kinds=None), {}, 1))
 
 
 def test_train_and_predict(ped2, tmp_path, capsys):

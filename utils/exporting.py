@@ -69,6 +69,8 @@ def describe(state: Checkpoint) -> dict[str, str]:
         "config": json.dumps(state.config.to_dict()),
         "code": git_sha(),
     }
+    if data.motion:
+        about["planes"] = f"grey: the pictures {2 * data.motion} and {data.motion} before, and the one judged"
     if state.calibration:
         about["calibration"] = json.dumps(state.calibration)
         about["p_value"] = "(1 + number of calibration.scores >= score) / (1 + number of calibration.scores)"
