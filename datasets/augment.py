@@ -38,19 +38,6 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
     return warped
 
 
-def change_light(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Each image with another brightness and contrast, as under another lamp; masks stay.
-
-    Contrast by a factor of 0.8 to 1.25 about the image's own mean, then brighter or darker by up to 0.2 (of
-    the normalised values; 26 grey levels where the standard deviation is 0.5).
-    """
-    count = len(batch["image"])
-    contrast = torch.tensor(1.25 ** rng.uniform(-1, 1, (count, 1, 1, 1))).to(batch["image"])
-    shift = torch.tensor(rng.uniform(-0.2, 0.2, (count, 1, 1, 1))).to(batch["image"])
-    mean = batch["image"].mean(dim=(1, 2, 3), keepdim=True)
-    return batch | {"image": contrast * (batch["image"] - mean) + mean + shift}
-
-
 def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:
     """One square of `side` pixels of each image, anywhere in it, and of its mask alike.
 

@@ -57,7 +57,7 @@ class DataConfig:
     synthetic: float = field(metadata=_number(0, 1))
     synthetic_kinds: tuple[Literal["texture", "scratch", "stain", "cut", "speed", "zoom"], ...]
     validation_kinds: tuple[Literal["texture", "scratch", "stain", "cut", "speed", "zoom"], ...] | None
-    augment: Literal["none", "flip-rotate", "light"]
+    augment: Literal["none", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
     motion: int = field(metadata=_number(0, 1000))
     test_name: str | None
