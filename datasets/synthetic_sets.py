@@ -79,7 +79,7 @@ class SyntheticTraining(ImageSet):
         times, at, planes = int(rng.integers(2, 6)), index, [self.pixels(index)[..., 2]]
         for _ in range(2):
             for _ in range(times):
-                at = self._places.get(self.samples[at].earlier[-1], at)
+                at = min(at, self._places.get(self.samples[at].earlier[-1], at))  # not forwards
             planes.append(self.pixels(at)[..., 2])
         return np.stack(planes[::-1], axis=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,14 +69,17 @@ def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
     """Grey frames with the frames 2 and 1 times `step` earlier in their clip as red and green plane.
 
     What stands still stays grey, what moves gets coloured fringes as wide as its way: speed becomes something
-    that a frozen teacher sees. Near the start of a clip its first frame stands in.
+    that a frozen teacher sees. Time is mirrored at the start of a clip, so that its first frames, too, show
+    motion: frame 0 has the frames 2 and 1 times `step` later.
     """
     clips: dict[str, list[Path]] = {}
-    found = []
     for sample in samples:
-        clip = clips.setdefault(sample.group, [])
-        clip.append(sample.path)
-        places = (max(0, len(clip) - 1 - back * step) for back in (2, 1))
+        clips.setdefault(sample.group, []).append(sample.path)
+    seen, found = Counter(), []
+    for sample in samples:
+        clip, place = clips[sample.group], seen[sample.group]
+        seen[sample.group] += 1
+        places = (min(abs(place - back * step), len(clip) - 1) for back in (2, 1))
         found.append(replace(sample, earlier=tuple(clip[i] for i in places)))
     return found
 
