@@ -45,8 +45,9 @@ def add_defect(
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind is {kind!r}; choose one of {', '.join(kinds)}, or None to draw one")
     kind = kind or DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
-    make = {"texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut}
-    make = (make | {"speed": _speed, "zoom": _zoom})[kind]
+    make = {
+        "texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut, "speed": _speed, "zoom": _zoom
+    }[kind]  # fmt: skip
     scene = _look_at(image, image[..., ::-1] if texture is None else texture)
     if kind in MOTION_KINDS:
         scene = scene._replace(deviation=_motion(scene, kind), foreground=np.ones_like(scene.foreground))

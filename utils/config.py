@@ -34,6 +34,9 @@ def _number(low: float, high: float) -> dict[str, float]:
     return {"low": low, "high": high}
 
 
+DefectKind = Literal["texture", "scratch", "stain", "cut", "speed", "zoom"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What is read, at which size, and what is held out. `image_size` is (height, width) in pixels, of whole
@@ -55,8 +58,8 @@ class DataConfig:
     moved_anomalies: int = field(metadata=_number(0, 10**9))
     anomaly_repeats: int = field(metadata=_number(1, 1000))
     synthetic: float = field(metadata=_number(0, 1))
-    synthetic_kinds: tuple[Literal["texture", "scratch", "stain", "cut", "speed", "zoom"], ...]
-    validation_kinds: tuple[Literal["texture", "scratch", "stain", "cut", "speed", "zoom"], ...] | None
+    synthetic_kinds: tuple[DefectKind, ...]
+    validation_kinds: tuple[DefectKind, ...] | None
     augment: Literal["none", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
     motion: int = field(metadata=_number(0, 1000))
