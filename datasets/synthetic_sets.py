@@ -75,13 +75,22 @@ class SyntheticTraining(ImageSet):
         return image, mask, label
 
     def _faster(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """The frame with its earlier planes two to five times as far back, as far as the clip goes."""
+        """The frame with its earlier planes two to five times as far back, as far as the clip goes.
+
+        At the start of a clip, where the other planes are later, the frame as it is.
+        """
+        if self._before(index) == index:
+            return self.pixels(index)
         times, at, planes = int(rng.integers(2, 6)), index, [self.pixels(index)[..., 2]]
         for _ in range(2):
             for _ in range(times):
-                at = min(at, self._places.get(self.samples[at].earlier[-1], at))  # not forwards
+                at = self._before(at)
             planes.append(self.pixels(at)[..., 2])
         return np.stack(planes[::-1], axis=2)
+
+    def _before(self, index: int) -> int:
+        """The set's place of the frame one step earlier, its own where that is not there."""
+        return min(index, self._places.get(self.samples[index].earlier[-1], index))
 
 
 def _drawn_defect(

@@ -69,8 +69,8 @@ def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
     """Grey frames with the frames 2 and 1 times `step` earlier in their clip as red and green plane.
 
     What stands still stays grey, what moves gets coloured fringes as wide as its way: speed becomes something
-    that a frozen teacher sees. Time is mirrored at the start of a clip, so that its first frames, too, show
-    motion: frame 0 has the frames 2 and 1 times `step` later.
+    that a frozen teacher sees. The first 2 `step` frames of a clip take the frames that are as much later:
+    motion backwards.
     """
     clips: dict[str, list[Path]] = {}
     for sample in samples:
@@ -79,7 +79,8 @@ def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
     for sample in samples:
         clip, place = clips[sample.group], seen[sample.group]
         seen[sample.group] += 1
-        places = (min(abs(place - back * step), len(clip) - 1) for back in (2, 1))
+        towards = -step if place >= 2 * step else step
+        places = (min(max(place + n * towards, 0), len(clip) - 1) for n in (2, 1))
         found.append(replace(sample, earlier=tuple(clip[i] for i in places)))
     return found
 

@@ -64,10 +64,10 @@ class TestPlanes:
             Sample(ROOT / f"{clip}{i}", 0, None, "v", "train", "", clip) for clip in "ab" for i in range(4)
         ]
         found = [[p.name for p in s.earlier] for s in with_motion(samples, 1)]
-        places = ((2, 1), (1, 0), (0, 1), (1, 2))  # mirrored at the start
+        places = ((2, 1), (3, 2), (0, 1), (1, 2))  # backwards at the start
         assert found == [[f"{clip}{i}", f"{clip}{j}"] for clip in "ab" for i, j in places]
         found = [[p.name for p in s.earlier] for s in with_motion(samples, 2)][:4]
-        assert found == [["a3", "a2"], ["a3", "a1"], ["a2", "a0"], ["a1", "a1"]]
+        assert found == [["a3", "a2"], ["a3", "a3"], ["a3", "a3"], ["a3", "a3"]]
         assert with_motion(samples[:1], 2)[0].earlier == (samples[0].path,) * 2
 
     def test_pixels(self, config):
@@ -95,7 +95,7 @@ class TestPlanes:
         (ped2 / "Train/Train001/001.tif").write_bytes(b"broken")
         data = build_data(config(data__skip_unreadable=True), NORMALISE)
         kept = [s.path.name for s in data.train.samples if s.group == "Train001"]
-        assert kept == ["004.tif"] and len(data.skipped) == 1
+        assert kept == ["002.tif", "004.tif"] and len(data.skipped) == 1
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -146,6 +146,20 @@ class TestDefects:
             assert (image != normal.pixels(draw % 8)).any(2)[mask == 1].all()
             again = data.train.drawn(draw)
             assert np.array_equal(again[0], image) and np.array_equal(again[1], mask)
+
+    def test_faster_is_what_its_name_says(self, config):
+        kinds = {"data__synthetic": 1.0, "data__synthetic_kinds": ["speed"]}
+        data = build_data(
+            config(model__head="discrepancy", loss__supervised="focal", **kinds), NORMALISE
+        ).train
+        grey = [cv2.resize(frame(i), (64, 64)) for i in range(4)]
+        for index, places in (
+            (3, (1, 1, 3)),
+            (2, (1, 1, 2)),
+            (1, (3, 2, 1)),
+        ):  # the clip's first two look forward
+            found = data._faster(index, np.random.default_rng(0))
+            assert np.array_equal(found, np.stack([grey[i] for i in places], axis=2))
 
 
 def test_an_exported_model_says_what_its_planes_are(config):
