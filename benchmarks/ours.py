@@ -40,9 +40,9 @@ def train(spec: Spec) -> Built:
     batch = {"image": images(spec).contiguous(memory_format=torch.channels_last)}
     batch["label"] = torch.zeros(spec.batch, dtype=torch.long, device=device)
 
-    def step() -> None:
+    def step(images: dict[str, torch.Tensor] = batch) -> None:
         with autocast(device, spec.precision):
-            loss = net.loss(batch, 0.5)["total"]
+            loss = net.loss(images, 0.5)["total"]
         assert torch.isfinite(loss)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -50,9 +50,12 @@ def train(spec: Spec) -> Built:
         schedule.step()
 
     levels = list(zip(net.info.channels, net.info.strides, strict=True))
-    counted = convolutions(step) + similarity_of_step(spec.batch, spec.size, levels)
+    one = {name: value[:1] for name, value in batch.items()}
+    counted = Operations(convolution=spec.batch * convolutions(lambda: step(one)).convolution)
+    counted += similarity_of_step(spec.batch, spec.size, levels)
     if spec.row == "recompute":  # after counting: the limit stays that of the plain step
         recompute_activations(net)
+    step()
     return step, counted
 
 
