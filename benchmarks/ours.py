@@ -40,9 +40,9 @@ def train(spec: Spec) -> Built:
     batch = {"image": images(spec).contiguous(memory_format=torch.channels_last)}
     batch["label"] = torch.zeros(spec.batch, dtype=torch.long, device=device)
 
-    def step(images: dict[str, torch.Tensor] = batch) -> None:
+    def step(seen: dict[str, torch.Tensor] = batch) -> None:
         with autocast(device, spec.precision):
-            loss = net.loss(images, 0.5)["total"]
+            loss = net.loss(seen, 0.5)["total"]
         assert torch.isfinite(loss)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -53,11 +53,9 @@ class ImageSet(Dataset):
 
     def _decoded(self, index: int) -> np.ndarray:
         sample = self.samples[index]
-        return (
-            self.decode.planes([*sample.earlier, sample.path])
-            if sample.earlier
-            else self.decode.image(sample.path)
-        )
+        if sample.earlier:
+            return self.decode.planes([*sample.earlier, sample.path])
+        return self.decode.image(sample.path)
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint8 in {0, 1}; zero for a normal image."""

@@ -74,7 +74,7 @@ def test_less_is_kept(make_config):
 
 
 def test_the_command_trains_the_same(mvtec_like, tmp_path):
-    """Through train.py, with an augmented teacher, clipping and a checkpoint."""
+    """Through train.py, with synthetic defects, clipping and a checkpoint."""
     states = []
     for name in ("false", "true"):
         words = ["--data-root", str(mvtec_like), "--category", "part", "--iterations", "2", "--quiet"]
