@@ -51,17 +51,12 @@ class DiscrepancyHead(nn.Module):
 
     What it sees is the summands of the cosine: products of both features, each of length 1 along channels,
     times C. Their sum is all that a distance map keeps; which of them are small tells more (as in DeSTSeg,
-    Zhang et al., CVPR 2023). With `teacher` it sees the teacher's features as well, of length sqrt(C): what
-    is there, beside how it was restored. Each level is mixed to `width` channels, brought to the finest size,
-    and added.
+    Zhang et al., CVPR 2023). Each level is mixed to `width` channels, brought to the finest size, and added.
     """
 
-    def __init__(
-        self, channels: Sequence[int], *, teacher: bool = False, width: int = 64, rare: float = -3.0
-    ) -> None:
+    def __init__(self, channels: Sequence[int], *, width: int = 64, rare: float = -3.0) -> None:
         super().__init__()
-        self.teacher = teacher
-        self.mix = nn.ModuleList(nn.Conv2d(c * (1 + teacher), width, 1, bias=False) for c in channels)
+        self.mix = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
         self.norm = nn.BatchNorm2d(width)
         self.body = nn.Sequential(
             nn.ReLU(), conv_bn(width, width, 3), nn.ReLU(), conv_bn(width, width, 3), nn.ReLU()
@@ -75,8 +70,7 @@ class DiscrepancyHead(nn.Module):
         with torch.autocast(teachers[0].device.type, enabled=False):  # small differences of large numbers
             for mix, teacher, student in zip(self.mix, teachers, students, strict=True):
                 t, s = F.normalize(teacher.float(), dim=1), F.normalize(student.float(), dim=1)
-                seen = [t * s * t.shape[1]] + [t * t.shape[1] ** 0.5] * self.teacher
-                mixed = mix(torch.cat(seen, dim=1))
+                mixed = mix(t * s * teacher.shape[1])
                 total = total + F.interpolate(mixed, size=size, mode="bilinear", align_corners=False)
             return self.out(self.body(self.norm(total)))
 

@@ -253,7 +253,7 @@ def build_heads(info: BackboneInfo, config: ModelConfig) -> nn.ModuleList:
     if config.head == "frame":
         return nn.ModuleList([FrameHead(info.channels[0], info.strides[0])])
     if config.head == "discrepancy":
-        return nn.ModuleList([DiscrepancyHead(info.channels, teacher=config.head_teacher)])
+        return nn.ModuleList([DiscrepancyHead(info.channels)])
     kinds = {"label": partial(LabelHead, share=config.head_share), "mask": MaskHead}
     levels = 1 if config.head_levels == "finest" else max(1, len(info.channels) - 1)
     return nn.ModuleList(kinds[config.head](c) for c in info.channels[:levels] if config.head in kinds)

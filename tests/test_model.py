@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -260,6 +261,19 @@ class TestDecision:
         t, s = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
         expected = 1 - (t[0, :, 1, 0] @ s[0, :, 1, 0]) / (t[0, :, 1, 0].norm() * s[0, :, 1, 0].norm())
         assert distance_map(t, s)[0, 1, 0].item() == pytest.approx(expected.item(), abs=1e-6)
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_distance_map_is_one_minus_torchs_cosine(self, layout):
+        t, s = (torch.randn(2, 24, 5, 7).contiguous(memory_format=layout) for _ in range(2))
+        t[0, :, 0, 0], s[1, :, 2, 3], t[0, :, 1, 1] = (
+            0,
+            0,
+            s[0, :, 1, 1] * 100,
+        )  # nothing to compare, and the same
+        expected = 1 - F.cosine_similarity(t.double(), s.double(), dim=1)
+        found = distance_map(t, s)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+        assert found[0, 0, 0] == 1 and found[1, 2, 3] == 1 and abs(found[0, 1, 1]) < 1e-6
 
 
 class TestFeatureScale:

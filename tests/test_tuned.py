@@ -98,21 +98,8 @@ class TestDiscrepancyHead:
         coarse = F.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=False)
         torch.testing.assert_close(seen[0], fine + coarse)
 
-    def test_the_teacher_beside_the_products(self):
-        """Mixing weights without the products give the sum of the teacher's features of length sqrt(C)."""
-        head = DiscrepancyHead((4,), width=1, teacher=True)
-        weight = torch.tensor([0.0] * 4 + [1.0] * 4)
-        head.mix[0].weight.data = weight.view(1, 8, 1, 1)
-        teacher, student = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-        seen = []
-        head.norm.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-        head([teacher], [student])
-        expected = 2 * teacher.sum(dim=1, keepdim=True) / teacher.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(seen[0], expected)
-
-    @pytest.mark.parametrize("teacher", [False, True])
-    def test_scale_of_the_features_does_not_matter(self, teacher):
-        head = DiscrepancyHead((4, 6), teacher=teacher).eval()
+    def test_scale_of_the_features_does_not_matter(self):
+        head = DiscrepancyHead((4, 6)).eval()
         teachers, students = ([torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)] for _ in range(2))
         torch.testing.assert_close(head(teachers, students), head([7 * t for t in teachers], students))
 

@@ -101,7 +101,6 @@ class ModelConfig:
     head: Literal["none", "label", "mask", "discrepancy", "frame"]
     head_levels: Literal["n-1", "finest"]
     head_share: float = field(metadata=_number(0, 1))
-    head_teacher: bool
     skips: bool
     bank_fraction: float = field(metadata=_number(1e-6, 1))
 
