@@ -64,7 +64,7 @@ ROWS = (
     ),
     Row(
         "start", "start of training, 320 images of 1024x1024", Spec("start", size=1024, count=320),
-        "20 s", ("paper",), limited=False, peer=False,
+        "20 s", ("paper",), limited=False, peer=False, bf16=True,
     ),
 )  # fmt: skip
 

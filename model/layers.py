@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that keeps the size (divided by the stride); the map may be smaller than the kernel.
+
+    Rows and columns of the kernel that then see nothing but padding are left out, which changes no result:
+    oneDNN leaves their gradient unset in bf16 where it should be zero (torch 2.14, 7 x 7 on 2 x 2).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
+        top, left = (max(0, p + 1 - n) for p, n in zip(self.padding, x.shape[2:], strict=True))
+        if not top and not left:
+            return super().forward(x)
+        height, width = self.kernel_size
+        weight = self.weight[:, :, top : height - top, left : width - left]
+        padding = self.padding[0] - top, self.padding[1] - left
+        return F.conv2d(x, weight, self.bias, self.stride, padding)
 
 
 def conv_bn(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, bias: bool = False
 ) -> nn.Sequential:
     """A convolution that keeps the size (divided by the stride) and its batch norm."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    conv = SameConv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 

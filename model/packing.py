@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from model.bottleneck import MEM, PlainBlock
+from model.layers import SameConv2d
 
 _log = logging.getLogger("uninet")
 TRACED = (MEM, PlainBlock, nn.Sequential)  # parts of ours; all take one feature map
@@ -92,8 +93,12 @@ def pack_convolutions(model: nn.Module, *, precision: str) -> nn.Module:
 
 def _replace(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
-        # exact type: timm's subclasses pad in their own way
-        if type(child) is nn.Conv2d and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+        # exact types: timm's subclasses pad in their own way
+        if (
+            type(child) in (nn.Conv2d, SameConv2d)
+            and child.padding_mode == "zeros"
+            and not isinstance(child.padding, str)
+        ):
             setattr(module, name, PackedConv2d(child))
         else:
             _replace(child)
