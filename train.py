@@ -264,11 +264,11 @@ def optimise(run: Run) -> float:
         with autocast(device, train.precision):
             parts = loss(batch, step / train.iterations)
         stop_if_not_finite(run, parts, host_batch, step)
-        optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
         if config.optim.grad_clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # here, so that the next forward pass need not hold them
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         schedule.step()
 

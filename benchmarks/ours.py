@@ -44,9 +44,9 @@ def train(spec: Spec) -> Built:
         with autocast(device, spec.precision):
             loss = net.loss(seen, 0.5)["total"]
         assert torch.isfinite(loss)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         schedule.step()
 
     levels = list(zip(net.info.channels, net.info.strides, strict=True))

@@ -32,9 +32,7 @@ class Prediction:
 
 def distance_map(teacher: Tensor, student: Tensor) -> Tensor:
     """1 - cosine along channels (Eq. 1 at each position): two (B, C, H, W) to (B, H, W) in [0, 2]."""
-    t, s = (x.float().permute(0, 2, 3, 1) for x in (teacher, student))
-    lengths = t.norm(dim=-1).clamp(min=1e-8) * s.norm(dim=-1).clamp(min=1e-8)
-    return 1 - (t * s).sum(dim=-1) / lengths  # as F.cosine_similarity, in a tenth of its time
+    return 1 - F.cosine_similarity(teacher.float(), student.float(), dim=1)
 
 
 def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: float) -> Tensor:

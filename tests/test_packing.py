@@ -1,18 +1,15 @@
 """Packed convolutions give what plain ones give; freed memory stays with the process."""
 
-import copy
 import subprocess
 import sys
 
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
 from conftest import ROOT
 from torch import nn
 
 from model import build_model
-from model.layers import fold_batch_norms
+from model.layers import SameConv2d
 from model.packing import PackedConv2d, pack_convolutions
 
 NEEDS_ONEDNN = pytest.mark.skipif(
@@ -62,94 +59,7 @@ def test_a_deployed_model_predicts_the_same(make_config, name):
             expected, found = plain.predict(batch), packed.predict(batch)
             torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-4)
-
-
-class _Residual(nn.Module):
-    """Sums, ReLUs and uses of a convolution's output as blocks have them, and as none should have them."""
-
-    def __init__(self, kind):
-        super().__init__()
-        self.kind, self.norm = kind, nn.Identity()
-        self.a, self.b, self.c = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-
-    def forward(self, x):
-        first = F.relu(self.norm(self.a(x)))
-        if self.kind == "sum of input":
-            return F.relu(self.b(first) + x)
-        if self.kind == "sum of two convolutions":
-            y = self.norm(self.b(first))
-            y += self.c(x)
-            return F.relu(y)
-        if self.kind == "sum with what is computed later":
-            y = self.b(first)
-            return F.relu(y + torch.tanh(x))
-        if self.kind == "sum with itself":
-            y = self.b(first)
-            return F.relu(y + y)
-        if self.kind == "used before and after ReLU":
-            y = self.b(first)
-            return F.relu(y) - y
-        if self.kind == "used before and after the sum":
-            y = self.b(first)
-            return F.relu(y + x) * y
-        if self.kind == "no ReLU":
-            return self.b(first) + x
-        if self.kind == "called twice":
-            return F.relu(self.b(self.b(first)))
-        assert self.kind == "a sum that widens"
-        return F.relu(self.b(first.mean((2, 3), keepdim=True)) + x)
-
-
-@NEEDS_ONEDNN
-@pytest.mark.parametrize(
-    ("kind", "left"),  # sums and ReLUs that stay operations of their own
-    [
-        ("sum of input", 0),
-        ("sum with what is computed later", 2),
-        ("sum with itself", 2),
-        ("used before and after ReLU", 1),
-        ("used before and after the sum", 2),
-        ("no ReLU", 0),
-        ("called twice", 1),
-        ("sum of two convolutions", 0),
-        ("a sum that widens", 0),  # done by the convolution, in steps
-    ],
-)
-def test_sums_and_relus_join_the_convolution_where_they_can(kind, left):
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Sequential(_Residual(kind))).eval().requires_grad_(False)
-    packed = pack_convolutions(copy.deepcopy(plain), precision="fp32")
-    x = torch.randn(2, 4, 9, 9).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        torch.testing.assert_close(packed(x), plain(x), rtol=1e-5, atol=1e-5)
-    names = [str(getattr(n.target, "__name__", n.target)) for n in packed[0].graph.nodes]
-    assert sum(name in ("relu", "add", "iadd") for name in names) == left, names
-
-
-@NEEDS_ONEDNN
-@pytest.mark.parametrize(
-    ("name", "is_fused"),
-    [
-        ("resnet18", True),
-        ("wide_resnet50_2", True),
-        ("tf_efficientnet_lite0", True),
-        ("convnext_atto", False),
-        ("swin_tiny_patch4_window7_224", False),
-    ],
-)
-def test_features_of_any_backbone_stay(name, is_fused):
-    torch.manual_seed(0)
-    size = 224 if "224" in name else 64
-    net = timm.create_model(name, features_only=True, pretrained=False).eval().requires_grad_(False)
-    plain = nn.Sequential()
-    plain.net = net
-    fold_batch_norms(plain)
-    packed = pack_convolutions(copy.deepcopy(plain), precision="fp32")
-    assert sum(p.then[0] != "none" for p in packed.modules() if isinstance(p, PackedConv2d)) >= is_fused * 10
-    x = torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        for found, expected in zip(packed.net(x), plain.net(x), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+    assert not any(isinstance(module, SameConv2d) for module in packed.modules())
 
 
 def test_a_model_that_still_learns_is_left_alone():
