@@ -265,11 +265,8 @@ class TestDecision:
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     def test_distance_map_is_one_minus_torchs_cosine(self, layout):
         t, s = (torch.randn(2, 24, 5, 7).contiguous(memory_format=layout) for _ in range(2))
-        t[0, :, 0, 0], s[1, :, 2, 3], t[0, :, 1, 1] = (
-            0,
-            0,
-            s[0, :, 1, 1] * 100,
-        )  # nothing to compare, and the same
+        t[0, :, 0, 0] = s[1, :, 2, 3] = 0  # nothing to compare
+        t[0, :, 1, 1] = 100 * s[0, :, 1, 1]  # the same direction
         expected = 1 - F.cosine_similarity(t.double(), s.double(), dim=1)
         found = distance_map(t, s)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
