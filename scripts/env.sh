@@ -12,9 +12,32 @@ prepare() {
         source .venv/bin/activate
         stamp=".venv/.$(cat requirements*.txt | cksum | cut -d' ' -f1)-"
         if [[ ! -f "$stamp$requirements" && ! -f "${stamp}requirements-dev.txt" ]]; then  # the latter holds the former
-            echo "installing $requirements into .venv (PyTorch: some minutes, about 6 GB) ..." >&2
-            python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+            install_requirements "$requirements"
             touch "$stamp$requirements"
         fi
     fi
 }
+
+install_requirements() {
+    local requirements=$1 cpu_index=https://download.pytorch.org/whl/cpu index=() size="about 6 GB" unpack=${TMPDIR:-/tmp}
+    # PyPI's PyTorch for Linux brings CUDA; without an NVIDIA driver a third of the size does.
+    if [[ "$(uname -s)" == Linux ]] && ! command -v nvidia-smi >/dev/null && [[ ! -e /proc/driver/nvidia ]] \
+        && python -c "import urllib.request as r; r.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null; then
+        index=(--extra-index-url "$cpu_index") size="about 2 GB"
+    fi
+    # pip unpacks gigabytes before it installs them, and /tmp is often small or in memory
+    if (($(free_mib "$unpack") < $(free_mib .))); then
+        unpack=$PWD/.venv/tmp
+        mkdir -p "$unpack"
+    fi
+    echo "installing $requirements into .venv (PyTorch: some minutes, $size) ..." >&2
+    if ! TMPDIR=$unpack python -m pip install --quiet --disable-pip-version-check ${index[@]+"${index[@]}"} -r "$requirements"; then
+        echo "error: installing $requirements failed, pip's message is above; it takes $size in $PWD/.venv" \
+            "($(free_mib .) MiB left), half as much for a while in $unpack ($(free_mib "$unpack") MiB left)." \
+            "Run the script again, or activate an environment that has the requirements." >&2
+        exit 1
+    fi
+    rm -rf .venv/tmp
+}
+
+free_mib() { df -Pm "$1" | awk 'NR == 2 { print $4 }'; }
