@@ -12,7 +12,7 @@ from protocol import Reply, Spec, Workload, wait
 from shapes import configuration, uninet
 from torch import Tensor, nn
 
-from losses.total import Pair, uninet_loss
+from losses.total import uninet_loss
 from model.decision import distance_map
 from model.packing import pack_convolutions
 from utils.device import autocast
@@ -43,8 +43,7 @@ def train_stages(spec: Spec) -> Counted:
             net.teachers.source(batch)
 
     def losses() -> None:
-        selected = [Pair(t.float(), net.dfs(s.float(), t.float(), i)) for i, t, s in learning]
-        uninet_loss(selected, net.loss_config)["total"].backward()
+        uninet_loss([net.selected(*pair) for pair in learning], net.loss_config)["total"].backward()
 
     def optimise() -> None:
         optimizer.step()

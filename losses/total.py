@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import Tensor
 
+from losses.formed import gradients_formed
 from losses.kd import cosine_distance
 from losses.similarity import Diagonal, contrastive_loss, margin_loss, matched_similarity, normal_positions
 from utils.config import LossConfig
@@ -14,10 +16,16 @@ from utils.config import LossConfig
 
 @dataclass
 class Pair:
-    """A teacher feature and the selected student feature (F_S)^P that restores it, both (B, C, H, W)."""
+    """A teacher feature and the student feature that restores it, both (B, C, H, W).
+
+    select: student and teacher to the selected student feature (F_S)^P; None: F_S itself.
+    learnt: the parameters that `select` uses.
+    """
 
     teacher: Tensor
     student: Tensor
+    select: Callable[[Tensor, Tensor], Tensor] | None = None
+    learnt: tuple[Tensor, ...] = ()
 
 
 def uninet_loss(
@@ -35,34 +43,55 @@ def uninet_loss(
     2n pairs; `released` sums over pairs. `kd_anomalous: false` keeps anomalous positions out of L_KD, so
     that the student does not learn to restore them. `kd_hardest` below 1 averages L_KD over the hardest
     positions alone, all of them at `progress` 0 and that share from `kd_hardest_from` on. Computed in float32
-    whatever the model's precision.
+    whatever the model's precision. The gradients of a pair are formed with its terms, before the next pair's.
 
     seen: takes the similarity diagonal of each pair, for curves.
 
     Returns:
-        kd, sc, m (before weighting) and total.
+        kd, sc, m (before weighting) and total, the one that has a gradient.
     """
     levels = len(pairs) // 2 if config.pairs == "both" else len(pairs)
+    divisor = levels if config.reduction == "paper" else 1
     hardest = 1 - (1 - config.kd_hardest) * min(1.0, progress / config.kd_hardest_from)
-    kd, sc, m = (pairs[0].teacher.new_zeros((), dtype=torch.float32) for _ in range(3))
+    parts = {"kd": 0, "sc": 0, "m": 0, "total": 0}
+
+    def of_pair(pair: Pair, teacher: Tensor, student: Tensor, *_: Tensor) -> Tensor:
+        teacher, student = teacher.float(), student.float()
+        selected = student if pair.select is None else pair.select(student, teacher)
+        kd, sc, m = _terms(teacher, selected, config, label=label, mask=mask, hardest=hardest, seen=seen)
+        sc, m = sc / divisor, m / divisor
+        for name, value in {"kd": kd, "sc": sc, "m": m}.items():
+            parts[name] = parts[name] + value.detach()
+        return config.kd_weight * kd + (1 - config.kd_weight) * sc + m
+
     for pair in pairs:
-        teacher, student = pair.teacher.float(), pair.student.float()
-        normal = normal_positions(teacher.shape[2:], label=label, mask=mask)
-        taught, restored = _stop(teacher, config.stop_grad_kd), None if config.kd_anomalous else normal
-        kd = kd + cosine_distance(taught, student, reading=config.kd, normal=restored, hardest=hardest)
-        if not (config.contrastive or config.margin):
-            continue
+        value = gradients_formed(partial(of_pair, pair), pair.teacher, pair.student, *pair.learnt)
+        parts["total"] = parts["total"] + value
+    return parts
+
+
+def _terms(
+    teacher: Tensor,
+    student: Tensor,
+    config: LossConfig,
+    *,
+    label: Tensor | None,
+    mask: Tensor | None,
+    hardest: float,
+    seen: list[Diagonal] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_KD, L_SC and L_M of one pair; those that are switched off are zero."""
+    normal = normal_positions(teacher.shape[2:], label=label, mask=mask)
+    taught, restored = _stop(teacher, config.stop_grad_kd), None if config.kd_anomalous else normal
+    kd = cosine_distance(taught, student, reading=config.kd, normal=restored, hardest=hardest)
+    sc = m = kd.new_zeros(())
+    if config.contrastive or config.margin:
         d = matched_similarity(student, _stop(teacher, config.stop_grad_similarity), config.temperature)
         if seen is not None:
             seen.append((d.detach(), normal))
-        if config.contrastive:
-            sc = sc + contrastive_loss(d, normal)
-        if config.margin:
-            m = m + margin_loss(d, config.tau, normal)
-    if config.reduction == "paper":
-        sc, m = sc / levels, m / levels
-    total = config.kd_weight * kd + (1 - config.kd_weight) * sc + m
-    return {"kd": kd, "sc": sc, "m": m, "total": total}
+        sc = contrastive_loss(d, normal) if config.contrastive else sc
+        m = margin_loss(d, config.tau, normal) if config.margin else m
+    return kd, sc, m
 
 
 def _stop(x: Tensor, stop: bool) -> Tensor:

@@ -123,10 +123,7 @@ class UniNet(nn.Module):
         wanted = {"both": pairs, "source": pairs[:n], "target": pairs[n:]}
         told = {self.loss_config.anomalous: batch.get(self.loss_config.anomalous)}
         with torch.autocast(images.device.type, enabled=False):
-            selected = [
-                Pair(teacher.float(), self.dfs(student.float(), teacher.float(), level))
-                for level, teacher, student in wanted[self.loss_config.pairs]
-            ]
+            selected = [self.selected(*pair) for pair in wanted[self.loss_config.pairs]]
             self.diagonals = []
             parts = uninet_loss(
                 selected,
@@ -141,6 +138,10 @@ class UniNet(nn.Module):
                 parts["head"] = supervised_loss([x.float() for x in outputs], truth, self.loss_config)
                 parts["total"] = parts["total"] + self.loss_config.head_weight * parts["head"]
         return parts
+
+    def selected(self, level: int, teacher: Tensor, student: Tensor) -> Pair:
+        """A pair of the losses, its student feature selected by DFS (Eq. 6)."""
+        return Pair(teacher, student, partial(self.dfs, level=level), (self.dfs.theta[level],))
 
     def diagnostics(self) -> dict[str, float]:
         """For curves, by level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of the last batch.

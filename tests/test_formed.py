@@ -1,0 +1,82 @@
+"""Gradients formed with the value: the plain call's, with less in memory."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from losses import total
+from losses.formed import gradients_formed
+from model import build_model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    mask[1, :, 20:40, 20:40] = 1
+    image = torch.randn(2, 3, 64, 64, generator=generator)
+    return {"image": image, "label": torch.tensor([0, 1]), "mask": mask}
+
+
+def gradients(model):
+    model.train().loss(batch(), 0.5)["total"].backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model__flavor": "paper", "loss__temperature": 0.1},
+        {"model__flavor": "released"},
+        {"model__flavor": "tuned"},
+        {"model__dfs_theta_map": "clamp_sigmoid", "model__dfs_stop_grad": False, "loss__anomalous": "mask"},
+    ],
+    ids=["paper", "released", "tuned", "mask"],
+)
+def test_every_gradient_of_a_step_is_that_of_a_plain_call(make_config, monkeypatch, settings):
+    formed = build_model(make_config(**settings), pretrained=False)
+    plain = copy.deepcopy(formed)
+    found = gradients(formed)
+    monkeypatch.setattr(total, "gradients_formed", lambda function, *inputs: function(*inputs))
+    expected = gradients(plain)
+    assert found.keys() == expected.keys() and len(found) > 20
+    if formed.config.dfs != "none":
+        assert any("theta" in name for name in found) == formed.dfs.theta[0].requires_grad
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+class TestGradientsFormed:
+    def test_known_answer_and_outer_factor(self):
+        x, factor = torch.tensor([1.0, 2.0], requires_grad=True), nn.Parameter(torch.tensor(3.0))
+        y = 2 * x  # no leaf
+        value = gradients_formed(lambda a, _: (factor * a.square()).sum(), y, factor)
+        (5 * value).backward()
+        assert value.item() == 60 and x.grad.tolist() == [120, 240] and factor.grad.item() == 100
+
+    def test_nothing_else_is_kept(self):
+        kept = []
+
+        def function(a):
+            middle = a.exp()
+            kept.append(weakref.ref(middle))
+            return middle.square().sum()  # needs `middle` for its gradient
+
+        x = torch.ones(3, requires_grad=True)
+        plain = function(2 * x)
+        assert kept[0]() is not None and plain.requires_grad
+        formed = gradients_formed(function, 2 * x)
+        assert kept[1]() is None and formed.requires_grad
+
+    def test_what_needs_no_gradient_gets_none(self):
+        x, y = torch.ones(2, requires_grad=True), torch.ones(2)
+        gradients_formed(lambda a, b: (a * b).sum(), x, y).backward()
+        assert x.grad.tolist() == [1, 1] and y.grad is None
+        unused = gradients_formed(lambda a, b: b.sum(), x, y)
+        x.grad = None
+        unused.backward()
+        assert x.grad is None
+        with torch.no_grad():
+            assert not gradients_formed(lambda a: a.sum(), x).requires_grad
