@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 SIDE, SQUARE = 40, 8
@@ -281,3 +282,12 @@ def write_polyp_originals(root: Path) -> Path:
     with (root / "sequences.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["frame", "sequence"], *rows])
     return root
+
+
+def labelled_batch() -> dict[str, torch.Tensor]:
+    """Two images 64 x 64, the second labelled anomalous with a square as its mask; the same each time."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    mask[1, :, 20:40, 20:40] = 1
+    image = torch.randn(2, 3, 64, 64, generator=generator)
+    return {"image": image, "label": torch.tensor([0, 1]), "mask": mask}

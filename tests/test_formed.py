@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from fixtures import labelled_batch
 from torch import nn
 
 from losses import total
@@ -12,16 +13,8 @@ from losses.formed import gradients_formed
 from model import build_model
 
 
-def batch():
-    generator = torch.Generator().manual_seed(3)
-    mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
-    mask[1, :, 20:40, 20:40] = 1
-    image = torch.randn(2, 3, 64, 64, generator=generator)
-    return {"image": image, "label": torch.tensor([0, 1]), "mask": mask}
-
-
 def gradients(model):
-    model.train().loss(batch(), 0.5)["total"].backward()
+    model.train().loss(labelled_batch(), 0.5)["total"].backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

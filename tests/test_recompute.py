@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fixtures import labelled_batch
 
 import train as train_command
 from model import build_model
@@ -18,21 +19,13 @@ SETTINGS = {
 }
 
 
-def batch():
-    generator = torch.Generator().manual_seed(3)
-    mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
-    mask[1, :, 20:40, 20:40] = 1
-    image = torch.randn(2, 3, 64, 64, generator=generator)
-    return {"image": image, "label": torch.tensor([0, 1]), "mask": mask}
-
-
 def trained(model, steps=2):
     """Losses of some steps, and the model after them."""
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
     for _ in range(steps):
-        loss = model.loss(batch(), 0.5)["total"]
+        loss = model.loss(labelled_batch(), 0.5)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -49,7 +42,7 @@ def kept_bytes(model):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model.train().loss(batch(), 0.5)
+        model.train().loss(labelled_batch(), 0.5)
     return sum(kept.values())
 
 
