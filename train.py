@@ -37,7 +37,14 @@ from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
 from utils.config import CONFIGS, Config, ConfigError, load_config
-from utils.device import autocast, choose_device, choose_precision, peak_memory_gb, seed_everything
+from utils.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    peak_memory_gb,
+    return_large_blocks,
+    seed_everything,
+)
 from utils.evaluation import (
     Scores,
     inputs_of,
@@ -110,6 +117,8 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     """Train the runs that the command line asks for, one after the other."""
     chosen = overrides(args)
     config = load_config(args.config, chosen)
+    if config.train.recompute:
+        return_large_blocks()
     one_model = config.model.setting in ("multi-class", "cross-dataset")
     with distributed.leader_first():
         dataset_root(config.data)  # the demo is written where it is missing

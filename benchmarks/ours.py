@@ -26,7 +26,7 @@ from stages import predict_stages, train_stages  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
 from model.packing import pack_convolutions  # noqa: E402
 from model.recompute import recompute_activations  # noqa: E402
-from utils.device import autocast, keep_freed_memory  # noqa: E402
+from utils.device import autocast, keep_freed_memory, return_large_blocks  # noqa: E402
 from utils.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
@@ -178,6 +178,8 @@ def build(spec: Spec) -> tuple[Workload, Reply]:
     torch.manual_seed(0)
     torch.set_num_threads(spec.threads)
     keep_freed_memory()  # as every command does
+    if spec.row == "recompute":
+        return_large_blocks()  # as train.py does
     if spec.row in STAGES:
         run, operations = STAGES[spec.row](spec)
         return run, {"stages": {name: vars(found) for name, found in operations.items()}}

@@ -27,11 +27,10 @@ class _Formed(torch.autograd.Function):
     def forward(ctx: FunctionCtx, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if not any(ctx.needs_input_grad):
             return function(*inputs)
-        # a leaf stays itself, as a module knows its parameters by identity
-        own = [x if x.is_leaf else x.detach().requires_grad_(x.requires_grad) for x in inputs]
-        learning = [x for x in own if x.requires_grad]
         with torch.enable_grad():
+            own = [_own(x) for x in inputs]
             value = function(*own)
+        learning = [x for x in own if x.requires_grad]
         found = [None] * len(learning)
         if value.requires_grad:
             found = torch.autograd.grad(value, learning, allow_unused=True)
@@ -44,3 +43,11 @@ class _Formed(torch.autograd.Function):
     def backward(ctx: FunctionCtx, outer: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         return None, *(None if g is None else g.mul_(outer) for g in gradients)
+
+
+def _own(x: Tensor) -> Tensor:
+    """Start a graph at x. A leaf stays itself, as a module knows its parameters by identity."""
+    if x.is_leaf or not x.requires_grad:
+        return x
+    start = x.detach().requires_grad_()
+    return start.view_as(start)  # hooks of modules, as a counter of operations sets them, refuse leaves here

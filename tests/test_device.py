@@ -1,9 +1,12 @@
 """Device and precision choices, learning-rate schedules."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import utils.device
 from utils.device import autocast, choose_device, choose_precision, seed_everything
@@ -64,3 +67,42 @@ def test_schedules(make_config):
     cosine = rates("cosine", warmup=10)
     assert cosine[:10] == pytest.approx([0.1 * k for k in range(1, 11)]) and cosine[10] == 1
     assert all(a > b for a, b in zip(cosine[10:], cosine[11:])) and cosine[-1] < 1e-3
+
+
+MEMORY = """
+import resource, sys, torch
+import utils.device
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20  # MiB
+told = getattr(utils.device, sys.argv[1])() if len(sys.argv) > 1 else True
+before = resident()
+blocks = [torch.empty(9 << 20).fill_(1) for _ in range(8)]  # 36 MiB each
+most = resident() - before
+del blocks
+held = resident() - before
+for _ in range(20):  # aligned blocks leave small gaps; it takes some rounds until one fits into an old one
+    torch.empty(1 << 24).fill_(1)
+start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.empty(1 << 24).fill_(1)
+print(int(told), most, held, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
+class TestMemory:
+    def seen(self, *how):
+        """MiB at most, MiB held after all is freed, page faults of later blocks."""
+        words = [sys.executable, "-c", MEMORY, *how]
+        found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        if found[0] == "0":
+            pytest.skip("this C library cannot be told")
+        return [int(x) for x in found[1:]]
+
+    def test_freed_memory_is_kept_and_used_again(self):
+        most, held, faults = self.seen("keep_freed_memory")
+        assert most > 280 and held > 250
+        assert faults * 20 < self.seen()[2]
+
+    def test_large_blocks_are_returned(self):
+        most, held, _ = self.seen("return_large_blocks")
+        assert most > 280 and held < 40

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fixtures import labelled_batch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from losses import total
 from losses.formed import gradients_formed
@@ -39,6 +40,14 @@ def test_every_gradient_of_a_step_is_that_of_a_plain_call(make_config, monkeypat
         assert any("theta" in name for name in found) == formed.dfs.theta[0].requires_grad
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
+
+
+def test_operations_of_a_step_can_be_counted(make_config):
+    """Counters put hooks on what modules are given, and torch refuses some of them inside a backward pass."""
+    model = build_model(make_config(model__flavor="paper"), pretrained=False)
+    with FlopCounterMode(display=False) as counter:
+        gradients(model)
+    assert counter.get_total_flops() > 1e8
 
 
 class TestGradientsFormed:

@@ -1,11 +1,7 @@
-"""Packed convolutions give what plain ones give; freed memory stays with the process."""
-
-import subprocess
-import sys
+"""Packed convolutions give what plain ones give."""
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 
 from model import build_model
@@ -73,28 +69,3 @@ def test_bf16_on_a_processor_without_it_is_left_alone(monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda there=there: there)
         net = pack_convolutions(nn.Sequential(nn.Conv2d(3, 3, 1)).requires_grad_(False), precision="bf16")
         assert isinstance(net[0], PackedConv2d) == there
-
-
-REUSE = """
-import resource, sys, torch
-from utils.device import keep_freed_memory
-set_ = keep_freed_memory() if sys.argv[1] == "keep" else False
-for _ in range(20):  # aligned blocks leave small gaps; it takes some rounds until one fits into an old one
-    torch.empty(1 << 24).fill_(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    torch.empty(1 << 24).fill_(1)
-print(int(set_), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
-def test_freed_memory_is_used_again():
-    faults = {}
-    for how in ("keep", "default"):
-        words = [sys.executable, "-c", REUSE, how]
-        told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-        faults[how] = int(told[1])
-        if how == "keep" and told[0] == "0":
-            pytest.skip("this C library cannot be told")
-    assert faults["keep"] * 20 < faults["default"], faults
