@@ -30,8 +30,10 @@ from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
 from utils.evaluation import Scores, score_images, write_scores
 from utils.figures import overlay, write_map, write_png
+from utils.outputs import names_of
 
 MAP_PIXELS = 1 << 28  # of maps in memory at once, 1 GB
+SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}
 FOLDERS = {"overlay": "heatmaps", "map": "maps", "mask": "masks"}  # what --save names, below --output
 
 
@@ -88,7 +90,8 @@ def main(argv: Sequence[str]) -> None:
     samples, skipped = readable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
-    files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(samples, root, kind)]
+    inside = [s.path.relative_to(root) for s in samples]
+    files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(inside, SUFFIXES[kind])]
              for kind in kinds}  # fmt: skip
     check_not_overwritten(samples, [path for paths in files.values() for path in paths])
     data = new_images(samples, state.config, Normalise(*input_normalisation(state.config.model.backbone)))
@@ -150,19 +153,6 @@ def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
             log.info("%d images below %s are left alone: predictions", len(found) - len(kept), output)
         found = kept
     return new_samples(found, where, config)
-
-
-def names_of(samples: Sequence[Sample], root: Path, kind: str) -> list[Path]:
-    """A file's path below the folder of its kind, one an image: the image's own below `root`, ending changed.
-
-    Where two images differ in their ending alone, every name keeps its ending before the new one.
-    """
-    suffix = ".tiff" if kind == "map" else ".png"
-    inside = [s.path.relative_to(root) for s in samples]
-    names = [path.with_suffix(suffix) for path in inside]
-    if len(set(names)) == len(names):
-        return names
-    return [path.with_name(f"{path.name}{suffix}") for path in inside]
 
 
 def check_not_overwritten(samples: Sequence[Sample], targets: Sequence[Path]) -> None:

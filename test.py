@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets.build import SPECS, build_test, test_config
+from datasets.build import SPECS, build_test, dataset_root, test_config
 from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from model import build_model
@@ -25,10 +25,17 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_skip_flag, log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
-from utils.evaluation import Scores, as_slice, results_by_category, results_table, score_images
+from utils.evaluation import (
+    Scores,
+    as_slice,
+    results_by_category,
+    results_table,
+    score_images,
+    shown_path,
+)
 from utils.figures import write_map
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
-from utils.outputs import write_outputs
+from utils.outputs import names_of, write_outputs
 from utils.plain_yaml import parse_override
 from utils.results import parameter_counts, protocol_notes, write_results
 from utils.runs import git_sha
@@ -125,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
     }
     write_results(output, config, results, **about)
     if args.save_maps:
-        write_maps(output / "maps", scores, quiet=args.quiet)
+        write_maps(output / "maps", scores, dataset_root(test_config(config)), quiet=args.quiet)
     if args.protocol == APRIL:
         model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
         unfair = april_results(score(), config)
@@ -199,14 +206,13 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     return results
 
 
-def write_maps(folder: Path, scores: Scores, *, quiet: bool) -> None:
-    """Write each anomaly map as <category>/<defect>/<name>.tiff, 32-bit float."""
-    pairs = zip(scores.samples, scores.maps, strict=True)
-    bar = tqdm(
-        pairs, total=len(scores.samples), desc="maps", unit="image", leave=False, disable=quiet or None
-    )
-    for sample, anomaly_map in bar:
-        write_map(folder / sample.category / sample.defect / f"{sample.path.stem}.tiff", anomaly_map)
+def write_maps(folder: Path, scores: Scores, root: Path, *, quiet: bool) -> None:
+    """Write each anomaly map under its image's path in scores.csv, ending in .tiff, 32-bit float."""
+    names = names_of([shown_path(s, root) for s in scores.samples], ".tiff")
+    pairs = zip(names, scores.maps, strict=True)
+    bar = tqdm(pairs, total=len(names), desc="maps", unit="image", leave=False, disable=quiet or None)
+    for name, anomaly_map in bar:
+        write_map(folder / name, anomaly_map)
 
 
 if __name__ == "__main__":

@@ -288,6 +288,9 @@ class TestTestCommand:
         assert april["results"]["part"]["pixel_auroc"] == fair["pixel_auroc"]
         maps = sorted((folder / "test/maps").rglob("*.tiff"))
         assert len(maps) == 9 and np.asarray(Image.open(maps[0])).dtype == np.float32
+        rows = csv.DictReader((folder / "test/scores.csv").open())
+        named = {Path(row["path"]).with_suffix(".tiff") for row in rows}
+        assert {path.relative_to(folder / "test/maps") for path in maps} == named
 
     def test_scored_in_fp32_whatever_trained_in(self, run, tmp_path):
         run("--iterations", "1", "--precision", "bf16")

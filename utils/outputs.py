@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.build import dataset_root, test_config
@@ -36,6 +37,18 @@ def write_outputs(
         write_png(folder / "clips.png", clip_page(scores))
     write_report(folder / "report.html", _report(config, data, scores, results, command))
     return page
+
+
+def names_of(images: Sequence[Path], suffix: str) -> list[Path]:
+    """Relative paths of what is written about images, one an image: the image's own path, its ending changed.
+
+    Where two images differ in their ending alone, every name keeps its ending before the new one.
+    """
+    inside = [path.relative_to(path.anchor) for path in images]
+    names = [path.with_suffix(suffix) for path in inside]
+    if len(set(names)) == len(names):
+        return names
+    return [path.with_name(f"{path.name}{suffix}") for path in inside]
 
 
 def _report(
