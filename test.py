@@ -87,7 +87,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     where = parser.add_argument_group("where results go")
     where.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
-    where.add_argument("--save-maps", action="store_true", help="write each map as a 32-bit float TIFF")
+    where.add_argument(
+        "--save-maps",
+        action="store_true",
+        help="write each map as a 32-bit float TIFF, below maps/ under its image's path in scores.csv",
+    )
     return parser.parse_args(argv)
 
 
