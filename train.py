@@ -118,7 +118,7 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     chosen = overrides(args)
     config = load_config(args.config, chosen)
     if config.train.recompute:
-        return_large_blocks()
+        return_large_blocks()  # before the first large tensor
     one_model = config.model.setting in ("multi-class", "cross-dataset")
     with distributed.leader_first():
         dataset_root(config.data)  # the demo is written where it is missing

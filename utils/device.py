@@ -90,8 +90,8 @@ def return_large_blocks() -> bool:
     """Let the process give freed blocks of 32 MiB and more back at once; returns whether that could be set.
 
     So there are no gaps between them, and the process holds less than with `keep_freed_memory`. Pages of
-    2 MiB, where the kernel has them, make up for most of the time that new pages take. Torch looks for its
-    variable once, at the first tensor of 2 MiB: call this before.
+    2 MiB, where the kernel has them, make up for time that new pages take (benchmarks/README.md). Torch looks
+    for its variable once, at the first tensor of 2 MiB: call this before.
     """
     if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
