@@ -22,6 +22,7 @@ from datasets.samples import DatasetError, Sample, find_images, printable
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from model.graphs import graphed
 from model.packing import pack_convolutions
 from utils.calibration import Calibration
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
@@ -101,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     precision = choose_precision(args.precision or state.config.eval.precision, device)
     score = partial(
         score_images,
-        pack_convolutions(model.deploy(), precision=precision),
+        graphed(pack_convolutions(model.deploy(), precision=precision)),
         batch_size=state.config.eval.batch_size,
         device=device,
         precision=precision,

@@ -21,6 +21,7 @@ from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from model.graphs import graphed
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_skip_flag, log, new_parser, run_command, say
 from utils.config import Config, ConfigError, build
@@ -111,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
 
     def score() -> Scores:
         return score_images(
-            model,
+            graphed(model),
             data,
             batch_size=config.eval.batch_size,
             device=device,

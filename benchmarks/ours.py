@@ -24,6 +24,7 @@ from shapes import configuration, uninet  # noqa: E402
 from stages import predict_stages, train_stages  # noqa: E402
 
 from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
+from model.graphs import graphed  # noqa: E402
 from model.packing import pack_convolutions  # noqa: E402
 from model.recompute import recompute_activations  # noqa: E402
 from utils.device import autocast, keep_freed_memory, return_large_blocks  # noqa: E402
@@ -71,7 +72,9 @@ def predict(spec: Spec) -> Built:
                 net.predict(batch)
 
     counted = convolutions(run)
-    pack_convolutions(net, precision=spec.precision)
+    net = graphed(pack_convolutions(net, precision=spec.precision))
+    for _ in range(2):  # the second call records a graph on a GPU
+        run()
     return run, counted
 
 

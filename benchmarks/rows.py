@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from operations import Operations
 from protocol import Reply, Spec, Worker, WorkerError
+
+from utils.cli import log
 
 HERE = Path(__file__).resolve().parent
 SHAPES = ("peer", "paper", "released")
@@ -128,19 +131,38 @@ def measure(setup: Setup, spec: Spec, *, peer: bool, limited: bool) -> Measured:
         WorkerError: if ours or the machine's process fails; a failing peer only leaves its column empty.
     """
     found = Measured()
+    wanted = {"ours": (spec, False)}
+    if limited:
+        wanted["machine"] = (spec.but(row="machine"), False)
+    if peer and setup.peer_python:
+        # the peer is measured in fp32, as its users run it; ours may be faster in bf16
+        wanted["peer"] = (spec.but(precision="fp32"), True)
     with ExitStack() as stack:
-        sides = {"ours": stack.enter_context(setup.worker(spec))}
+        sides = started(setup, wanted, stack)
         found.operations = Operations(**sides["ours"].facts.get("operations", {}))
-        if limited:
-            sides["machine"] = stack.enter_context(setup.worker(spec.but(row="machine")))
-        if peer and setup.peer_python:
-            # the peer is measured in fp32, as its users run it; ours may be faster in bf16
-            sides["peer"] = stack.enter_context(setup.worker(spec.but(precision="fp32"), peer=True))
+        if "peer" in sides:
             found.versions = str(sides["peer"].facts["versions"])
         for _ in range(setup.rounds):
             for name in reversed(sides):
                 getattr(found, name).append(sides[name].run())
     return found
+
+
+def started(setup: Setup, wanted: dict[str, tuple[Spec, bool]], stack: ExitStack) -> dict[str, Worker]:
+    """The processes of a row, closed with `stack`; on a GPU they start at the same time, as memory allows it.
+
+    Raises:
+        WorkerError: if one fails that is not the peer, which is left out with a warning.
+    """
+    with ThreadPoolExecutor(1 if setup.device == "cpu" else len(wanted)) as pool:
+        futures = {
+            name: pool.submit(lambda s=spec, p=peer: stack.enter_context(setup.worker(s, peer=p)))
+            for name, (spec, peer) in wanted.items()
+        }
+    if "peer" in futures and isinstance(error := futures["peer"].exception(), WorkerError):
+        log.warning("no peer: %s", error)
+        del futures["peer"]
+    return {name: future.result() for name, future in futures.items()}
 
 
 def stages(setup: Setup, spec: Spec) -> list[tuple[str, Operations, float, float]]:
