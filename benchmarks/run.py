@@ -63,17 +63,24 @@ def main(argv: Sequence[str]) -> None:
     setup = Setup(sys.executable, args.peer_python, args.rounds, str(device), args.threads)
     fast = choose_precision("auto", device)
     precisions = list(dict.fromkeys(["fp32", fast])) if args.precision == "auto" else [args.precision]
-    parts = [about(argv, setup)]
+    made = about(argv, setup)
     if args.growth:
-        parts.append(growth(setup, (args.shape or ["peer"])[0], precisions[-1], args.markdown))
+        parts = [growth(setup, (args.shape or ["peer"])[0], precisions[-1], args.markdown)]
     else:
-        parts += main_table(setup, args, precisions)
+        parts = []
+        for parts in main_table(setup, args, precisions):
+            keep(args, [made, *parts])  # a run that is stopped leaves the rows before
         if args.stages:
-            parts += stage_tables(setup, args, precisions)
+            parts = parts + stage_tables(setup, args, precisions)
+    say(keep(args, [made, *parts]))
+
+
+def keep(args: argparse.Namespace, parts: Sequence[str]) -> str:
+    """Write what there is to the Markdown file, if one is wanted; return it."""
     text = "\n\n".join(part for part in parts if part) + "\n"
-    say(text)
     if args.markdown:
         write_text(Path(args.markdown), f"# Benchmarks\n\n{text}")
+    return text
 
 
 def about(argv: Sequence[str], setup: Setup) -> str:
@@ -96,26 +103,26 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def main_table(setup: Setup, args: argparse.Namespace, precisions: Sequence[str]) -> list[str]:
-    """The table of all rows, a note on PRO and versions, and the machine's throughput."""
+def main_table(setup: Setup, args: argparse.Namespace, precisions: Sequence[str]) -> Iterator[list[str]]:
+    """After each row: the table so far, a note on PRO and versions, and the machine's throughput."""
     lines, all_found, notes = [list(COLUMNS)], [], []
     for row, variant, precision in chosen(args, precisions):
         log.info("%s, %s, %s", row.title, variant, precision)
         spec = row.spec.but(variant=variant, precision=precision)
         try:
             found = measure(setup, spec, peer=row.peer and variant == "peer", limited=row.limited)
+            all_found.append((precision, found))
         except WorkerError as error:
             log.warning("not measured: %s", error)
-            lines.append(line(row, variant, precision, Measured()))
-            continue
+            found = Measured()
         lines.append(line(row, variant, precision, found))
-        all_found.append((precision, found))
+        log.info("%s", markdown(lines[-1:]).partition("\n")[0])
         ours, peers = found.largest("ours", "pro"), found.largest("peer", "pro")
         if ours is not None:
             beside = "" if peers is None else f", the peer's {peers:.5f}"
             notes.append(f"PRO of the metrics row: ours {ours:.5f}{beside}.")
         notes += [f"Peer: {found.versions}."] if found.versions else []
-    return [markdown(lines), " ".join(dict.fromkeys(notes)), throughput(all_found)]
+        yield [markdown(lines), " ".join(dict.fromkeys(notes)), throughput(all_found)]
 
 
 def chosen(args: argparse.Namespace, precisions: Sequence[str]) -> Iterator[tuple[Row, str, str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from model.decision import Prediction
-from model.tiled import Tiled
+from model.uninet import UniNet
 
+log = logging.getLogger("uninet")
 WARM_UP = 3  # calls before a recording, so that libraries have chosen their kernels and made their workspaces
 
 
@@ -22,7 +25,7 @@ class GraphedPredictor(nn.Module):
         super().__init__()
         self.model = model
         self._seen: set[tuple] = set()
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Prediction]] = {}
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Prediction] | None] = {}
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
@@ -33,7 +36,13 @@ class GraphedPredictor(nn.Module):
             if kind not in self._seen:
                 self._seen.add(kind)
                 return self.model.predict(images)
-            self._graphs[kind] = self._recorded(images)
+            try:
+                self._graphs[kind] = self._recorded(images)
+            except RuntimeError as error:
+                log.warning("predictions are not recorded as a CUDA graph, which would be faster: %s", error)
+                self._graphs[kind] = None
+        if self._graphs[kind] is None:
+            return self.model.predict(images)
         graph, own, found = self._graphs[kind]
         own.copy_(images)
         graph.replay()
@@ -53,15 +62,6 @@ class GraphedPredictor(nn.Module):
 
 
 def graphed(model: nn.Module) -> nn.Module:
-    """A deployed model as a `GraphedPredictor` where it is on a CUDA device; any other model as it is.
-
-    On tiles the model below is recorded, as each of its batches has one shape.
-    """
-    weights = list(model.parameters())
-    if not all(w.device.type == "cuda" and not w.requires_grad for w in weights):
-        return model
-    if isinstance(model, Tiled):
-        return Tiled(
-            GraphedPredictor(model.model), tile=model.tile, overlap=model.overlap, batch_size=model.batch_size
-        )
-    return GraphedPredictor(model)
+    """A deployed UniNet or ReContrast on a CUDA device as a `GraphedPredictor`; any other model as it is."""
+    on_gpu = all(w.device.type == "cuda" for w in model.parameters())
+    return GraphedPredictor(model) if on_gpu and isinstance(model, UniNet) else model
