@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -129,8 +130,14 @@ class TrainingOrder(Sampler[list[int]]):
             yield batch[self.own]
 
 
-def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int, pin: bool) -> DataLoader:
-    """Loader over the steps of `order`."""
+def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | None, pin: bool) -> DataLoader:
+    """Loader over the steps of `order`; `pin` for a GPU.
+
+    workers: processes that make batches, which changes none. None: some for a GPU, which would wait for each
+    batch; none for a CPU, which has no time to spare.
+    """
+    if workers is None:
+        workers = min(4, (os.cpu_count() or 1) // 2) if pin else 0
     return DataLoader(
         data,
         batch_sampler=order,

@@ -238,6 +238,15 @@ class TestTrainingOrder:
             seen = [b["index"].tolist() for b in training_batches(data, order, workers=workers, pin=False)]
             assert seen == [[draw % len(data) for draw in draws] for draws in order]
 
+    def test_processes_where_a_gpu_would_wait(self, mvtec_like, monkeypatch):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        data = ImageSet(train, Decode((32, 32)), NORMALISE)
+        order = TrainingOrder(len(data), 5, seed=0, start=0, stop=2)
+        for cores, expected in ((1, 0), (2, 1), (4, 2), (64, 4)):
+            monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+            for pin, workers in ((False, 0), (True, expected)):
+                assert training_batches(data, order, workers=None, pin=pin).num_workers == workers
+
 
 def test_mask_writer_matches_the_picture(tmp_path):
     """The fixtures themselves: the mask covers the spot."""

@@ -181,11 +181,12 @@ class TestSyntheticTraining:
         assert len(shown) > 2 and len({x.numpy().tobytes() for x in shown}) == len(shown)
 
     def test_goes_on_anywhere(self, data):
-        def seen(start):
+        def seen(start, workers=0):
             order = TrainingOrder(len(data), 3, seed=0, start=start, stop=12)
-            return [b["image"] for b in training_batches(data, order, workers=0, pin=False)]
+            return [b["image"] for b in training_batches(data, order, workers=workers, pin=False)]
 
         assert all(torch.equal(a, b) for a, b in zip(seen(0)[7:], seen(7), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(seen(7), seen(7, workers=2), strict=True))
 
     def test_real_anomalies_are_kept(self, mvtec_like):
         samples = [s for s in collect(MVTEC, mvtec_like, "part") if s.label == 1 and s.mask_path]

@@ -68,7 +68,7 @@ class DataConfig:
     test_category: str | None
     skip_unreadable: bool
     cache_gb: float = field(metadata=_number(0, 10**4))
-    workers: int = field(metadata=_number(0, 256))
+    workers: int | None = field(metadata=_number(0, 256))
 
 
 @dataclass(frozen=True)
