@@ -194,9 +194,11 @@ def describe(config: Config, data: RunData, model: nn.Module) -> str:
     total, train = sum(p.numel() for p in model.parameters()), config.train
     steps = "one pass" if hasattr(model, "fit") else f"{train.iterations} steps of {train.batch_size}"
     tiles = f" in tiles of {config.data.tile}" if config.data.tile else ""
+    measured = "validation" if config.eval.split == "validation" else "test"
+    images = f"{len(data.train)} training and {len(data.evaluated(measured))} {measured} images{tiles}"
     return (
-        f"{config.data.name}/{config.data.category}: {len(data.train)} training and {len(data.test)} test "
-        f"images{tiles}; {config.model.name} ({config.model.flavor}, {config.model.backbone}), "
+        f"{config.data.name}/{config.data.category}: {images}; "
+        f"{config.model.name} ({config.model.flavor}, {config.model.backbone}), "
         f"{total / 1e6:.1f} M parameters, {steps}, "
         f"{train.precision}, code {git_sha()}"
     )

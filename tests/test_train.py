@@ -118,11 +118,14 @@ class TestFilesOfARun:
         assert 1 / 256 < last["diagonal/stride4/normal"] * 2 < 2 * last["diagonal/stride4/highest"]
         assert {"validation/heatmaps", "test/heatmaps"} <= set(tags["images"])
 
-    def test_validation_is_a_block_of_its_own(self, run, tmp_path):
+    def test_validation_is_a_block_of_its_own(self, run, tmp_path, monkeypatch):
+        lines, real = [], train_command.describe
+        monkeypatch.setattr(train_command, "describe", lambda *given: lines.append(real(*given)) or lines[0])
         code, out, _ = run(
             "--iterations", "1", "--eval", "validation", "--set", "data.validation_fraction=0.3"
         )
         assert code == 0 and "evaluated on: validation" in out
+        assert "8 training and 8 validation images" in lines[0]
         found = metrics(the_run(tmp_path))
         assert found["protocol"]["evaluated_on"] == "validation"
         assert found["results"]["part"]["n_normal"] == found["results"]["part"]["n_anomalous"] == 4
