@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.augment import flip_rotate, random_tile, rescale
+from datasets.augment import AUGMENTATIONS, random_tile, rescale
 from datasets.build import RunData, build_data, categories_of, dataset_root
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.readable import write_skipped
@@ -301,8 +301,9 @@ def varied(batch: dict[str, Tensor], config: Config, step: int) -> dict[str, Ten
     alone.
     """
     turn, scale = divmod(step, len(config.train.scales))
-    if config.data.augment == "flip-rotate":
-        batch = flip_rotate(batch, np.random.default_rng([config.train.seed, turn]))
+    if config.data.augment != "none":
+        change = AUGMENTATIONS[config.data.augment]
+        batch = change(batch, np.random.default_rng([config.train.seed, turn]))
     if config.data.tile is not None:
         batch = random_tile(batch, config.data.tile, np.random.default_rng([config.train.seed, turn, 1]))
     return rescale(batch, config.train.scales[scale])

@@ -13,6 +13,16 @@ Batch = dict[str, Tensor]
 MULTIPLE = 32  # sizes are rounded to it, so that every level has whole positions
 
 
+def flip(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Each image, and its mask, mirrored left to right and upside down, each with p = 0.5."""
+    flipped = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
+    for axis in (-1, -2):
+        chosen = torch.from_numpy(rng.random(len(batch["image"])) < 0.5)
+        for values in flipped.values():
+            values[chosen] = values[chosen].flip(axis)
+    return batch | flipped
+
+
 def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
     """Each image flipped along either axis (p = 0.5 each) and rotated by up to 90 degrees both ways.
 
@@ -36,6 +46,9 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
         )
         warped["mask"] = mask.to(batch["mask"].dtype)
     return warped
+
+
+AUGMENTATIONS = {"flip": flip, "flip-rotate": flip_rotate}  # data.augment
 
 
 def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:

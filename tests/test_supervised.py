@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.augment import flip_rotate, rescale
+from datasets.augment import flip, flip_rotate, rescale
 from losses.supervised import bce_loss, dice_loss, structure_loss, supervised_loss
 from model import build_model
 from model.heads import FrameHead, LabelHead, MaskHead
@@ -259,6 +259,26 @@ class TestAugmentation:
         turned = flip_rotate({"image": image}, Quarter())["image"]
         candidates = [torch.rot90(image, k, (2, 3)) for k in (1, 3)]
         assert min((turned - c).abs().max() for c in candidates) < 1e-4
+
+    def test_flips(self):
+        """Every image becomes one of its four mirror images and its mask the same one; all four occur."""
+        before = {"image": torch.randn(64, 3, 6, 10), "mask": torch.randint(0, 2, (64, 1, 6, 10))}
+        original = before["image"].clone()
+        after = flip(before, np.random.default_rng(1))
+        assert torch.equal(before["image"], original)
+        seen = set()
+        for i, image in enumerate(after["image"]):
+            ways = [d for d in ((), (2,), (1,), (1, 2)) if torch.equal(image, original[i].flip(d))]
+            assert len(ways) == 1 and torch.equal(after["mask"][i], before["mask"][i].flip(ways[0]))
+            seen.update(ways)
+        assert len(seen) == 4
+
+    def test_flips_keep_the_memory_format_and_the_rest(self):
+        images = torch.randn(3, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+        batch = {"image": images, "label": torch.tensor([0, 1, 0])}
+        flipped = flip(batch, np.random.default_rng(0))
+        assert flipped["image"].is_contiguous(memory_format=torch.channels_last)
+        assert flipped["label"] is batch["label"] and "mask" not in flipped
 
     def test_same_generator_same_batch(self):
         one, two = (flip_rotate(self.batch(4), np.random.default_rng([3, 5])) for _ in range(2))

@@ -233,6 +233,17 @@ def test_every_dataset_has_it(make_config, path, setting):
     assert config.model.teachers == "source" and config.loss.kd_hardest < 1
 
 
+def test_real_masks_replace_synthetic_defects(make_config):
+    """KolektorSDD, supervised: `tuned` keeps its own head, the published readings have the setting's."""
+    tuned = make_config("configs/kolektor.yaml", model__flavor="tuned", model__setting="supervised")
+    assert (tuned.model.head, tuned.loss.supervised, tuned.data.synthetic) == ("discrepancy", "focal", 0)
+    assert tuned.loss.anomalous == "mask" and not tuned.model.skips and tuned.data.moved_anomalies == 20
+    released = make_config("configs/kolektor.yaml", model__flavor="released", model__setting="supervised")
+    assert (released.model.head, released.loss.supervised) == ("mask", "structure")
+    one_class = make_config("configs/kolektor.yaml", model__flavor="tuned", model__setting="one-class")
+    assert one_class.data.synthetic > 0 and one_class.data.synthetic_kinds == ("scratch",)
+
+
 def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
     """A run that stops and goes on ends with the weights of one that does not."""
     common = [

@@ -60,7 +60,7 @@ class DataConfig:
     synthetic: float = field(metadata=_number(0, 1))
     synthetic_kinds: tuple[DefectKind, ...]
     validation_kinds: tuple[DefectKind, ...] | None
-    augment: Literal["none", "flip-rotate"]
+    augment: Literal["none", "flip", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
     motion: int = field(metadata=_number(0, 1000))
     test_name: str | None
