@@ -128,8 +128,14 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     data, parts = config.data, split_samples(config)
     images = partial(_images, config, normalise)
     train = images(parts.train, cached=True, training=True)
-    if "mask" in (config.loss.anomalous, config.model.head) and not train.has_masks:
-        raise DatasetError(f"{data.name} lacks masks of anomalous training images, which the loss needs")
+    masked_head = config.model.head in ("mask", "discrepancy")
+    if (masked_head or config.loss.anomalous == "mask") and not train.has_masks:
+        lacking = next(s.path for s in train.samples if s.label == ANOMALOUS and s.mask_path is None)
+        raise DatasetError(
+            f"{data.name} lacks masks of anomalous training images, which the loss needs (of {lacking}, for "
+            "one); add them, or learn from labels alone: --set loss.anomalous=label"
+            + (" --set model.head=label --set loss.supervised=bce" if masked_head else "")
+        )
     if data.tile and parts.defects and not train.has_masks:
         raise DatasetError(
             f"{data.name} lacks masks of anomalous training images, so which of their tiles are is unknown"
