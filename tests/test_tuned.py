@@ -237,11 +237,12 @@ def test_real_masks_replace_synthetic_defects(make_config):
     """KolektorSDD, supervised: `tuned` keeps its own head, the published readings have the setting's."""
     tuned = make_config("configs/kolektor.yaml", model__flavor="tuned", model__setting="supervised")
     assert (tuned.model.head, tuned.loss.supervised, tuned.data.synthetic) == ("discrepancy", "focal", 0)
-    assert tuned.loss.anomalous == "mask" and not tuned.model.skips and tuned.data.moved_anomalies == 20
+    assert tuned.loss.anomalous == "mask" and not tuned.model.skips and tuned.data.augment == "flip"
     released = make_config("configs/kolektor.yaml", model__flavor="released", model__setting="supervised")
     assert (released.model.head, released.loss.supervised) == ("mask", "structure")
     one_class = make_config("configs/kolektor.yaml", model__flavor="tuned", model__setting="one-class")
     assert one_class.data.synthetic > 0 and one_class.data.synthetic_kinds == ("scratch",)
+    assert one_class.data.augment == "none"
 
 
 def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
