@@ -15,14 +15,14 @@ IMAGES = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 ORDER = [[0, 1, 2, 3], [4, 5, 0, 1], [3, 1, 5, 0], [2, 4, 1, 3]]  # other neighbours, other places
 
 
-def losses(config, cache):
+def losses(config, cache, rate=1e-3):
     """Losses of three epochs' worth of steps, and how often the source teacher ran."""
     torch.manual_seed(0)
     model = build_model(config, pretrained=False).to(memory_format=torch.channels_last).train()
     model.teachers.cache = cache
     calls = []
     model.teachers.source.register_forward_hook(lambda *_: calls.append(1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     found = []
     for chosen in ORDER:
         images = IMAGES[chosen].contiguous(memory_format=torch.channels_last)
@@ -46,10 +46,11 @@ def test_losses_are_the_same_bit_for_bit(make_config, name, backbone):
 
 
 def test_float16_rounds(make_config):
+    """The weights stay where they are: steps of Adam make of a rounding what the processor will."""
     config = make_config(model__width=0.5)
-    fresh, _ = losses(config, None)
-    rounded, calls = losses(config, FeatureCache(6, budget_gb=1, dtype=torch.float16))
-    assert rounded != fresh and rounded == pytest.approx(fresh, rel=1e-3) and calls == 2
+    fresh, _ = losses(config, None, rate=0)
+    rounded, calls = losses(config, FeatureCache(6, budget_gb=1, dtype=torch.float16), rate=0)
+    assert rounded != fresh and rounded == pytest.approx(fresh, rel=2e-4) and calls == 2
 
 
 def test_all_or_nothing(make_config, caplog):
