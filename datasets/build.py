@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +30,10 @@ from datasets.samples import (
     check_splits,
     collect,
     find_images,
+    first_copies,
     hold_out,
     limit,
+    tied_groups,
     without_copies,
 )
 from datasets.synthetic import DEFECT_KINDS
@@ -112,6 +115,11 @@ class Parts:
     skipped: Skipped
 
     @property
+    def seen(self) -> list[Sample]:
+        """All that the model, its calibration or its settings depend on: none may be tested on."""
+        return [*self.train, *self.calibration, *self.validation]
+
+    @property
     def defects(self) -> frozenset[str]:
         """The kinds of anomaly that training sees."""
         return frozenset(s.defect for s in self.train if s.label == ANOMALOUS)
@@ -144,7 +152,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     if data.test_name is not None:  # cross-dataset
         samples, more = list_samples(of_test)
         test, skipped = [s for s in samples if s.split == "test"], skipped | more
-    check_disjoint(parts.train, test)
+    check_disjoint(parts.seen, test)
     validation = images(parts.validation, cached=True) if parts.validation else None
     if parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
@@ -177,7 +185,7 @@ def build_test(
         samples, skipped = list_samples(data)
         test, _ = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
     if parts is not None:
-        check_disjoint(parts.train, test)
+        check_disjoint(parts.seen, test)
     defects = parts.defects if same and parts is not None else frozenset()
     return _images(config, normalise, test), defects, skipped
 
@@ -256,8 +264,12 @@ def split_samples(config: Config) -> Parts:
     if spec.drops_copies:
         normal = without_copies(normal, test)
     normal, calibration = hold_out(normal, data.calibration_fraction, seed=seed)
-    apart = {s.group for s in calibration}
-    anomalous = [s for s in anomalous if s.group not in apart]  # items that are held out stay out
+    if calibration:
+        tied = tied_groups([*calibration, *anomalous])
+        apart = {tied[s.group] for s in calibration}
+        anomalous = [s for s in anomalous if tied[s.group] not in apart]  # items that are held out stay out
+        first = first_copies(s.path for s in calibration)
+        calibration = [s for s in calibration if first[s.path] == s.path]  # copies say nothing new
     supervised = config.model.setting == "supervised"
     train = [*normal, *anomalous] if supervised else normal
     validation = [s for s in samples if s.split == "validation"]
@@ -353,17 +365,21 @@ def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[
     """
     if number == 0:
         return test, []
-    tested = {s.group for s in test if s.label == NORMAL}
-    groups = sorted({s.group for s in test if s.label == ANOMALOUS})
+    tied = tied_groups(test)
+    tested = {tied[s.group] for s in test if s.label == NORMAL}
+    sizes = Counter(tied[s.group] for s in test if s.label == ANOMALOUS)
+    groups = sorted(sizes)
     random.Random("moved").shuffle(groups)  # noqa: S311 (a split, no secret)
     groups.sort(key=tested.__contains__)
     chosen: set[str] = set()
+    reached = 0
     for group in groups:
-        if sum(s.label == ANOMALOUS and s.group in chosen for s in test) >= number:
+        if reached >= number:
             break
         chosen.add(group)
-    moved = [s for s in test if s.label == ANOMALOUS and s.group in chosen]
-    rest = [s for s in test if not (s.label == ANOMALOUS and s.group in chosen)]
+        reached += sizes[group]
+    moved = [s for s in test if s.label == ANOMALOUS and tied[s.group] in chosen]
+    rest = [s for s in test if not (s.label == ANOMALOUS and tied[s.group] in chosen)]
     if not any(s.label == ANOMALOUS for s in rest):
         raise DatasetError(f"data.moved_anomalies {number} leaves no anomalous test image")
     return rest, [replace(s, split="train") for s in moved]

@@ -210,10 +210,9 @@ def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
 
 def shared_images(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """Pairs of a training and a test image with the same bytes; every such training image is in one."""
-    sizes = {s.path.stat().st_size for s in train} & {s.path.stat().st_size for s in test}
-    digests = {_digest(s.path): s for s in test if s.path.stat().st_size in sizes}
-    candidates = ((s, _digest(s.path)) for s in train if s.path.stat().st_size in sizes)
-    return [(s, digests[digest]) for s, digest in candidates if digest in digests]
+    first = first_copies(s.path for s in (*train, *test))
+    tested = {first[s.path]: s for s in test}
+    return [(s, tested[first[s.path]]) for s in train if first[s.path] in tested]
 
 
 def without_copies(train: Sequence[Sample], test: Sequence[Sample]) -> list[Sample]:
@@ -224,30 +223,87 @@ def without_copies(train: Sequence[Sample], test: Sequence[Sample]) -> list[Samp
     return [s for s in train if s.path not in copies]
 
 
+def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Each path to the first path whose file has the same bytes; to itself where there is none before it.
+
+    Only files of equal size are opened, and only those are read whole that agree in the middle, too.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    first = {path: path for path in paths}
+    groups = [list(first)]
+    for key in (_size, _middle, _digest):
+        groups = [same for group in groups for same in _by(key, group) if len(same) > 1]
+    for group in groups:
+        first |= dict.fromkeys(group, group[0])
+    return first
+
+
+def _by(key: Callable[[Path], object], paths: Sequence[Path]) -> Iterable[list[Path]]:
+    found: dict[object, list[Path]] = {}
+    for path in paths:
+        found.setdefault(key(path), []).append(path)
+    return found.values()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _middle(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(_size(path) // 2)
+        return file.read(4096)
+
+
 def _digest(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
+
+
+def tied_groups(samples: Sequence[Sample]) -> dict[str, str]:
+    """Each group to the one that stands for all it is tied to: groups that hold a byte-identical image.
+
+    A group without copies elsewhere stands for itself. The order of the samples does not matter.
+    """
+    first, group_of = first_copies(s.path for s in samples), {s.path: s.group for s in samples}
+    parent = {s.group: s.group for s in samples}
+
+    def standing(group: str) -> str:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for s in samples:
+        low, high = sorted((standing(s.group), standing(group_of[first[s.path]])))
+        parent[high] = low
+    return {group: standing(group) for group in parent}
 
 
 def hold_out(samples: Sequence[Sample], fraction: float, *, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Split normals into kept and held-out parts, whole groups together, the same for a seed in any order.
 
-    The held-out part is the smallest number of groups that reaches `fraction` of the samples, in each
-    category; at least one sample of each category is kept.
+    Groups that share a byte-identical image count as one. The held-out part is the smallest number of groups
+    that reaches `fraction` of the samples, in each category; at least one sample of each category is kept.
     """
-    kept: list[Sample] = []
-    held: list[Sample] = []
-    for category in dict.fromkeys(s.category for s in samples):
-        part = [s for s in samples if s.category == category]
-        groups = sorted({s.group for s in part})
+    if fraction == 0:
+        return list(samples), []
+    tied, categories = tied_groups(samples), dict.fromkeys(s.category for s in samples)
+    by_category = {name: [s for s in samples if s.category == name] for name in categories}
+    chosen: set[str] = set()
+    for category, part in by_category.items():
+        sizes = Counter(tied[s.group] for s in part)
+        groups = sorted(sizes)
         random.Random(f"{seed}-{category}").shuffle(groups)  # noqa: S311 (a split, no secret)
-        chosen: set[str] = set()
+        number = sum(sizes[group] for group in chosen & sizes.keys())
         for group in groups[:-1]:
-            if sum(s.group in chosen for s in part) >= fraction * len(part):
+            if number >= fraction * len(part):
                 break
+            number += 0 if group in chosen else sizes[group]
             chosen.add(group)
-        held += [s for s in part if s.group in chosen]
-        kept += [s for s in part if s.group not in chosen]
-    return kept, held
+    ordered = [s for part in by_category.values() for s in part]
+    kept = [s for s in ordered if tied[s.group] not in chosen]
+    return kept, [s for s in ordered if tied[s.group] in chosen]
 
 
 def limit(samples: Sequence[Sample], number: int | None, *, seed: int) -> list[Sample]:

@@ -1,5 +1,6 @@
 """Datasets on disk in the real layout, the errors they raise, decoding, and the order of training batches."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -10,7 +11,16 @@ from PIL import Image
 
 from datasets.build import SPECS, build_data
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
-from datasets.samples import DatasetError, check_disjoint, collect, count, hold_out, limit
+from datasets.samples import (
+    DatasetError,
+    Sample,
+    check_disjoint,
+    collect,
+    count,
+    hold_out,
+    limit,
+    tied_groups,
+)
 from datasets.synthetic_sets import SyntheticValidation
 from datasets.transforms import Decode, Normalise
 
@@ -98,6 +108,57 @@ class TestSplits:
         train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
         assert hold_out(train, 0.0, seed=0) == (train, [])
         assert len(hold_out(train, 0.9, seed=0)[0]) >= 1
+
+    def test_copies_stay_together(self, tmp_path):
+        """A chain of copies ties groups and categories; equal sizes and middles alone do not."""
+        texts = {"a": b"1" * 9000, "b": b"2" * 9000, "c": b"2" * 9000, "d": b"0" + b"1" * 8999, "e": b"3"}
+        for name, text in texts.items():
+            (tmp_path / name).write_bytes(text)
+        groups = {"a": "one", "b": "one", "c": "two", "d": "three", "e": "four"}
+        samples = [
+            Sample(tmp_path / name, 0, None, "x" if name in "abe" else "y", "train", "good", group)
+            for name, group in groups.items()
+        ]
+        assert tied_groups(samples) == {"one": "one", "two": "one", "three": "three", "four": "four"}
+        assert tied_groups(samples[::-1]) == tied_groups(samples)
+        for seed in range(20):
+            kept, held = hold_out(samples, 0.4, seed=seed)
+            names = {s.path.name for s in held}
+            assert len(kept) + len(held) == 5 and names & set("abc") in (set(), set("abc"))
+            assert sorted(s.path for s in hold_out(samples[::-1], 0.4, seed=seed)[1]) == sorted(
+                s.path for s in held
+            )
+
+    def test_copies_are_in_one_part_and_calibrate_once(self, mvtec_like, make_config):
+        for kind in ("train/good", "test/spot"):
+            for path in list((mvtec_like / "part" / kind).iterdir()):
+                shutil.copy(path, path.with_name(f"again{path.name}"))
+        for path in list((mvtec_like / "part/ground_truth/spot").iterdir()):
+            shutil.copy(path, path.with_name(f"again{path.name}"))
+        config = make_config(
+            "configs/folder.yaml", data__root=str(mvtec_like), data__category="part", data__moved_anomalies=3,
+            data__calibration_fraction=0.3, data__validation_fraction=0.3, eval__split="validation",
+            model__setting="supervised",
+        )  # fmt: skip
+        data = build_data(config, NORMALISE)
+        parts = [data.train, data.calibration, data.validation, data.test]
+        texts = [[s.path.read_bytes() for s in part.samples] for part in parts]
+        assert all(texts) and not any(set(a) & set(b) for a, b in itertools.combinations(texts, 2))
+        assert len(texts[1]) == len(set(texts[1])) == 4  # of 8 held-out files
+        normal = [s.label for part in parts for s in part.samples].count(0)
+        assert normal == 24 + 4 - 4
+
+    def test_an_image_that_calibrates_or_validates_is_not_tested_on(self, mvtec_like, make_config):
+        for part in ("calibration", "validation"):
+            settings = {f"data__{part}_fraction": 0.3, "eval__split": "validation"}
+            settings |= {"data__root": str(mvtec_like), "data__category": "part"}
+            data = build_data(make_config(**settings), NORMALISE)
+            held_out = data.calibration if part == "calibration" else data.validation.held_out
+            copy = mvtec_like / "part/test/good" / f"zzz{held_out.samples[0].path.suffix}"
+            shutil.copy(held_out.samples[0].path, copy)
+            with pytest.raises(DatasetError, match="of the test set is the same file as"):
+                build_data(make_config(**settings), NORMALISE)
+            copy.unlink()
 
     def test_limits_are_nested(self, mvtec_like):
         train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.stats import binom
 
 import predict as predict_command
 import train as train_command
-from datasets.build import SPECS
+from datasets.build import SPECS, split_samples
 from datasets.loader import ImageSet, batches
 from datasets.samples import collect
 from datasets.transforms import Decode, Normalise
@@ -49,6 +50,26 @@ class TestPValues:
             flagged.append(calibration.p_values(scores[59:])[0] <= rate)
         spread = 3 * np.sqrt(rate * (1 - rate) / 2000)
         assert rate - spread - 1 / 60 < np.mean(flagged) < rate + spread
+
+    @pytest.mark.parametrize("copies", [1, 2])
+    def test_false_alarms_where_images_have_copies(self, tmp_path, make_config, copies):
+        """60 images, each `copies` times; a model that knows what it was trained on by heart."""
+        for i in range(60):
+            for copy in range(copies):
+                path = tmp_path / f"part/train/good/{i}-{copy}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(str(i))  # not decoded here
+        rng, shares = np.random.default_rng(0), []
+        config = make_config("configs/folder.yaml", data__root=str(tmp_path), data__calibration_fraction=0.5)
+        for seed in range(40):
+            parts = split_samples(replace(config, train=replace(config.train, seed=seed)))
+            known = {s.path.read_text() for s in parts.train}
+            scores = rng.gamma(2.0, size=60)
+            held_out = [s.path.read_text() for s in parts.calibration]
+            found = [0.0 if text in known else scores[int(text)] for text in held_out]
+            p_values = Calibration(tuple(found), 0.0, 1.0).p_values(rng.gamma(2.0, size=2000))
+            shares.append(np.mean(p_values <= 0.05))
+        assert 0.02 < np.mean(shares) < 0.05
 
     def test_scale_keeps_normals_in_the_lower_half(self):
         maps = np.random.default_rng(0).random((5, 16, 16)).astype(np.float32)
