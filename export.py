@@ -1,6 +1,6 @@
-"""Export a trained model: checkpoint -> one file that needs none of this code, checked against PyTorch.
+"""Export a trained model: checkpoint -> one ONNX file that needs none of this code, checked against PyTorch.
 
-python export.py --checkpoint RUN --format onnx
+python export.py --checkpoint RUN
 """
 
 from __future__ import annotations
@@ -25,18 +25,9 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say
 from utils.config import Config
 from utils.evaluation import inputs_of
-from utils.exporting import (
-    OUTPUTS,
-    Deployed,
-    Exported,
-    ExportError,
-    describe,
-    to_onnx,
-    to_torchscript,
-)
+from utils.exporting import OUTPUTS, Deployed, Exported, ExportError, describe, to_onnx
 from utils.runs import write_atomically
 
-FORMATS = {"onnx": (to_onnx, "model.onnx"), "torchscript": (to_torchscript, "model.ts")}
 BATCH_SIZES = (1, 3)  # that the outputs are compared at
 IMAGES = 6  # that they are compared on, spread over the set
 TOLERANCE = 1e-3  # of the range of PyTorch's outputs
@@ -49,9 +40,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
     )
-    parser.add_argument("--format", required=True, choices=tuple(FORMATS))
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: model.onnx or model.ts beside the checkpoint"
+        "--output", type=Path, metavar="FILE", help="default: model.onnx beside the checkpoint"
     )
     parser.add_argument(
         "--images",
@@ -65,7 +55,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Export, compare with PyTorch on real images, and only then write the file."""
     args = parse_arguments(argv)
-    export, name = FORMATS[args.format]
     path = find_checkpoint(args.checkpoint)
     state = load_checkpoint(path)
     model = build_model(state.config, pretrained=False)
@@ -75,10 +64,10 @@ def main(argv: Sequence[str]) -> None:
     deployed = Deployed(model.deploy(), normalise)
     log.info("exporting (seconds to some minutes) ...")
     with torch.no_grad():
-        exported = export(deployed, torch.cat([raw, raw])[:3], describe(state))
+        exported = to_onnx(deployed, torch.cat([raw, raw])[:3], describe(state))
         say(compare(exported, deployed.model, images, raw))
-        say(timing(exported, deployed, raw, args.format))
-    output = args.output or path.parent / name
+        say(timing(exported, deployed, raw))
+    output = args.output or path.parent / "model.onnx"
     write_atomically(output, lambda file: file.write(exported.content))
     say(f"{output} ({len(exported.content) / 2**20:.1f} MB)")
 
@@ -126,7 +115,7 @@ def compare(exported: Exported, model: nn.Module, images: Tensor, raw: Tensor) -
     return f"largest difference on {len(raw)} images, of the range: {', '.join(texts)}"
 
 
-def timing(exported: Exported, model: nn.Module, raw: Tensor, name: str) -> str:
+def timing(exported: Exported, model: nn.Module, raw: Tensor) -> str:
     """Milliseconds an image, one at a time, on the CPU: the exported model beside PyTorch."""
     image = raw[:1]
 
@@ -141,7 +130,7 @@ def timing(exported: Exported, model: nn.Module, raw: Tensor, name: str) -> str:
     theirs, ours = fastest(lambda: exported.run(image.numpy())), fastest(lambda: model(image))
     return (
         f"ms an image (batch 1, CPU, {torch.get_num_threads()} threads, fastest of {REPEATS}): "
-        f"{name} {theirs:.1f}, PyTorch {ours:.1f}"
+        f"ONNX Runtime {theirs:.1f}, PyTorch {ours:.1f}"
     )
 
 

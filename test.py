@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets.build import SPECS, build_test, dataset_root, test_config
+from datasets.build import SPECS, build_test, dataset_root, read_as
 from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from model import build_model
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     }
     write_results(output, config, results, **about)
     if args.save_maps:
-        write_maps(output / "maps", scores, dataset_root(test_config(config)), quiet=args.quiet)
+        write_maps(output / "maps", scores, dataset_root(config.data), quiet=args.quiet)
     if args.protocol == APRIL:
         model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
         unfair = april_results(score(), config)
@@ -158,11 +158,8 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
         ConfigError: for a --set outside of `score` and `eval`.
     """
     data = config.data
-    if args.dataset and args.dataset not in (data.name, data.test_name):
-        data = dataclasses.replace(data, test_name=args.dataset, test_root=None, test_category=None)
-    elif args.dataset == data.name:
-        data = dataclasses.replace(data, test_name=None)
-    data = test_config(dataclasses.replace(config, data=data))
+    if args.dataset and args.dataset != data.name:
+        data = read_as(args.dataset, args.category or "all", config)
     data = dataclasses.replace(
         data,
         root=args.data_root or data.root,

@@ -30,8 +30,6 @@ from datasets.samples import NORMAL
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
-from model.recompute import recompute_activations
-from model.teachers import FeatureCache
 from utils import distributed
 from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
@@ -42,7 +40,6 @@ from utils.device import (
     choose_device,
     choose_precision,
     peak_memory_gb,
-    return_large_blocks,
     seed_everything,
 )
 from utils.evaluation import (
@@ -117,12 +114,9 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     """Train the runs that the command line asks for, one after the other."""
     chosen = overrides(args)
     config = load_config(args.config, chosen)
-    if config.train.recompute:
-        return_large_blocks()  # before the first large tensor
-    one_model = config.model.setting in ("multi-class", "cross-dataset")
     with distributed.leader_first():
         dataset_root(config.data)  # the demo is written where it is missing
-    names = [config.data.category] if one_model else categories_of(config.data)
+    names = [config.data.category] if config.model.setting == "multi-class" else categories_of(config.data)
     results: dict[str, Results] = {}
     folders: list[Path] = []
     for name in names:
@@ -243,12 +237,6 @@ def optimise(run: Run) -> float:
         model.fit_statistics(image_batches(run, sample, "feature statistics"))
     else:
         log.info("going on from step %d", start)
-    if train.recompute:
-        recompute_activations(model)
-    if train.cache_features_gb:
-        dtype = torch.float16 if train.cache_features_dtype == "float16" else None
-        images = len(run.data.train)
-        model.teachers.cache = FeatureCache(images, budget_gb=train.cache_features_gb, dtype=dtype)
 
     # --- the loop -------------------------------------------------------------------------------------------
     order = TrainingOrder(

@@ -26,8 +26,7 @@ from stages import predict_stages, train_stages  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
 from model.graphs import graphed  # noqa: E402
 from model.packing import pack_convolutions  # noqa: E402
-from model.recompute import recompute_activations  # noqa: E402
-from utils.device import autocast, keep_freed_memory, return_large_blocks  # noqa: E402
+from utils.device import autocast, keep_freed_memory  # noqa: E402
 from utils.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
@@ -54,8 +53,6 @@ def train(spec: Spec) -> Built:
     one = {name: value[:1] for name, value in batch.items()}
     counted = Operations(convolution=spec.batch * convolutions(lambda: step(one)).convolution)
     counted += similarity_of_step(spec.batch, spec.size, levels)
-    if spec.row == "recompute":  # after counting: the limit stays that of the plain step
-        recompute_activations(net)
     step()
     return step, counted
 
@@ -165,7 +162,6 @@ def start(spec: Spec) -> Built:
 
 WORKLOADS: dict[str, Callable[[Spec], Built]] = {
     "train": train,
-    "recompute": train,
     "predict": predict,
     "similarity": similarity_loss,
     "pixel-metrics": pixel_metrics,
@@ -181,8 +177,6 @@ def build(spec: Spec) -> tuple[Workload, Reply]:
     torch.manual_seed(0)
     torch.set_num_threads(spec.threads)
     keep_freed_memory()  # as every command does
-    if spec.row == "recompute":
-        return_large_blocks()  # as train.py does
     if spec.row in STAGES:
         run, operations = STAGES[spec.row](spec)
         return run, {"stages": {name: vars(found) for name, found in operations.items()}}

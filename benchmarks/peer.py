@@ -108,7 +108,6 @@ def memory_bank(spec: Spec) -> Workload:
 
 WORKLOADS = {
     "train": train,
-    "recompute": train,
     "predict": predict,
     "similarity": similarity,
     "pixel-metrics": pixel_metrics,

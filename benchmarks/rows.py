@@ -42,9 +42,6 @@ ROWS = (
         bf16=True,
     ),
     Row(
-        "recompute", "training step, batch 8, train.recompute", Spec("recompute"), "5 GB", bf16=True,
-    ),
-    Row(
         "one", "one image, batch 1", Spec("predict", batch=1, count=1), "fp32 85 %, bf16 2.5x", SHAPES,
         bf16=True,
     ),

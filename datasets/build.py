@@ -148,16 +148,12 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
         raise DatasetError(
             f"{data.name} lacks masks of anomalous training images, so which of their tiles are is unknown"
         )
-    test, of_test, skipped = parts.test, test_config(config), parts.skipped
-    if data.test_name is not None:  # cross-dataset
-        samples, more = list_samples(of_test)
-        test, skipped = [s for s in samples if s.split == "test"], skipped | more
-    check_disjoint(parts.seen, test)
+    check_disjoint(parts.seen, parts.test)
     validation = images(parts.validation, cached=True) if parts.validation else None
     if parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
-    calibration, test = images(parts.calibration), images(test, of_test)
-    return RunData(train, calibration, test, validation, parts.defects, skipped)
+    calibration, test = images(parts.calibration), images(parts.test)
+    return RunData(train, calibration, test, validation, parts.defects, parts.skipped)
 
 
 def build_test(
@@ -310,13 +306,12 @@ def _images(
     config: Config,
     normalise: Normalise,
     samples: list[Sample],
-    data: DataConfig | None = None,
     *,
     cached: bool = False,
     training: bool = False,
 ) -> ImageSet:
-    """The samples as a set, read as `data` says (default: as the training images are)."""
-    data = data or config.data
+    """The samples as a set, read as the configuration says."""
+    data = config.data
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
     cache_gb = data.cache_gb if cached else 0
     if config.model.head == "frame":
@@ -335,22 +330,18 @@ def _images(
     return images
 
 
-def test_config(config: Config) -> DataConfig:
-    """How the test images are read: as the training images, or as the config of `data.test_name` says.
+def read_as(name: str, category: str, config: Config) -> DataConfig:
+    """How a model that was trained as `config` says reads another dataset: as that one's own file says.
 
     Raises:
         DatasetError: for an unknown dataset name.
     """
     data, model = config.data, config.model
-    if data.test_name is None:
-        return data
-    chosen = {"data.root": data.test_root, "data.category": data.test_category or "all"}
-    chosen |= {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile", "tile_overlap")}
-    chosen |= {"model.name": model.name, "model.backbone": model.backbone}
+    chosen = {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile", "tile_overlap")}
+    chosen |= {"data.category": category, "model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
-    path = CONFIGS / f"{spec_of(data.test_name).name}.yaml"
-    return load_config(path, chosen, category=data.test_category).data
+    return load_config(CONFIGS / f"{spec_of(name).name}.yaml", chosen, category=category).data
 
 
 def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[Sample]]:

@@ -21,7 +21,7 @@ class ReContrast(UniNet):
         """Half the sum over levels for each teacher, both added; image (B, 3, H, W), progress in [0, 1]."""
         if self.deployed:
             raise RuntimeError("this model was folded by deploy(); load the checkpoint to train on")
-        pairs, alpha = self.features(batch["image"], batch.get("index")), mining_alpha(progress)
+        pairs, alpha = self.features(batch["image"]), mining_alpha(progress)
         with torch.autocast(batch["image"].device.type, enabled=False):
             distances = [
                 mined_distance(teacher.float(), self.dfs(student.float(), teacher.float(), level), alpha)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-_log = logging.getLogger("uninet")
 Features = list[Tensor]  # one (B, C_i, H_i, W_i) a level, fine to coarse
 
 
@@ -57,47 +55,6 @@ class FeatureScale(nn.Module):
             getattr(self, f"factor{level}").copy_(factor.view(1, -1, 1, 1))
 
 
-class FeatureCache:
-    """Features of the frozen teacher by image, for training images that are the same each time they come.
-
-    Filled by the batches of the first epoch, so nothing is computed twice and a cached feature comes from a
-    batch of the same size. Held where it was computed (a GPU's features in its memory), for all `images` or,
-    if these need more than `budget_gb`, for none. dtype None keeps them exactly; half precision rounds them.
-    """
-
-    def __init__(self, images: int, *, budget_gb: float, dtype: torch.dtype | None = None) -> None:
-        self.images, self.budget, self.dtype = images, budget_gb * 2**30, dtype
-        self.stored: dict[int, Features] = {}
-        self.computed = torch.float32
-
-    def features(self, index: Tensor, compute: Callable[[], Features]) -> Features:
-        """Those of the images `index` (B,), one (B, C_i, H_i, W_i) a level; computed if one is missing."""
-        places = index.tolist()
-        if all(i in self.stored for i in places):
-            levels = zip(*(self.stored[i] for i in places), strict=True)
-            return [torch.cat(level).to(self.computed) for level in levels]
-        found = compute()
-        self.computed = found[0].dtype
-        for row, i in enumerate(places if self.budget else []):
-            # copies: a slice would keep the whole batch; of one image in a batch, so that the layout stays
-            kept = [f[row : row + 1].to(self.dtype or f.dtype, copy=True) for f in found]
-            self.stored.setdefault(i, kept)
-        self._check_budget()
-        return found
-
-    def _check_budget(self) -> None:
-        image = next(iter(self.stored.values()), [])
-        needed = self.images * sum(f.numel() * f.element_size() for f in image)
-        if needed > self.budget > 0:
-            _log.warning(
-                "features of %d images need %.2f GB, more than train.cache_features_gb %.2f: not cached",
-                self.images,
-                needed / 2**30,
-                self.budget / 2**30,
-            )
-            self.budget, self.stored = 0, {}
-
-
 class Teachers(nn.Module):
     """Source teacher: frozen, always eval, no gradient. Target teacher: starts as its copy and is trained.
 
@@ -113,18 +70,11 @@ class Teachers(nn.Module):
         self.source = backbone.eval().requires_grad_(False)
         self.target = copy.deepcopy(backbone).requires_grad_(True) if with_target else None
         self.scale = scale
-        self.cache: FeatureCache | None = None
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> list[Features]:
-        """Images (B, 3, H, W) to source and, if any, target features, one (B, C_i, H_i, W_i) a level.
-
-        In training the source's come from the cache, if there is one, by the images' `index` (B,).
-        """
+    def forward(self, images: Tensor) -> list[Features]:
+        """Images (B, 3, H, W) to source and, if any, target features, one (B, C_i, H_i, W_i) a level."""
         with torch.no_grad():
-            if self.cache is not None and self.training and index is not None:
-                source = self.scale(self.cache.features(index, lambda: self.source(images)))
-            else:
-                source = self.scale(self.source(images))
+            source = self.scale(self.source(images))
         return [source] if self.target is None else [source, self.scale(self.target(images))]
 
     def train(self, mode: bool = True) -> Teachers:

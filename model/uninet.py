@@ -91,12 +91,9 @@ class UniNet(nn.Module):
         """Measure what the model takes from the training normals before the first step: the feature scale."""
         self.teachers.fit_scale(images)
 
-    def features(self, images: Tensor, index: Tensor | None = None) -> Pairs:
-        """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's.
-
-        index: which training images (B,) these are, for a cache of the source teacher's features.
-        """
-        source, *target = self.teachers(images, index)
+    def features(self, images: Tensor) -> Pairs:
+        """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's."""
+        source, *target = self.teachers(images)
         if not target:
             restored = self.student(self.bottleneck(source), source)
             return [(i, *pair) for i, pair in enumerate(zip(source, restored, strict=True))]
@@ -117,7 +114,7 @@ class UniNet(nn.Module):
                 "this model was folded by deploy() for inference; load the checkpoint to train on"
             )
         images, target = _first_and_last(batch["frames"] if "frames" in batch else batch["image"])
-        pairs = self.features(images, batch.get("index"))
+        pairs = self.features(images)
         outputs = self.head_outputs(pairs)
         n = len(self.info.channels)
         wanted = {"both": pairs, "source": pairs[:n], "target": pairs[n:]}

@@ -102,7 +102,3 @@ class TestMemory:
         most, held, faults = self.seen("keep_freed_memory")
         assert most > 280 and held > 250
         assert faults * 20 < self.seen()[2]
-
-    def test_large_blocks_are_returned(self):
-        most, held, _ = self.seen("return_large_blocks")
-        assert most > 280 and held < 40

@@ -175,7 +175,7 @@ class TestHostileCheckpoints:
         for command, extra in (
             (test_command, []),
             (predict_command, [images, "--output", str(tmp_path / "out")]),
-            (export_command, ["--format", "torchscript"]),
+            (export_command, []),
         ):
             assert run_command(command.main, ["--checkpoint", str(good), "--quiet", *extra]) == 1
             err = capfd.readouterr().err

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 import test as test_command
 import train
-from datasets.build import SPECS, build_data
+from datasets.build import SPECS, build_data, read_as
 from datasets.loader import TrainingOrder
 from datasets.samples import DatasetError
 from datasets.transforms import Decode, Normalise
@@ -324,53 +324,36 @@ class TestVideo:
 
 
 class TestCrossDataset:
-    def test_tested_as_the_other_dataset_is_read(self, run, masters, tmp_path):
-        flags = ["--setting", "cross-dataset", "--category", "01", "--iterations", "1"]
-        other = [
-            "--test-dataset",
-            "visa",
-            "--test-data-root",
-            str(masters["visa"]),
-            "--test-category",
-            "pcb1",
-        ]
-        code, out, err = run("btad", *flags, *other)
-        assert code == 0 and "pcb1" in out, err
-        results = results_of(tmp_path / "runs")
-        assert list(results) == ["pcb1", "mean"] and results["pcb1"]["n_anomalous"] == 3
-        (folder,) = (tmp_path / "runs").glob("btad/cross-dataset/01/*")
-        code = run_command(test_command.main, ["--checkpoint", str(folder), "--quiet"])
-        tested = json.loads((folder / "test/metrics.json").read_text())["results"]
-        assert code == 0 and tested["pcb1"]["image_auroc"] == pytest.approx(results["pcb1"]["image_auroc"])
+    """A finished run on another dataset, by test.py --dataset."""
 
-    def test_its_own_size_and_threshold(self, masters):
-        settings = {"data.test_name": "kolektor", "data.test_root": str(masters["kolektor"])}
-        data = data_of("btad", masters["btad"], **settings, **{"model.setting": "cross-dataset"})
-        assert data.train.decode.size == (64, 64) and data.test.decode.size == (640, 256)
-        assert {s.category for s in data.test.samples} == {"kolektor"}
+    def test_results_and_images_that_were_trained_on(self, run, masters, tmp_path, capfd):
+        assert run("btad", "--category", "01", "--iterations", "1", "--eval", "none")[0] == 0
+        (folder,) = (tmp_path / "runs").glob("btad/one-class/01/*")
 
-    def test_read_as_the_flavour_says(self, masters):
-        for flavor, resize in (("paper", "bilinear"), ("released", "lanczos")):
-            settings = {
-                "data.test_name": "vad",
-                "data.test_root": str(masters["vad"]),
-                "model.flavor": flavor,
-            }
-            data = data_of("btad", masters["btad"], **settings, **{"model.setting": "cross-dataset"})
-            assert data.test.decode.resize == resize
+        def tested(name, root, *flags):
+            words = ["--checkpoint", str(folder), "--dataset", name, "--data-root", str(root), *flags]
+            return run_command(test_command.main, ["--quiet", *words])
 
-    def test_a_test_image_that_was_trained_on(self, masters, tmp_path):
+        assert tested("visa", masters["visa"], "--category", "pcb1") == 0
+        written = json.loads((folder / "test/metrics.json").read_text())
+        assert list(written["results"]) == ["pcb1", "mean"] and written["results"]["pcb1"]["n_anomalous"] == 3
+        assert written["protocol"]["image_size"] == [256, 256]  # visa's, not the run's 64
         root = shutil.copytree(masters["vad"], tmp_path / "vad")
         shutil.copy(next((masters["btad"] / "01/train/ok").glob("0*")), root / "test/good/000.png")
-        settings = {"data.test_name": "vad", "data.test_root": str(root), "model.setting": "cross-dataset"}
-        with pytest.raises(DatasetError, match="is the same file as"):
-            data_of("btad", masters["btad"], **settings)
+        assert tested("vad", root) == 1
+        assert "is the same file as" in capfd.readouterr().err
 
-    def test_unknown_dataset(self, run):
-        code, _, err = run("btad", "--setting", "cross-dataset", "--test-dataset", "nothing")
-        assert code == 1 and "unknown dataset 'nothing'" in err
-        code, _, err = run("btad", "--setting", "cross-dataset")
-        assert code == 2 and "belong together" in err
+    def test_its_own_size_crop_and_filter(self):
+        def read(name, category="all", **settings):
+            config = load_config(
+                CONFIGS / "btad.yaml", {"data.image_size": 64, "model.backbone": LITE0} | settings
+            )
+            return read_as(name, category, config)
+
+        assert read("kolektor").image_size == (640, 256)
+        assert (read("mvtec3d").center_crop, read("mvtec3d", "cable_gland").center_crop) == (None, 256)
+        for flavor, resize in (("paper", "bilinear"), ("released", "lanczos")):
+            assert read("vad", **{"model.flavor": flavor}).resize == resize
 
 
 class TestTestCommand:

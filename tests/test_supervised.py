@@ -206,8 +206,6 @@ class TestModel:
             ({"model__head": "label", "loss__supervised": "dice"}, "loss.supervised is one of bce"),
             ({"loss__supervised": "bce"}, "model.head none"),
             ({"data__time_step": 1}, "needs a model that looks at frames"),
-            ({"model__setting": "cross-dataset"}, "belong together"),
-            ({"data__test_name": "btad"}, "belong together"),
         ],
     )
     def test_settings_that_do_not_go_together(self, make_config, settings, message):

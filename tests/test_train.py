@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -416,6 +417,19 @@ class TestCheckpoints:
         torch.save(tree, tmp_path / "old.pt")
         with pytest.raises(CheckpointError, match=r"another version.*loss.no_longer_there"):
             load_checkpoint(tmp_path / "old.pt")
+
+    def test_removed_settings_of_an_old_file(self, tmp_path, make_config, caplog):
+        config = make_config(data__category="01")
+        Checkpoint(config, {}, 1).save(tmp_path / "old.pt")
+        tree = torch.load(tmp_path / "old.pt", weights_only=True)
+        tree["config"]["data"] |= {"test_name": "visa", "test_root": "a", "test_category": None}
+        tree["config"]["train"] |= {"recompute": True, "cache_features_gb": 1.0}
+        tree["config"]["model"]["setting"] = "cross-dataset"
+        torch.save(tree, tmp_path / "old.pt")
+        with caplog.at_level("DEBUG", "uninet"):
+            found = load_checkpoint(tmp_path / "old.pt").config
+        assert found == replace(config, model=replace(config.model, setting="multi-class"))
+        assert "train.recompute" in caplog.text and len(caplog.records) == 1
 
     def test_foreign_files(self, tmp_path):
         torch.save({"state_dict": {}}, tmp_path / "foreign.pt")

@@ -215,7 +215,6 @@ class TestSyntheticTraining:
         ({"model__head": "discrepancy", "loss__supervised": "focal"}, "data.synthetic above 0"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": []}, "kinds to draw from"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": ["dent"]}, "choose one of texture"),
-        ({"data__synthetic": 0.5, "train__cache_features_gb": 1}, "data.synthetic 0"),
         ({"data__synthetic": 0.5, "path": "configs/ped2.yaml"}, "single images"),
     ],
 )

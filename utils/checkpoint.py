@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.config import Config, ConfigError, Tree, build, merge
+from utils.config import REMOVED, Config, ConfigError, Tree, build, merge
 from utils.plain_yaml import CONFIGS, read_yaml
 from utils.runs import differences, write_atomically
 
 FORMAT = 1
 FILE = "last.pt"
+_log = logging.getLogger("uninet")
 
 
 class CheckpointError(RuntimeError):
@@ -106,11 +108,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of format {FORMAT} of this program")
     try:
         # settings that are younger than the file take base.yaml's value, which leaves things as they were
-        config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), tree["config"]]))
-    except (ConfigError, KeyError, TypeError) as error:
+        config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), _without_removed(tree["config"])]))
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
     keys = ("model", "iteration", "seconds", "optimizer", "schedule", "rng", "value", "calibration")
     return Checkpoint(config, **{key: tree.get(key) for key in keys})
+
+
+def _without_removed(config: Tree) -> Tree:
+    """A stored configuration without the settings that the program has no more."""
+    kept = {
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in REMOVED}
+        for section, keys in config.items()
+    }
+    if kept != config:
+        _log.debug("settings of an older version are left out: %s", ", ".join(REMOVED))
+    if kept["model"].get("setting") == "cross-dataset":  # one model for what it was trained on
+        kept["model"]["setting"] = "multi-class"
+    return kept
 
 
 def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:

@@ -26,9 +26,6 @@ FLAGS = {
     "data_root": "data.root",
     "skip_unreadable": "data.skip_unreadable",
     "category": "data.category",
-    "test_dataset": "data.test_name",
-    "test_data_root": "data.test_root",
-    "test_category": "data.test_category",
     "tile": "data.tile",
     "setting": "model.setting",
     "model": "model.name",
@@ -39,7 +36,6 @@ FLAGS = {
     "seed": "train.seed",
     "device": "train.device",
     "precision": "train.precision",
-    "cache_features": "train.cache_features_gb",
     "select": "eval.select",
     "eval": "eval.split",
 }
@@ -113,10 +109,6 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="large images: train and predict on overlapping tiles of N pixels of data.image_size",
     )
-    cross = parser.add_argument_group("cross-dataset: what to test on")
-    cross.add_argument("--test-dataset", metavar="NAME", help="a dataset of --list")
-    cross.add_argument("--test-data-root", metavar="DIR", help="its folder")
-    cross.add_argument("--test-category", metavar="NAME", help="one of its categories, or all")
     how = parser.add_argument_group("how")
     how.add_argument("--iterations", type=int, metavar="N", help="optimiser steps; replaces train.epochs")
     how.add_argument("--seed", type=int, metavar="S", help="of weights, data order and held-out parts")
@@ -125,12 +117,6 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 where it is faster, else fp32"
-    )
-    how.add_argument(
-        "--cache-features",
-        type=float,
-        metavar="GB",
-        help="keep the frozen teacher's features of the training images, if all fit; changes no result",
     )
     how.add_argument("--select", choices=("last", "best"), help="best looks at the test set, and says so")
     how.add_argument("--eval", choices=("test", "validation", "none"), help="what to evaluate on")

@@ -25,7 +25,15 @@ from utils.plain_yaml import CONFIGS, ConfigError, Tree, read_yaml
 
 MODELS = ("uninet", "recontrast", "unias", "memory-bank")
 FLAVORS = ("paper", "released", "tuned")
-SETTINGS = ("one-class", "multi-class", "cross-dataset", "supervised")
+SETTINGS = ("one-class", "multi-class", "supervised")
+REMOVED = (  # settings of older checkpoints that changed no result, or only what was tested
+    "data.test_name",
+    "data.test_root",
+    "data.test_category",
+    "train.recompute",
+    "train.cache_features_gb",
+    "train.cache_features_dtype",
+)
 
 T = TypeVar("T")
 
@@ -63,9 +71,6 @@ class DataConfig:
     augment: Literal["none", "flip", "flip-rotate"]
     time_step: int = field(metadata=_number(0, 1000))
     motion: int = field(metadata=_number(0, 1000))
-    test_name: str | None
-    test_root: str | None
-    test_category: str | None
     skip_unreadable: bool
     cache_gb: float = field(metadata=_number(0, 10**4))
     workers: int | None = field(metadata=_number(0, 256))
@@ -77,7 +82,7 @@ class ModelConfig:
 
     name: Literal["uninet", "recontrast", "unias", "memory-bank"]
     flavor: Literal["paper", "released", "tuned", "default"]
-    setting: Literal["one-class", "multi-class", "cross-dataset", "supervised"]
+    setting: Literal["one-class", "multi-class", "supervised"]
     category_exceptions: bool
     backbone: str
     teachers: Literal["both", "source"]
@@ -168,9 +173,6 @@ class TrainConfig:
     seed: int = field(metadata=_number(0, 2**32 - 1))
     device: str
     precision: Literal["auto", "fp32", "bf16"]
-    recompute: bool
-    cache_features_gb: float = field(metadata=_number(0, 10**4))
-    cache_features_dtype: Literal["exact", "float16"]
     log_every: int = field(metadata=_number(1, 10**8))
     save_every: int = field(metadata=_number(1, 10**8))
 
@@ -304,6 +306,8 @@ def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
+            if f"{prefix}{key}" in REMOVED:
+                hint = "it was removed, so leave it out"
             raise ConfigError(f"unknown setting '{prefix}{key}'; {hint}")
     values = {}
     for name, spec in known.items():

@@ -61,21 +61,11 @@ def check_together(config: Config) -> None:
         )
     if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
-    if config.train.cache_features_gb:
-        if config.data.augment != "none" or config.train.scales != (1.0,) or config.data.synthetic:
-            raise ConfigError(
-                "train.cache_features_gb needs images that are the same each time: "
-                "data.augment none, data.synthetic 0, train.scales [1.0]"
-            )
-        if config.model.name not in ("uninet", "recontrast"):
-            raise ConfigError(f"train.cache_features_gb: {config.model.name} has no frozen source teacher")
     if not config.train.scales:
         raise ConfigError("train.scales is empty; one size is [1.0]")
     _check_sizes(config)
     if config.model.student_backbone and config.model.name not in ("uninet", "recontrast"):
         raise ConfigError(f"model.student_backbone is for uninet and recontrast, not for {config.model.name}")
-    if (config.model.setting == "cross-dataset") != (config.data.test_name is not None):
-        raise ConfigError("--setting cross-dataset and --test-dataset NAME belong together")
 
 
 def _check_sizes(config: Config) -> None:

@@ -10,12 +10,11 @@ import resource
 import sys
 import time
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import numpy as np
 import torch
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 BF16_MARGIN = 1.2  # bf16 must be this much faster in a matrix product to be chosen on a CPU
 
 
@@ -83,29 +82,12 @@ def keep_freed_memory() -> bool:
     By default glibc maps every large tensor anew and the kernel clears its pages, which takes a good part of
     a training step on a CPU (benchmarks/README.md). The process then holds its peak until it ends.
     """
-    return _tell_glibc({M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 28, M_MMAP_MAX: 0})
-
-
-def return_large_blocks() -> bool:
-    """Let the process give freed blocks of 32 MiB and more back at once; returns whether that could be set.
-
-    So there are no gaps between them, and the process holds less than with `keep_freed_memory`. Pages of
-    2 MiB, where the kernel has them, make up for time that new pages take (benchmarks/README.md). Torch looks
-    for its variable once, at the first tensor of 2 MiB: call this before.
-    """
-    if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return _tell_glibc(
-        {M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 26, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 1 << 16}
-    )
-
-
-def _tell_glibc(settings: dict[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
     if mallopt is None:
         return False
+    settings = {M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 28, M_MMAP_MAX: 0}
     return sum(mallopt(*setting) for setting in settings.items()) == len(settings)  # each gives 1
 
 

@@ -1,11 +1,10 @@
-"""A model as a file that needs none of this code: ONNX or TorchScript, preprocessing inside the graph.
+"""A model as an ONNX file that needs none of this code, normalisation inside the graph.
 
 Legend: B images, H and W the model's size.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import warnings
@@ -21,7 +20,6 @@ from utils.checkpoint import Checkpoint
 from utils.runs import git_sha
 
 OUTPUTS = ("score", "anomaly_map")
-METADATA = "metadata.json"  # TorchScript's extra file
 LARGEST_BATCH = 4096  # the exporter wants a bound
 
 
@@ -112,25 +110,8 @@ def to_onnx(model: Deployed, image: Tensor, about: dict[str, str]) -> Exported:
     return Exported(content, lambda images: tuple(session.run(list(OUTPUTS), {"image": images})))
 
 
-def to_torchscript(model: Deployed, image: Tensor, about: dict[str, str]) -> Exported:
-    """Trace the model; `about` becomes the extra file metadata.json.
-
-    The outputs are a tuple in the order of OUTPUTS: TorchScript has no names for them.
-    """
-    file = io.BytesIO()
-    with _quiet():
-        traced = torch.jit.trace(model, (image,), check_trace=False)
-        torch.jit.save(traced, file, _extra_files={METADATA: json.dumps(about, indent=1)})
-        loaded = torch.jit.load(io.BytesIO(file.getvalue()))
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(output.numpy() for output in loaded(torch.from_numpy(images)))
-
-    return Exported(file.getvalue(), run)
-
-
 class _quiet(warnings.catch_warnings):  # noqa: N801 (used as a function)
-    """The exporters warn about every size that they take as fixed, which the images' sizes are."""
+    """The exporter warns about every size that it takes as fixed, which the images' sizes are."""
 
     def __enter__(self) -> None:
         super().__enter__()

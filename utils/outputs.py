@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.build import dataset_root, test_config
+from datasets.build import dataset_root
 from datasets.loader import ImageSet
 from utils.calibration import Calibration
 from utils.config import Config
@@ -30,7 +30,7 @@ def write_outputs(
 ) -> Picture:
     """Write them, and give back the page of heatmaps."""
     p_values = calibration.p_values(scores.score) if calibration else None
-    write_scores(folder / "scores.csv", scores, dataset_root(test_config(config)), p_values=p_values)
+    write_scores(folder / "scores.csv", scores, dataset_root(config.data), p_values=p_values)
     page = example_page(data, scores, 8)
     write_png(folder / "heatmaps.png", page)
     if scores.kind == "video":

@@ -18,8 +18,8 @@ from utils.config import Config, Tree
 
 # settings that change where, how fast or how often, or add a metric, but not the result
 IRRELEVANT = {
-    "data": ("root", "test_root", "cache_gb", "workers"),
-    "train": ("device", "seed", "log_every", "save_every", "cache_features_gb"),
+    "data": ("root", "cache_gb", "workers"),
+    "train": ("device", "seed", "log_every", "save_every"),
     "eval": ("batch_size", "aupimo", "dsc_unias"),
 }
 
