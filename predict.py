@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from datasets.build import new_images, new_samples
+from datasets.files import unused_files
 from datasets.loader import ImageSet
 from datasets.readable import readable, write_skipped
-from datasets.samples import DatasetError, Sample, find_images, printable
+from datasets.samples import DatasetError, Sample, find_images, log_unused, printable
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
@@ -153,6 +154,8 @@ def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
         if len(kept) < len(found):
             log.info("%d images below %s are left alone: predictions", len(found) - len(kept), output)
         found = kept
+    if found and where.is_dir():
+        log_unused(where, unused_files(where, found, apart=[output]))
     return new_samples(found, where, config)
 
 

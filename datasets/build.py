@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets.demo import write_demo
+from datasets.files import unused_files
 from datasets.folder import FOLDER
 from datasets.industrial import BTAD, MVTEC, MVTEC3D, VAD, VISA, list_categories, list_mvtec
 from datasets.kolektor import KOLEKTOR
@@ -34,6 +35,7 @@ from datasets.samples import (
     hold_out,
     limit,
     tied_groups,
+    with_unused,
     without_copies,
 )
 from datasets.synthetic import DEFECT_KINDS
@@ -75,15 +77,15 @@ class RunData:
 
 
 def dataset_root(data: DataConfig) -> Path | None:
-    """The dataset's folder; the demo is written where it is missing.
+    """The dataset's folder, resolved; the demo is written where it is missing.
 
     Raises:
         DatasetError: for an unknown dataset name.
     """
     spec_of(data.name)
     if data.name == "demo":
-        return write_demo(Path(data.root) if data.root else DEMO_ROOT)
-    return Path(data.root) if data.root else None
+        return write_demo(Path(data.root).expanduser().resolve() if data.root else DEMO_ROOT)
+    return Path(data.root).expanduser().resolve() if data.root else None
 
 
 def spec_of(name: str) -> DatasetSpec:
@@ -229,7 +231,8 @@ def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Samp
         DatasetError: if there is none.
     """
     if not found:
-        raise DatasetError(f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}")
+        message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
+        raise DatasetError(with_unused(message, unused_files(where, ())) if where.is_dir() else message)
     motion = config.data.motion  # a folder is a clip
     samples = [
         Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p.parent if motion else p))

@@ -18,9 +18,12 @@ from datasets.samples import (
     DatasetError,
     DatasetSpec,
     check_disjoint,
+    check_labels,
     check_splits,
     count,
     find_root,
+    unused_beside,
+    unused_samples,
     without_copies,
 )
 from utils.cli import new_parser, run_command, say
@@ -31,7 +34,10 @@ COUNTS = "counts: normal training / normal test / anomalous test (/ anomalous tr
 
 @dataclass(frozen=True)
 class Row:
-    """What was found in one category. problem: what is wrong with it; note: what a reader should know."""
+    """What was found in one category.
+
+    problem: what is wrong with it; note: what a reader should know; unused: files of no sample, by reason.
+    """
 
     category: str
     found: Counts
@@ -39,6 +45,7 @@ class Row:
     status: str  # ok | differs | unverified: ... | nothing published | missing | damaged
     problem: str = ""
     note: str = ""
+    unused: str = ""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,11 +59,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
     args = parser.parse_args(argv)
     spec = SPECS[args.dataset]
-    rows = check(spec, find_root(spec, args.data_root))
+    root = find_root(spec, args.data_root)
+    rows = check(spec, root)
     say(f"{table(rows)}\n{COUNTS}")
     for row in rows:
-        if row.problem or row.note:
-            say(f"{row.category}: {row.problem or row.note}")
+        for text in filter(None, (row.problem, row.note, row.unused and f"not used: {row.unused}")):
+            say(f"{row.category}: {text}")
+    beside = str(unused_beside(spec, root, spec.list_categories(root)))
+    if beside:
+        say(f"beside the categories: not used: {beside}")
     wrong = [row.category for row in rows if row.status in ("differs", "damaged")]
     if wrong:
         raise DatasetError(f"{len(wrong)} of {len(rows)} categories are not as published: {', '.join(wrong)}")
@@ -76,18 +87,19 @@ def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
         samples = spec.list_samples(root, name)
     except DatasetError as error:
         return Row(name, (), published, "damaged", str(error))
-    found = count(samples)
+    found, unused = count(samples), str(unused_samples(spec, root, name, samples))
     train = [s for s in samples if s.split == "train" and (s.label == NORMAL or spec.segmentation)]
     test = [s for s in samples if s.split == "test"]
     try:
         check_splits(spec, name, samples)
+        check_labels(spec, name, samples)
         check_disjoint(without_copies(train, test) if spec.drops_copies else train, test)
     except DatasetError as error:
-        return Row(name, found, published, "damaged", str(error))
+        return Row(name, found, published, "damaged", str(error), unused=unused)
     shared = {s.group for s in train}
     known = sum(s.group in shared for s in test)
     note = f"{known} of {len(test)} test images are of an item or patient that is trained on" if known else ""
-    return Row(name, found, published, _status(spec, found, published), note=note)
+    return Row(name, found, published, _status(spec, found, published), note=note, unused=unused)
 
 
 def _status(spec: DatasetSpec, found: Counts, published: Counts) -> str:

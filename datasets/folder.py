@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.industrial import list_categories, list_mvtec
+from datasets.industrial import list_categories
+from datasets.layouts import Tree, list_tree
 from datasets.samples import DatasetSpec, Sample
 
 
@@ -17,9 +18,8 @@ def list_folder_categories(root: Path) -> list[str]:
 
 def list_folder(root: Path, category: str) -> list[Sample]:
     """Samples of one category; images without masks are fine (pixel metrics then need at least one mask)."""
-    if (root / "train" / "good").is_dir():
-        return list_mvtec(root.resolve().parent, category, need_masks=False)
-    return list_mvtec(root, category, need_masks=False)
+    base = root if (root / "train" / "good").is_dir() else root / category
+    return list_tree(base, category, Tree(need_masks=False))
 
 
 FOLDER = DatasetSpec(

@@ -128,6 +128,7 @@ VISA = DatasetSpec(
     list_visa,
     VISA_COUNTS,
     layout="split_csv/1cls.csv and <category>/Data/Images (the release), or <category>/train/good (prepared)",
+    read_for_labels=("split_csv/*.csv",),
 )
 
 

@@ -61,4 +61,5 @@ KOLEKTOR = DatasetSpec(
     list_kolektor,
     {"kolektor": (244, 103, 52)},
     layout="kos01/Part0.jpg with kos01/Part0_label.bmp (or .png), to kos50",
+    read_for_labels=("kos*/*_label.*",),
 )

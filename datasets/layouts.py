@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.samples import ANOMALOUS, NORMAL, DatasetError, Sample, list_images
+from datasets.files import list_images, subfolders
+from datasets.samples import ANOMALOUS, NORMAL, DatasetError, Sample
+
+NORMAL_NAMES = {"good", "ok", "normal", "pass", "passed", "io", "gut", "nodefect", "defectfree"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def categories_with(inside: str) -> Callable[[Path], list[str]]:
     """A lister of categories: the folders of a root that hold the folder `inside`."""
 
     def list_categories(root: Path) -> list[str]:
-        return sorted(p.name for p in root.iterdir() if (p / inside).is_dir()) if root.is_dir() else []
+        return [p.name for p in subfolders(root) if (p / inside).is_dir()]
 
     return list_categories
 
@@ -51,15 +54,20 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
     """All samples of the category whose folder is `base`: training, then test, by class and name.
 
     Raises:
-        DatasetError: if an anomalous test image has no mask, while `tree.need_masks`.
+        DatasetError: if an anomalous test image has no mask, while `tree.need_masks`, or if a test class that
+            counts as anomalous has a name of good ones (OK, Good, normal).
     """
     samples = []
     for name in tree.train:
         samples += _list_class(base, category, tree, split="train", name=name)
-    test = base / "test"
-    names = sorted(p.name for p in test.iterdir() if p.is_dir()) if test.is_dir() else []
-    for name in names:
-        samples += _list_class(base, category, tree, split="test", name=name)
+    for folder in subfolders(base / "test"):
+        letters = "".join(c for c in folder.name.casefold() if c.isalpha())
+        if folder.name != tree.normal and letters in NORMAL_NAMES:
+            raise DatasetError(
+                f"{folder} would count as anomalous, as normal test images are in test/{tree.normal} alone; "
+                "rename it, or give it the name of a defect"
+            )
+        samples += _list_class(base, category, tree, split="test", name=folder.name)
     return samples
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import random
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
+from datasets.files import IMAGE_SUFFIXES, Unused, unused_files
+from datasets.files import find_images as find_images
+from datasets.files import list_images as list_images
+from datasets.files import printable as printable
+
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 Counts = tuple[int, ...]  # see `count`
+MOST_LISTED = 10_000  # files below a wrong root, which may be a whole disk
 _log = logging.getLogger("uninet")
 
 
@@ -51,6 +58,7 @@ class DatasetSpec:
     drops_copies: the release itself holds test images among the training images; they are not trained on.
     segmentation: every image is anomalous and has a mask; there are no normal ones, and none are needed.
     video: samples are frames in order, their group is the clip.
+    read_for_labels: patterns of files that labels come from and no sample holds (tables, empty masks).
     """
 
     name: str
@@ -64,6 +72,7 @@ class DatasetSpec:
     drops_copies: bool = False
     segmentation: bool = False
     video: bool = False
+    read_for_labels: tuple[str, ...] = ()
 
 
 def count(samples: Iterable[Sample]) -> Counts:
@@ -77,21 +86,80 @@ def count(samples: Iterable[Sample]) -> Counts:
 def collect(spec: DatasetSpec, root: str | Path | None, category: str, *, warn: bool = True) -> list[Sample]:
     """List and check the samples of one category, or of all (`category` "all"), in a fixed order.
 
+    What lies below the root and is not used is logged, with counts and the reason.
+
     Raises:
         DatasetError: for a wrong root (a better one is suggested), an unknown category, an empty split, a
-            missing mask, or counts that differ from the published ones.
+            missing mask, one file with two labels, or counts that differ from the published ones.
     """
     root = find_root(spec, root)
     known = spec.list_categories(root)
-    if category != "all" and category not in known:
+    renamed = category not in ("all", *known) and len(known) == 1 and not spec.counts
+    if category not in ("all", *known) and not renamed:
         raise DatasetError(f"no category '{category}' in {root}; found: {', '.join(known)}")
     samples: list[Sample] = []
-    for name in known if category == "all" else [category]:
+    for name in known if category == "all" or renamed else [category]:
         part = spec.list_samples(root, name)
-        check_splits(spec, name, part)
+        try:
+            check_splits(spec, name, part)
+        except DatasetError as error:
+            raise DatasetError(with_unused(str(error), unused_samples(spec, root, name, part))) from error
         _check_counts(spec, name, count(part), warn=warn)
+        check_labels(spec, name, part)
+        if warn and count(part) != spec.counts.get(name):
+            log_unused(folder_of(root, name), unused_samples(spec, root, name, part))
+            _warn_of_missing_kinds(spec, name, count(part))
+        if renamed:  # whatever the only one is called: groups, and so the split, stay those of the run
+            part = [replace(s, category=category, group=category + s.group.removeprefix(name)) for s in part]
         samples += part
+    if category == "all":
+        log_unused(root, unused_beside(spec, root, known))
     return samples
+
+
+def folder_of(root: Path, category: str) -> Path:
+    """The folder of a category, or the root itself where a root is one category."""
+    whole = (root / "train").is_dir() or not (root / category).is_dir()
+    return root if whole else root / category
+
+
+def unused_samples(spec: DatasetSpec, root: Path, category: str, samples: Iterable[Sample]) -> Unused:
+    """What lies in the category's folder and in no sample."""
+    used = [p for s in samples for p in (s.path, s.mask_path, *s.earlier) if p is not None]
+    folder = folder_of(root, category)
+    return unused_files(folder, [*used, *_read_for_labels(spec, folder)])
+
+
+def unused_beside(spec: DatasetSpec, root: Path, categories: Sequence[str]) -> Unused:
+    """What lies in the root and in none of the categories' folders."""
+    folders = [folder_of(root, name) for name in categories]
+    return unused_files(root, _read_for_labels(spec, root), apart=folders)
+
+
+def _read_for_labels(spec: DatasetSpec, folder: Path) -> list[Path]:
+    return [p for pattern in spec.read_for_labels for p in folder.glob(pattern)]
+
+
+def with_unused(message: str, unused: Unused) -> str:
+    """An error's message, and what is there instead."""
+    return f"{message}. Found, but not where it is looked for: {unused}" if str(unused) else message
+
+
+@cache  # a set is listed more than once; what is left out is said once
+def log_unused(folder: Path, unused: Unused) -> None:
+    """Say what is left out of a folder: a warning, if pictures may be missed."""
+    if unused.pictures:
+        _log.warning("not used in %s: %s (docs/OWN_IMAGES.md has the layout)", printable(folder), unused)
+    elif unused.others:
+        _log.info("not used in %s: %s", printable(folder), unused)
+
+
+def _warn_of_missing_kinds(spec: DatasetSpec, category: str, found: Counts) -> None:
+    normal, anomalous = found[1:3]
+    if (normal == 0) != (anomalous == 0) and not spec.segmentation:
+        all_are, none_is = ("normal", "anomalous") if normal else ("anomalous", "normal")
+        where = f"{spec.name}/{printable(category)}"
+        _log.warning("%s: all test images are %s, none is %s: no AUROC", where, all_are, none_is)
 
 
 def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
@@ -102,7 +170,7 @@ def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
     """
     if root is None:
         raise DatasetError(f"where is {spec.name}? Give its folder with --data-root DIR")
-    root = Path(root).expanduser()
+    root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise DatasetError(f"--data-root {root} is no folder")
     if spec.list_categories(root):
@@ -110,7 +178,8 @@ def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
     near = (root.parent, *sorted(root.glob("*/")), *sorted(root.glob("*/*/")))
     better = next((d for d in near if _holds(spec, d)), None)
     hint = f"did you mean --data-root {shlex.quote(str(better))}?" if better else "see docs/DATASETS.md"
-    raise DatasetError(f"{root} does not look like {spec.name}: expected {spec.layout} in it; {hint}")
+    message = f"{root} does not look like {spec.name}: expected {spec.layout} in it; {hint}"
+    raise DatasetError(message if better else with_unused(message, unused_files(root, (), limit=MOST_LISTED)))
 
 
 def _holds(spec: DatasetSpec, folder: Path) -> bool:
@@ -162,40 +231,6 @@ def in_words(counts: Counts, *, short: bool = False) -> str:
     return f"{first} training, {normal} normal and {anomalous} anomalous test images"
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files directly in `folder`, sorted by name; other files (Thumbs.db, readme.txt) are left out."""
-    return sorted(p for p in folder.iterdir() if _is_image(p)) if folder.is_dir() else []
-
-
-def find_images(where: Path) -> list[Path]:
-    """The file `where`, or the image files in and below that folder, sorted; none if nothing is there.
-
-    Links to folders are followed, each folder is read once.
-    """
-    if not where.is_dir():
-        return [where] if where.exists() or where.is_symlink() else []  # a broken link is told of, later
-    found, seen, todo = [], set(), [where]
-    while todo:
-        here = todo.pop()
-        if here.resolve() in seen:  # a link that leads back
-            continue
-        seen.add(here.resolve())
-        found += list_images(here)
-        folders = [p for p in here.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        todo += sorted(folders, key=lambda p: (p.is_symlink(), p), reverse=True)
-    return sorted(found)
-
-
-def _is_image(path: Path) -> bool:
-    """By its name; a broken link is one, too: it must not be left out in silence."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-
-
-def printable(path: Path) -> str:
-    """A path on one line, for people: control characters and bytes that are no text as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
-
-
 def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
     """Stop if a test image is byte-identical to a training image.
 
@@ -206,6 +241,27 @@ def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
         raise DatasetError(
             f"{theirs.path} of the test set is the same file as {ours.path} of the training set"
         )
+
+
+def check_labels(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
+    """Stop if one file (equal bytes) is both normal and anomalous; a warning where the dataset is published.
+
+    Raises:
+        DatasetError: naming the first such pair.
+    """
+    there = [s for s in samples if _has_bytes(s.path)]  # decoding tells of the others
+    pairs = shared_images(*([s for s in there if s.label == label] for label in (NORMAL, ANOMALOUS)))
+    if not pairs:
+        return
+    normal, anomalous = pairs[0]
+    problem = (
+        f"{printable(anomalous.path)} ({anomalous.defect}) is the same file as {printable(normal.path)} "
+        f"({normal.defect}), so one image has two labels ({len(pairs)} such pairs)"
+    )
+    if category in spec.counts:
+        _log.warning("%s", problem)
+    else:
+        raise DatasetError(f"{problem}; remove the wrong one of each pair")
 
 
 def shared_images(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
@@ -245,6 +301,10 @@ def _by(key: Callable[[Path], object], paths: Sequence[Path]) -> Iterable[list[P
     for path in paths:
         found.setdefault(key(path), []).append(path)
     return found.values()
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0 and os.access(path, os.R_OK)
 
 
 def _size(path: Path) -> int:

@@ -92,6 +92,7 @@ PED2 = DatasetSpec(
     {"ped2": (2550, 362, 1648)},
     layout="Train/Train001, Test/Test001 and Test/UCSDped2.m (the release's folder UCSDped2)",
     video=True,
+    read_for_labels=("Test/*_gt/*", "Test/*.m"),
 )
 
 

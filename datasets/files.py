@@ -1,0 +1,119 @@
+"""Image files in and below a folder: which are listed, and what is not used, with counts and the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff")
+HIDDEN = (
+    ".",
+    "@",
+    "$",
+    "__",
+)  # .ipynb_checkpoints, @eaDir, $RECYCLE.BIN, __MACOSX: none of the user's images
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".raw", ".dcm")  # beside Pillow's
+SHOWN = 4  # folders or endings that are named; the others are counted
+
+
+def is_hidden(name: str) -> bool:
+    """Files and folders of such a name are left alone everywhere."""
+    return name.startswith(HIDDEN)
+
+
+def is_image(path: Path) -> bool:
+    """By its name; a broken link is one, too: it must not be left out in silence."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name) and not path.is_dir()
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in `folder`, sorted by name; none if it is no folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if not is_hidden(p.name) and p.is_dir())
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files directly in `folder`, sorted by name; other files (Thumbs.db, readme.txt) are left out."""
+    return sorted(p for p in folder.iterdir() if is_image(p)) if folder.is_dir() else []
+
+
+def find_images(where: Path) -> list[Path]:
+    """The file `where`, or the image files in and below that folder, sorted; none if nothing is there."""
+    if not where.is_dir():
+        return [where] if where.exists() or where.is_symlink() else []  # a broken link is told of, later
+    return sorted(p for p in walk(where) if is_image(p))
+
+
+def walk(where: Path, apart: Iterable[Path] = ()) -> Iterator[Path]:
+    """Files in and below a folder, and what is hidden there (which is not entered).
+
+    Links to folders are followed, each folder is read once; those of `apart` are not entered.
+    """
+    seen, todo = {p.resolve() for p in apart}, [where]
+    while todo:
+        here = todo.pop()
+        if here.resolve() in seen:  # a link that leads back
+            continue
+        seen.add(here.resolve())
+        entries = sorted(here.iterdir())
+        folders = {p for p in entries if p.is_dir() and not is_hidden(p.name)}
+        yield from (p for p in entries if p not in folders)
+        todo += sorted(folders, key=lambda p: (p.is_symlink(), p), reverse=True)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Phrases about files that are not used. pictures: about those that a user may miss."""
+
+    pictures: tuple[str, ...]
+    others: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join((*self.pictures, *self.others))
+
+
+def unused_files(
+    root: Path, used: Iterable[Path], *, apart: Iterable[Path] = (), limit: int | None = None
+) -> Unused:
+    """What is below `root` and not in `used`, counted by reason; at most `limit` files are looked at."""
+    known = set(used)
+    left = [p for p in islice(walk(root, apart), limit) if p not in known]
+    hidden = [p for p in left if is_hidden(p.name) and (p.is_dir() or p.suffix.lower() in IMAGE_SUFFIXES)]
+    left = [p for p in left if not is_hidden(p.name)]
+    places = Counter(p.parent.relative_to(root).as_posix() for p in left if is_image(p))
+    endings = Counter(p.suffix.lower() for p in left if not is_image(p))
+    Image.init()  # fills Pillow's table of endings
+    pictures = Counter({e: n for e, n in endings.items() if e in Image.EXTENSION or e in OTHER_PICTURES})
+    read = f" (read are {' '.join(IMAGE_SUFFIXES)})"
+    names = ", ".join(p.relative_to(root).as_posix() for p in hidden[:SHOWN])
+    marks = " ".join(HIDDEN)
+    return Unused(
+        pictures=(
+            *_phrase("images where none are looked for: ", "in", places),
+            *(phrase + read for phrase in _phrase("files of other kinds: ", "ending in", pictures)),
+        ),
+        others=(
+            *_phrase("other files: ", "ending in", endings - pictures),
+            *([f"{len(hidden)} names that begin with {marks} ({printable(names)})"] if hidden else []),
+        ),
+    )
+
+
+def _phrase(what: str, where: str, counts: Counter[str]) -> list[str]:
+    """One phrase such as "12 images: 8 in test, 4 in train", the most frequent first; none without counts."""
+    if not counts:
+        return []
+    common = counts.most_common()
+    parts = [f"{number} {where} {printable(name) or 'nothing'}" for name, number in common[:SHOWN]]
+    rest = sum(number for _, number in common[SHOWN:])
+    return [f"{sum(counts.values())} {what}{', '.join(parts)}{f', {rest} {where} others' if rest else ''}"]
+
+
+def printable(text: str | Path) -> str:
+    """A name or path on one line, for people: control characters and bytes that are no text as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
