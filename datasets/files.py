@@ -70,8 +70,8 @@ def walk(where: Path, apart: Iterable[Path] = ()) -> Iterator[Path]:
 class Unused:
     """Phrases about files that are not used. pictures: about those that a user may miss."""
 
-    pictures: tuple[str, ...]
-    others: tuple[str, ...]
+    pictures: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "; ".join((*self.pictures, *self.others))

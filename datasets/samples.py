@@ -112,8 +112,9 @@ def collect(spec: DatasetSpec, root: str | Path | None, category: str, *, warn: 
         if renamed:  # whatever the only one is called: groups, and so the split, stay those of the run
             part = [replace(s, category=category, group=category + s.group.removeprefix(name)) for s in part]
         samples += part
-    if category == "all":
-        log_unused(root, unused_beside(spec, root, known))
+    beside = unused_beside(spec, root, known) if category == "all" else Unused()
+    if beside.pictures or not spec.counts:  # a release has its readme and license
+        log_unused(root, beside)
     return samples
 
 

@@ -38,13 +38,13 @@ def said(caplog):
 
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", "__MACOSX"])
 def test_hidden_names_are_no_images_kinds_or_categories(part, said, name):
-    before = collect(MVTEC, part.parent, "all")
+    before = MVTEC.list_samples(part.parent, "part")
     for folder in ("test", "test/good", "train/good", "ground_truth/spot"):
         shutil.copytree(part / "test/spot", part / folder / name)
     shutil.copy(part / "test/spot/000.png", part / f"test/good/{name}000.png")
     shutil.copytree(part, part.parent / name)
-    samples, text = said(part.parent, "all", MVTEC)
-    assert samples == before == said(part.parent, "all")[0]
+    samples, text = said(part.parent, "all")
+    assert samples == before == said(part.parent, "all", MVTEC)[0]
     assert MVTEC.list_categories(part.parent) == FOLDER.list_categories(part.parent) == ["part"]
     assert f"5 names that begin with . @ $ __ (ground_truth/spot/{name}, test/{name}," in text
     assert f"1 names that begin with . @ $ __ ({name})" in text  # beside the category
