@@ -15,12 +15,23 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datasets.samples import DatasetError, printable
+from datasets.tiff import SIGNATURES, RefusedError, Samples, Tiff
 
 MAX_PIXELS = 1 << 27  # 134 million: larger headers are refused before anything is decoded
 MIN_SIDE = 8  # pixels; what is smaller shows nothing when it is enlarged
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content, whatever the name says
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 274  # EXIF tag
+OTHERS = {  # beginnings of files that are found under an image's name
+    b"version https://git-lfs": "but a Git LFS pointer; fetch the file itself with `git lfs pull`",
+    b"GIF8": "but a GIF; save it as PNG",
+    b"RIFF": "but a WebP; save it as PNG",
+    b"8BPS": "but a Photoshop file; save it as PNG",
+    b"%PDF": "but a PDF; save its pictures as PNG",
+    b"<": "but a text (HTML, XML or SVG)",
+}
+TRANSPARENT = "it is transparent everywhere (its alpha is 0)"
+Picture = Image.Image | Tiff  # opened, not decoded
 T = TypeVar("T")
 
 
@@ -49,15 +60,19 @@ def read_image(path: Path) -> Image.Image:
     return _guarded(path, _to_rgb)
 
 
-def mask_values(path: Path, *, indices: bool = True) -> tuple[np.ndarray, float]:
-    """(H, W) values of a mask file and the highest possible one.
+def read_mask(path: Path, threshold: float = 0) -> np.ndarray:
+    """(H, W) bool, what is drawn in a mask: pixels with any channel above `threshold`, a share of the range.
 
-    indices: of a file with a palette take the colours' numbers (they are the labels), not their brightness.
+    At 0 any value but zero counts, except in a JPEG, whose compression surrounds what is drawn with low
+    values: there it is half of the range. Transparent pixels are background; where nothing else is above the
+    threshold, the opaque ones count (strokes in black). Palettes are looked up; if all their colours are
+    black, the numbers other than 0 count.
 
     Raises:
-        UnreadableImageError: as `read_image`.
+        UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, and
+            for a palette image without black or transparent pixels, whose background is not known.
     """
-    return _guarded(path, lambda image: _to_values(image, indices))
+    return _guarded(path, lambda picture: _to_mask(picture, threshold))
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -83,20 +98,29 @@ def check_not_across(mask: Path, image: Path) -> None:
         )
 
 
-def _guarded(path: Path, use: Callable[[Image.Image], T], *, decode: bool = True) -> T:
-    """`use` of the opened image; whatever Pillow raises for a damaged file becomes one kind of error."""
+def _guarded(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -> T:
+    """`use` of the opened image; whatever is raised for a damaged file becomes one kind of error."""
+    tiff, head = None, b""
     try:
         with warnings.catch_warnings(), _open_regular(path) as file:
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of size (own limit) and odd metadata
+            head = file.read(32)
+            file.seek(0)
+            if head.startswith(SIGNATURES):
+                tiff = Tiff(file)
+                _check_size(*tiff.size)
+                if not tiff.for_pillow:
+                    return use(tiff)
             if decode:
                 _check_integrity(file)
             with Image.open(file, formats=FORMATS) as image:
                 _check_kind(image)
                 return use(image)
-    except _RefusedError as error:
+    except RefusedError as error:
         raise UnreadableImageError(path, str(error)) from error
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(path, f"by its content no {', '.join(FORMATS)}, or damaged") from error
+        none = f"by its content no {', '.join(FORMATS)}, {_other(head)}"
+        raise UnreadableImageError(path, str(tiff.not_read()) if tiff else none) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(path, f"it has more than the {MAX_PIXELS} pixels that are read") from error
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, struct.error, KeyError, ...
@@ -104,16 +128,19 @@ def _guarded(path: Path, use: Callable[[Image.Image], T], *, decode: bool = True
         raise UnreadableImageError(path, f"{reason or 'damaged'} ({type(error).__name__})") from error
 
 
-class _RefusedError(Exception):
-    """Read, but not taken."""
+def _other(head: bytes) -> str:
+    """What a file is that begins so, as far as that is known."""
+    if head[4:8] in (b"ftyp", b"jP  ", b"JXL "):
+        return "but HEIC, AVIF, JPEG 2000 or JPEG XL; save it as PNG"
+    return next((other for start, other in OTHERS.items() if head.startswith(start)), "or damaged")
 
 
 def _open_regular(path: Path) -> BinaryIO:
     status = path.stat()  # follows links; a loop or a broken one raises
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-        raise _RefusedError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
+        raise RefusedError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
     if status.st_size == 0:
-        raise _RefusedError("the file is empty")
+        raise RefusedError("the file is empty")
     return path.open("rb")
 
 
@@ -129,49 +156,77 @@ def _check_integrity(file: BinaryIO) -> None:
         tail = file.read()
         # libjpeg decodes the zeros of a copy that was broken off as grey
         if tail.endswith(b"\0") and not tail.rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise _RefusedError("its end is missing")
+            raise RefusedError("its end is missing")
     file.seek(0)
 
 
 def _check_kind(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _RefusedError(f"it has {width} x {height} pixels, at most {MAX_PIXELS} are read")
-    if min(width, height) < MIN_SIDE:
-        raise _RefusedError(f"it has {width} x {height} pixels, {MIN_SIDE} a side are the least")
+    _check_size(*image.size)
     # MPO: a camera's JPEG with further pictures (previews, depth) behind the photograph, which comes first
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise _RefusedError("it holds several pictures (animation or pages), save them one a file")
+        raise RefusedError("it holds several pictures (animation or pages), save them one a file")
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    # Pillow turns a TIFF itself, its size included
-    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
-    return image.size[::-1] if turned else image.size
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise RefusedError(f"it has {width} x {height} pixels, at most {MAX_PIXELS} are read")
+    if min(width, height) < MIN_SIDE:
+        raise RefusedError(f"it has {width} x {height} pixels, {MIN_SIDE} a side are the least")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    return ImageOps.exif_transpose(image)
+def _upright_size(picture: Picture) -> tuple[int, int]:
+    if isinstance(picture, Tiff):
+        turned = picture.orientation in TURNED
+    else:  # Pillow turns a TIFF itself, its size included
+        turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED
+    return picture.size[::-1] if turned else picture.size
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = _upright(image)
+def _loaded(picture: Picture) -> Image.Image | Samples:
+    """The upright pixels; alpha that is 0 all over a BMP is dropped: there it stands for "not used"."""
+    if isinstance(picture, Tiff):
+        return picture.samples()
+    picture.load()
+    image = ImageOps.exif_transpose(picture)
+    if picture.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        return image.convert("RGB")
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image) >> 8  # as Pillow does for 16 bits a colour
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8)).convert("RGB")
-    if image.mode == "I":
-        raise _RefusedError("32-bit integers have no range that is known, save it with 8 or 16 bits")
+        values, clear = np.asarray(image), image.info.get("transparency")
+        return Samples(values, 16, None if clear is None else np.where(values == clear, 0, 65535))
+    return image
+
+
+def _to_rgb(picture: Picture) -> Image.Image:
+    image = _loaded(picture)
+    if isinstance(image, Samples):
+        image = _eight_bits(image)
     return _over_black(image).convert("RGB")
 
 
-def _unit_range(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image)
+def _eight_bits(samples: Samples) -> Image.Image:
+    """Values scaled to mode RGB or RGBA."""
+    alpha, colours = samples.alpha, Image.fromarray(_scaled(samples.values, samples.bits)).convert("RGB")
+    if alpha is not None:
+        if not alpha.any():
+            raise RefusedError(TRANSPARENT)
+        if not samples.premultiplied:  # else the colours are over black already
+            colours.putalpha(Image.fromarray(_scaled(alpha, samples.bits)))
+    return colours
+
+
+def _scaled(values: np.ndarray, bits: int) -> np.ndarray:
+    if values.dtype.kind == "f":
+        return np.rint(255 * _unit_range(values)).astype(np.uint8)
+    if bits == 0:
+        kind = f"{'signed ' * (values.dtype.kind == 'i')}{8 * values.dtype.itemsize}-bit integers"
+        raise RefusedError(f"{kind} have no range that is known, save it with 8 or 16 unsigned bits")
+    return (values >> (bits - 8)).astype(np.uint8)  # the high byte, as Pillow does for 16 bits a colour
+
+
+def _unit_range(values: np.ndarray) -> np.ndarray:
     if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
         low, high = values.min(), values.max()
-        raise _RefusedError(f"floating-point values must be in [0, 1], found {low:g} to {high:g}")
+        raise RefusedError(f"floating-point values must be in [0, 1], found {low:g} to {high:g}")
     return values
 
 
@@ -180,16 +235,41 @@ def _over_black(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
+    if image.getextrema()[3] == (0, 0):
+        raise RefusedError(TRANSPARENT)
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
 
 
-def _to_values(image: Image.Image, indices: bool) -> tuple[np.ndarray, float]:
-    image = _upright(image)
-    if image.mode.startswith("I;16"):
-        return np.asarray(image), 65535
-    if image.mode == "F":
-        return _unit_range(image), 1
-    if image.mode == "I":
-        return np.asarray(image), 2**31 - 1
-    kept = image.mode == "L" or (image.mode == "P" and indices)
-    return np.asarray(image if kept else _over_black(image).convert("L")), 255
+def _to_mask(picture: Picture, threshold: float) -> np.ndarray:
+    image = _loaded(picture)
+    if isinstance(image, Samples):
+        drawn, alpha = _above(image, threshold), image.alpha
+    else:
+        if threshold == 0 and picture.format in ("JPEG", "MPO"):
+            threshold = 0.5
+        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+        grey = image.mode in ("1", "L", "LA")
+        values = np.asarray(image.convert("L" if grey else "RGB"))
+        drawn = (values if grey else values.max(axis=2)) > threshold * 255
+        if image.mode == "P" and not drawn.any():
+            drawn = np.asarray(image) > 0
+        if image.mode == "P" and drawn.all() and (alpha is None or alpha.all()):
+            raise RefusedError("none of its palette's colours is black, so what is background is not known")
+    if alpha is None or alpha.all():
+        return drawn
+    visible = alpha != 0
+    return drawn & visible if (drawn & visible).any() else visible
+
+
+def _above(samples: Samples, threshold: float) -> np.ndarray:
+    """(H, W) bool: any channel above the threshold's share of the range, which need not be known for 0."""
+    values, high = samples.values, (1 << samples.bits) - 1
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise RefusedError("it has values that are no numbers")
+        high = 1
+        values = _unit_range(values) if threshold else values
+    elif threshold and not samples.bits:
+        _scaled(values, 0)  # raises
+    above = values > threshold * high if threshold else values != 0
+    return above.any(axis=2) if above.ndim == 3 else above

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datasets.images import UnreadableImageError, check_not_across, mask_values, read_image
+from datasets.images import UnreadableImageError, check_not_across, read_image, read_mask
 from datasets.samples import DatasetError, Sample, printable
 from utils.runs import write_text
 
@@ -50,7 +50,7 @@ def _problem(sample: Sample) -> tuple[Path, str] | None:
             read_image(path)
         if sample.mask_path is not None:
             path = sample.mask_path
-            mask_values(path)
+            read_mask(path)
             check_not_across(path, sample.path)
     except UnreadableImageError as error:
         return path, error.reason

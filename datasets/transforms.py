@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import check_not_across, mask_values, read_image
+from datasets.images import check_not_across, read_image, read_mask
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -55,13 +55,12 @@ class Decode:
         """File to (H, W) uint8 in {0, 1}.
 
         Raises:
-            UnreadableImageError: as `mask_values`.
+            UnreadableImageError: as `read_mask`.
             DatasetError: if the mask lies across the image `of`.
         """
         if of is not None:
             check_not_across(path, of)
-        values, high = mask_values(path, indices=self.mask_threshold == 0)
-        binary = Image.fromarray((values > self.mask_threshold * high).astype(np.uint8))
+        binary = Image.fromarray(read_mask(path, self.mask_threshold).astype(np.uint8))
         return np.asarray(self._fit(binary, Image.Resampling.NEAREST))
 
     def _fit(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
@@ -75,8 +74,8 @@ class Decode:
 
 
 def has_foreground(path: Path) -> bool:
-    """Whether any pixel of a mask file is not zero."""
-    return bool(mask_values(path)[0].any())
+    """Whether anything is drawn in a mask file."""
+    return bool(read_mask(path).any())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 from preparation import SPECS, Item, Source, collect, parse_arguments, prepare
 
-from datasets.images import mask_values
+from datasets.images import read_mask
 from datasets.industrial import VISA_SPLIT
 from utils.cli import run_command
 
@@ -43,8 +43,7 @@ def plan(source: Source) -> list[Item]:
 
 def black_and_white(path: Path) -> bytes:
     """The mask as PNG with 255 wherever it is not zero."""
-    values, _ = mask_values(path)
-    return cv2.imencode(".png", 255 * (values > 0).astype("uint8"))[1].tobytes()
+    return cv2.imencode(".png", 255 * read_mask(path).astype("uint8"))[1].tobytes()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,18 @@
 """Bad and unusual image files: each is read rightly or refused in one line (docs/IMAGES.md)."""
 
-import io
 import os
-import struct
 
-import cv2
 import numpy as np
 import pytest
-from conftest import write_mask
-from PIL import Image, PngImagePlugin
+from conftest import ROOT, write_mask
+from image_cases import DEEP, PHOTO, UNIT, encoded, planes, png_header, rows, table, tiff
+from PIL import Image
 
-from datasets.images import check_not_across, mask_values, read_image, upright_size
+from datasets.images import check_not_across, read_image, read_mask, upright_size
 from datasets.samples import DatasetError, find_images, list_images, printable
 from datasets.transforms import Decode
 
-RAMP = np.linspace(0, 65535, 24 * 32).reshape(24, 32).astype(np.uint16)
-PHOTO = np.asarray(
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((32, 24))
-)
+CASES = list(rows())
 
 
 def pixels(path) -> np.ndarray:
@@ -25,53 +20,31 @@ def pixels(path) -> np.ndarray:
 
 
 class TestKindsOfPixels:
-    def test_16_bits_are_scaled_not_clipped(self, tmp_path):
-        """Pillow's own conversion of 16-bit grey turns all above 255 white."""
-        Image.fromarray(RAMP).save(tmp_path / "g.png")
-        Image.fromarray(RAMP).save(tmp_path / "g.tif")
-        cv2.imwrite(str(tmp_path / "c.png"), np.dstack([RAMP] * 3))
-        cv2.imwrite(str(tmp_path / "c.tif"), np.dstack([RAMP] * 3))
-        (tmp_path / "big-endian.tif").write_bytes(big_endian_tiff(RAMP))
-        for name in ("g.png", "g.tif", "c.png", "c.tif", "big-endian.tif"):
-            found = pixels(tmp_path / name)
-            assert found.dtype == np.uint8 and (found == (RAMP >> 8)[..., None]).all(), name
+    @pytest.mark.parametrize("row", CASES, ids=lambda row: row.file[:30])
+    def test_each_kind(self, tmp_path, row):
+        """Read as the table says, or refused with its words."""
+        for name, (content, expected) in row.cases.items():
+            (tmp_path / "x.png").write_bytes(content)
+            if isinstance(expected, str):
+                with pytest.raises(DatasetError, match=f"x.png is no readable image: .*{expected}"):
+                    read_image(tmp_path / "x.png")
+                continue
+            found = pixels(tmp_path / "x.png").astype(int)
+            expected = expected if expected.ndim == 3 else expected[..., None]
+            assert found.shape == (*expected.shape[:2], 3), name
+            assert np.abs(found - expected).mean() <= row.tolerance, name
 
-    def test_floating_point(self, tmp_path):
-        for name, values, message in (
-            ("a.tif", RAMP / 65535, None),
-            ("b.tif", RAMP / 255, "found 0 to 257"),
-            ("c.tif", np.where(RAMP > 9, RAMP / 65535, np.nan), r"must be in \[0, 1\], found nan"),
-        ):
-            Image.fromarray(values.astype(np.float32)).save(tmp_path / name)
-            if message:
-                with pytest.raises(DatasetError, match=message):
-                    read_image(tmp_path / name)
-            else:
-                assert (pixels(tmp_path / name)[..., 0] == np.rint(RAMP / 257)).mean() > 0.99
+    def test_originals(self, shared_data):
+        """CVC-ClinicDB as its authors publish it: colours, not three frames or a grey one."""
+        for name in ("1", "100"):
+            image = pixels(shared_data / f"originals/cvc-clinicdb/Original/{name}.tif").astype(int)
+            assert image.shape == (288, 384, 3) and (image[..., 0] - image[..., 2]).mean() > 20  # mucosa
+            mask = read_mask(shared_data / f"originals/cvc-clinicdb/Ground Truth/{name}.tif", 127 / 255)
+            assert mask.shape == (288, 384) and 0.01 < mask.mean() < 0.3
 
-    def test_32_bit_integers_are_refused(self, tmp_path):
-        Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "i.tif")
-        with pytest.raises(DatasetError, match="no range that is known"):
-            read_image(tmp_path / "i.tif")
-
-    def test_transparency_is_black(self, tmp_path):
-        """Not the colours below it, which no viewer shows."""
-        alpha = np.full(PHOTO.shape[:2], 255, np.uint8)
-        alpha[:8], alpha[8:12] = 0, 128
-        Image.fromarray(np.dstack([PHOTO, alpha])).save(tmp_path / "rgba.png")
-        found = pixels(tmp_path / "rgba.png")
-        assert not found[:8].any() and (found[12:] == PHOTO[12:]).all()
-        assert np.abs(found[8:12] - PHOTO[8:12] * (128 / 255)).max() <= 1
-        Image.fromarray(np.dstack([PHOTO[..., 0], alpha])).save(tmp_path / "la.png")
-        assert not pixels(tmp_path / "la.png")[:8].any()
-        palette = Image.fromarray(np.arange(24 * 32, dtype=np.uint8).reshape(24, 32) % 4, mode="P")
-        palette.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
-        palette.save(tmp_path / "p.png", transparency=1)
-        assert pixels(tmp_path / "p.png")[0, :4].tolist() == [[9, 9, 9], [0, 0, 0], [0, 200, 0], [0, 0, 200]]
-
-    def test_cmyk(self, tmp_path):
-        Image.fromarray(PHOTO).convert("CMYK").save(tmp_path / "c.jpg", quality=100)
-        assert np.abs(pixels(tmp_path / "c.jpg").astype(int) - PHOTO).mean() < 4
+    def test_the_documentation_has_these_rows(self):
+        """docs/IMAGES.md: print them anew with python tests/image_cases.py."""
+        assert table(CASES) in (ROOT / "docs/IMAGES.md").read_text()
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
     def test_exif_orientation_is_applied(self, tmp_path, suffix):
@@ -102,7 +75,6 @@ class TestKindsOfPixels:
         Image.fromarray(drawn).save(tmp_path / "layer.png")
         for path in sorted(tmp_path.iterdir()):
             assert Decode((10, 10)).mask(path).sum() == 20, path.name
-        assert mask_values(tmp_path / "16.png")[1] == 65535 and mask_values(tmp_path / "float.tif")[1] == 1
 
 
 class TestFilesThatAreRefused:
@@ -161,7 +133,7 @@ class TestFilesThatAreRefused:
     def test_the_end_of_a_broken_copy(self, tmp_path):
         """Zeros instead of the second half: decoders make grey of them, without a word."""
         for kind in ("PNG", "JPEG"):
-            whole = encoded(kind)
+            whole = encoded(PHOTO, kind)
             for cut in range(len(whole) // 2, len(whole) - 12, 7):
                 (tmp_path / "x").write_bytes(whole[:cut] + bytes(len(whole) - cut))
                 with pytest.raises(DatasetError):
@@ -189,40 +161,17 @@ def test_names_on_one_line(tmp_path):
 # --- fuzzing ------------------------------------------------------------------------------------------------
 
 
-def encoded(kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(PHOTO).save(file, kind, **options)
-    return file.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
-    crc = struct.pack(">I", PngImagePlugin._crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + crc + struct.pack(">I", 9) + b"IDAT"
-
-
-def big_endian_tiff(values: np.ndarray) -> bytes:
-    """One strip of 16-bit grey."""
-    height, width = values.shape
-    data = values.astype(">u2").tobytes()
-    tags = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1)]
-    tags += [(273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(data))]
-    entries = b"".join(
-        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", v, 0) if kind == 3 else struct.pack(">I", v))
-        for tag, kind, v in tags
-    )
-    directory = struct.pack(">H", len(tags)) + entries + bytes(4)
-    return b"MM\x00*" + struct.pack(">I", 8 + len(data)) + data + directory
-
-
 SEEDS = {
-    "png": encoded("PNG"),
-    "jpeg": encoded("JPEG", quality=90),
-    "progressive": encoded("JPEG", progressive=True),
-    "bmp": encoded("BMP"),
-    "tiff": encoded("TIFF"),
-    "lzw": encoded("TIFF", compression="tiff_lzw"),
-    "deflate": encoded("TIFF", compression="tiff_adobe_deflate"),
+    "png": encoded(PHOTO, "PNG"),
+    "jpeg": encoded(PHOTO, "JPEG", quality=90),
+    "progressive": encoded(PHOTO, "JPEG", progressive=True),
+    "bmp": encoded(PHOTO, "BMP"),
+    "tiff": encoded(PHOTO, "TIFF"),
+    "lzw": encoded(PHOTO, "TIFF", compression="tiff_lzw"),
+    "planes": tiff(planes(DEEP), "rgb", planarconfig="separate"),
+    "strips": tiff(DEEP, "rgb", rowsperstrip=5, compression="zlib", predictor=2),
+    "tiles": tiff(1 - UNIT, "miniswhite", tile=(16, 16), bigtiff=True),
+    "deflate": encoded(PHOTO, "TIFF", compression="tiff_adobe_deflate"),
 }
 
 

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 from conftest import write_image
-from test_images import SEEDS, encoded
+from image_cases import PHOTO, encoded
+from test_images import SEEDS
 
 import predict as predict_command
 import test as test_command
@@ -163,7 +164,7 @@ def test_report_of_odd_names(call, mvtec_like, tmp_path):
 
 def test_a_check_decodes_in_full(tmp_path):
     """A header that is fine is not enough."""
-    whole = encoded("PNG")
+    whole = encoded(PHOTO, "PNG")
     (tmp_path / "a.png").write_bytes(whole)
     (tmp_path / "b.png").write_bytes(whole[:-40])
     samples = [Sample(tmp_path / n, UNKNOWN, None, "", "predict", "", n) for n in ("a.png", "b.png")]
