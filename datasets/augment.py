@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.config_rules import scaled_side
+
 Batch = dict[str, Tensor]
-MULTIPLE = 32  # sizes are rounded to it, so that every level has whole positions
 
 
 def flip(batch: Batch, rng: np.random.Generator) -> Batch:
@@ -76,7 +77,7 @@ def rescale(batch: Batch, scale: float) -> Batch:
     """Images (bilinear) and masks (nearest) at `scale` times their size, rounded to multiples of 32."""
     if scale == 1:
         return batch
-    new = [max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in batch["image"].shape[2:]]
+    new = [scaled_side(side, scale) for side in batch["image"].shape[2:]]
     resized = dict(batch)
     resized["image"] = F.interpolate(batch["image"], size=new, mode="bilinear", align_corners=False)
     if "mask" in batch:

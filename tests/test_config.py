@@ -1,17 +1,28 @@
 """Configuration: layers, types, ranges, and what a user gets wrong."""
 
-from dataclasses import asdict
+import copy
+import math
+import random
+from dataclasses import asdict, fields
+from functools import cache
+from typing import get_type_hints
 
 import pytest
 import yaml
 from conftest import ROOT
 
+import utils.config
 from datasets.build import SPECS
 from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge
 from utils.plain_yaml import parse_override, read_yaml
 from utils.runs import config_hash
 
 MVTEC = CONFIGS / "mvtec.yaml"
+COARSE = {"model__strides": [8, 16, 32]}
+
+
+def read_text(text):
+    return parse_override(f"a.b={text}")[1]
 
 
 def load(category=None, **settings):
@@ -87,11 +98,122 @@ def test_the_command_line_wins():
     ({"loss__kd": "both"}, "choose one of global, pointwise"),
     ({"model__flavor": "papper"}, "unknown flavor 'papper'"),
     ({"optim__lr": float("nan")}, "allowed are"),
+    ({"optim__lr": float("inf")}, "allowed are"),
+    ({"train__iterations": float("inf")}, "expected int"),
+    ({"train__iterations": float("nan")}, "expected int"),
+    ({"train__iterations": 10**400}, "expected int"),
+    ({"train__iterations": "1_000"}, "expected int"),
+    ({"train__seed": "010"}, "expected int"),
+    ({"train__seed": "0x10"}, "expected int"),
+    ({"model__mem": "yes"}, "expected bool: true or false"),
+    ({"data__category": 1.5}, "expected text, in quotes"),
+    ({"data__resize": ["a" * 1000]}, r"is \['a{75}\.\.\.; choose"),
+    ({"model__name": ["uninet"]}, "unknown name"),
+    ({"model__setting": {"a": 1}}, "unknown setting"),
+    ({"model__backbone": "a" * 5000, "model__strides": []}, "model.strides is"),
+    ({"model__strides": [4, 16]}, "twice the one before"),
+    ({"model__strides": [16, 8]}, "twice the one before"),
+    ({"model__name": "memory-bank", "model__strides": [16]}, "needs 2 at least"),
+    ({"model__mem_kernels": [2, 4]}, "odd sides"),
+    (COARSE | {"data__image_size": 128, "train__scales": [0.75, 1]}, r"multiples of 64.*0.75 gives \[96, 96"),
+    (COARSE | {"data__tile": 64, "train__scales": [0.5]}, r"tile 64 must be multiples of 64.*0.5 gives"),
     ({"loss": 3}, "section.key=value"),
 ])  # fmt: skip
 def test_mistakes(settings, message):
     with pytest.raises(ConfigError, match=message):
         load(**settings)
+
+
+# --- what a file may hold: it becomes a Config or a ConfigError, nothing else -------------------------------
+
+SCALARS = """.inf -.inf .nan 1e400 1:30 1:30:00 010 0o17 0x1F 0b11 1_000 +1 -1 0 1.5 .5 5e-3 1e9 on off yes no
+TRUE ~ null 2024-01-01 2024-13-45 = << ! !!int !!float !!str [a] [] [[1]] {} {a} {a:{b:1}} &a *a | > ? : -
+uninet paper supervised all '' 'x' "\\0" "\\ud800" @x `x %x \u00e9 ../x /dev/null {1:2,1:3} 256 [8,16]"""
+LONG = ("9" * 5000, "a" * 5000, "[" * 50, "- " * 99)
+BLOCKS = ("settings: ", "categories: ", "flavors: ", "flavors: {paper: ", "settings: {one-class: ", "new: ")
+
+
+def wild_texts(number):
+    """Config files that nobody meant: one key, one section, or a few characters of base.yaml changed."""
+    rng, keys, section = random.Random(0), [], ""
+    lines = [line.partition("#")[0].rstrip() for line in (CONFIGS / "base.yaml").read_text().splitlines()]
+    lines = [line for line in lines if line]
+    for line in lines:
+        section = section if line.startswith(" ") else line
+        keys += [f"{section}\n{line.partition(':')[0]}: "] if line.startswith(" ") else []
+    for i in range(number):
+        value = rng.choice(LONG) if i % 20 == 0 else rng.choice(SCALARS.split())
+        if i % 3 == 0:
+            yield rng.choice(keys) + value
+        elif i % 3 == 1:
+            block = rng.choice([*BLOCKS, *(key.partition("\n")[0] + " " for key in keys)])
+            yield f"{block}{value}{'}' * block.count('{')}\n{rng.choice(['', 'model: {name: unias}'])}"
+        else:
+            text = list(rng.choice(keys) + "1\n" + rng.choice(keys) + "[0.5, 'a']")
+            for _ in range(rng.randint(1, 3)):
+                text[rng.randrange(len(text))] = rng.choice("\n\t:{}[]&*!|>'\"%@#-?,\0\x85\ufeffa0 ")
+            yield "".join(text)
+
+
+def test_any_file_gives_a_config_or_a_config_error(tmp_path, monkeypatch):
+    known = cache(read_yaml)  # the repository's own files are read once
+
+    def read(path):
+        return copy.deepcopy(known(path)) if CONFIGS in path.parents else read_yaml(path)
+
+    monkeypatch.setattr(utils.config, "read_yaml", read)
+    refused = good = 0
+    for text in wild_texts(500):
+        (tmp_path / "c.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            config = load_config(tmp_path / "c.yaml", {}, category="01")
+        except ConfigError as error:
+            refused += 1
+            assert len(str(error)) < 1000, text
+        else:
+            good += 1
+            numbers = [n for part in asdict(config).values() for n in part.values() if isinstance(n, float)]
+            assert all(map(math.isfinite, numbers)), text
+    assert refused > 300 and good > 10
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("settings: [a]", "'settings' is a section"),
+    ("settings: {one-class: 3}", "'settings.one-class' is a section"),
+    ("categories: {bottle: [1]}", "'categories.bottle' is a section"),
+    ("flavors: x", "'flavors' is a section"),
+    ("flavors: {paper: {settings: x}}", "'settings' is a section"),
+    ("model: uninet", "'model' is a section"),
+    ("data: 3", "'data' is a section"),
+    ("train: {iterations: 1:30}", "train.iterations is '1:30'; expected int"),
+    ("train: {iterations: 5}\ntrain: {seed: 1}", "'train' in line 2 is there a second time"),
+    ("train: {seed: 1, seed: 2}", "'seed' in line 1 is there a second time"),
+    ("model: {name: !!str unias}", "tags .* are not allowed"),
+    ("train: " + "[" * 1000, "not readable YAML"),
+    ("? [a]\n: 1", "a key in line 1 is no plain text"),
+])  # fmt: skip
+def test_wrong_shapes_in_a_file(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "c.yaml", {})
+
+
+def test_values_are_read_as_they_are_written():
+    texts = ("01", "1:30", "no", "on", "2024-01-01", "0x10", "1_000", "5e-3", "=")
+    for text in texts:
+        assert parse_override(f"data.category={text}") == ("data.category", text)
+        assert load(data__category=text).data.category == text
+        dumped = yaml.safe_dump({"a": text, "b": [1e-6, -3, True, None, "010", "1e3"]})
+        assert read_text(dumped) == {"a": text, "b": [1e-6, -3, True, None, "010", "1e3"]}
+    assert parse_override("a.b=[1, -2.5, .5, 1.0e-3, true, null]")[1] == [1, -2.5, 0.5, 1e-3, True, None]
+    assert load(train__iterations="2e3").train.iterations == 2000
+
+
+def test_every_number_has_bounds():
+    for section in fields(Config):
+        for spec in fields(get_type_hints(Config)[section.name]):
+            text = str(spec.type)
+            assert bool(spec.metadata) == ("int" in text or "float" in text) or "Literal" in text, spec.name
 
 
 def test_numbers_as_people_write_them():

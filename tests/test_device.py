@@ -4,11 +4,16 @@ import dataclasses
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch._utils import ExceptionWrapper
 
 import utils.device
+from datasets.samples import DatasetError
+from utils.cli import run_command
 from utils.device import autocast, choose_device, choose_precision, seed_everything
 from utils.optim import rate_at
 
@@ -67,6 +72,43 @@ def test_schedules(make_config):
     cosine = rates("cosine", warmup=10)
     assert cosine[:10] == pytest.approx([0.1 * k for k in range(1, 11)]) and cosine[10] == 1
     assert all(a > b for a, b in zip(cosine[10:], cosine[11:])) and cosine[-1] < 1e-3
+
+
+def full(text):
+    raise torch.OutOfMemoryError(text)
+
+
+@pytest.mark.parametrize(("fill", "where"), [
+    (lambda: torch.empty(10**15), "CPU, 4000000000000000 bytes too many"),
+    (lambda: np.empty(10**15), "CPU, 7.11 PiB too many"),
+    (lambda: cv2.resize(np.zeros((9, 9, 3), np.uint8), (2**20, 2**20)), "CPU, 3298534883328 bytes too many"),
+    (lambda: full("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"), "GPU, 20.00 GiB too many"),
+])  # fmt: skip
+def test_out_of_memory_is_one_line(fill, where, capfd):
+    assert run_command(lambda argv: fill(), []) == 1
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and f"out of memory on the {where}; lower train.batch_size" in err
+    with pytest.raises((RuntimeError, MemoryError, cv2.error)):
+        run_command(lambda argv: fill(), ["--debug"])
+
+
+def test_our_own_faults_keep_their_traceback():
+    def fault(argv):
+        raise RuntimeError("shapes do not agree")
+
+    with pytest.raises(RuntimeError, match="do not agree"):
+        run_command(fault, [])
+
+
+def test_an_error_of_a_loader_process_is_one_line(capfd):
+    def fault(argv):
+        try:
+            raise DatasetError("cannot read a.png: truncated")
+        except DatasetError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    assert run_command(fault, []) == 1
+    assert capfd.readouterr().err == "error: cannot read a.png: truncated\n"
 
 
 MEMORY = """

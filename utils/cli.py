@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+
+import torch
 
 from datasets.build import SPECS
 from datasets.demo import DEMO_CATEGORIES
@@ -169,15 +172,37 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     keep_freed_memory()
     try:
         main(argv)
-    except USER_ERRORS as error:
-        if "--debug" in argv:
+    except Exception as error:
+        line = _one_line(error) if isinstance(error, USER_ERRORS) else _out_of_memory(error)
+        if "--debug" in argv or line is None:
             raise
-        log.error("error: %s", " ".join(str(error).split()) or type(error).__name__)
+        log.error("error: %s", line)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         log.error("stopped; a run's state is kept as of its last checkpoint, --resume goes on from there")
         return 1
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).rstrip()
+    if "DataLoader worker process" in text:  # the error's own text is the last line of a traceback
+        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """One line for an error of torch, numpy or OpenCV that found no memory; None for any other error."""
+    text = str(error)
+    words = "can't allocate memory|not enough memory|insufficient memory|out of memory|ALLOC_FAILED"
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search(words, text, re.I):
+        return None
+    asked = re.search(r"allocate ([\d.]+ ?\w+)", text)
+    more = f", {asked[1]} too many" if asked else ""
+    return (
+        f"out of memory on the {'GPU' if 'CU' in text else 'CPU'}{more}; lower train.batch_size, "
+        "eval.batch_size, data.image_size or data.cache_gb, or take --tile N for large images"
+    )
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -14,6 +14,8 @@ One model for all categories has no category, so neither block by category appli
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -34,6 +36,8 @@ REMOVED = (  # settings of older checkpoints that changed no result, or only wha
     "train.cache_features_gb",
     "train.cache_features_dtype",
 )
+
+NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")  # as text: 5e-3 is text in YAML
 
 T = TypeVar("T")
 
@@ -223,23 +227,25 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         ConfigError: for an unknown key (the nearest one is named), a wrong type, or a value out of range.
     """
     dataset = read_yaml(path)
-    blocks = [dataset.pop(key, None) or {} for key in ("settings", "categories", "flavors")]
-    settings, categories, flavors = blocks
+    settings, categories, flavors = (_blocks(dataset, key) for key in ("settings", "categories", "flavors"))
     chosen, base = _nested(overrides), read_yaml(CONFIGS / "base.yaml")
-    names = merge([base["model"], dataset.get("model") or {}, chosen.get("model") or {}])
+    models = [_mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
+    names = merge([base["model"], *models])
+    for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
+        if names[key] not in known and (key != "flavor" or names["name"] == "uninet"):
+            raise ConfigError(f"unknown {key} {_shown(names[key])}; choose one of {', '.join(known)}")
     if names["name"] == "uninet":
-        flavor, reading = names["flavor"], _flavor(names["flavor"])
+        flavor, reading = names["flavor"], read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml")
     else:
-        flavor, reading = "default", _optional(CONFIGS / "models" / f"{names['name']}.yaml")
-    backbone = _optional(CONFIGS / "backbones" / f"{names['backbone']}.yaml")
-    block = dict(flavors.get(flavor if names["name"] == "uninet" else names["name"]) or {})
-    exceptions, by_setting = (block.pop(key, None) or {} for key in ("categories", "settings"))
-    setting = merge([reading.get("model") or {}, dataset.get("model") or {}, chosen.get("model") or {}])
-    setting = setting.get("setting", names["setting"])
-    own = (settings.get(setting) or {}, categories.get(category) or {})
-    layers = [base, backbone, reading, dataset, *own, block, by_setting.get(setting) or {}]
+        flavor, reading = "default", _optional(CONFIGS / "models", names["name"])
+    backbone = _optional(CONFIGS / "backbones", names["backbone"])
+    block = dict(flavors.get(flavor if names["name"] == "uninet" else names["name"], {}))
+    exceptions, by_setting = (_blocks(block, key) for key in ("categories", "settings"))
+    setting = merge([reading.get("model") or {}, *models]).get("setting", names["setting"])
+    own = (settings.get(setting, {}), categories.get(category, {}))
+    layers = [base, backbone, reading, dataset, *own, block, by_setting.get(setting, {})]
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
-        layers.append(exceptions.get(category) or {})
+        layers.append(exceptions.get(category, {}))
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
     if names["name"] != "uninet":  # no other model has heads
         none = {"model": {"head": "none"}, "loss": {"supervised": "none"}}
@@ -250,15 +256,27 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     return config
 
 
-def _flavor(name: str) -> Tree:
-    path = CONFIGS / "flavors" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"unknown flavor '{name}'; choose one of {', '.join(FLAVORS)}")
-    return read_yaml(path)
+def _optional(folder: Path, name: object) -> Tree:
+    files = {path.stem: path for path in folder.glob("*.yaml")}
+    return read_yaml(files[str(name)]) if str(name) in files else {}
 
 
-def _optional(path: Path) -> Tree:
-    return read_yaml(path) if path.is_file() else {}
+def _blocks(tree: Tree, key: str) -> Tree:
+    """Take the named blocks below `key` out of a tree."""
+    blocks = _mapping(tree.pop(key, None), key)
+    return {name: _mapping(block, f"{key}.{name}") for name, block in blocks.items()}
+
+
+def _mapping(value: object, name: str) -> Tree:
+    if not isinstance(value, dict | None):
+        raise ConfigError(f"'{name}' is a section with keys of its own, found {_shown(value)}")
+    return value or {}
+
+
+def _shown(value: object) -> str:
+    """A value as it is written, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def merge(layers: Sequence[Tree]) -> Tree:
@@ -272,10 +290,8 @@ def merge(layers: Sequence[Tree]) -> Tree:
         for key, value in layer.items():
             if not isinstance(result.get(key), dict):
                 result[key] = value
-            elif isinstance(value, dict | None):
-                result[key] = merge([result[key], value or {}])
             else:
-                raise ConfigError(f"'{key}' is a section with keys of its own, found {value!r}")
+                result[key] = merge([result[key], _mapping(value, key)])
     return result
 
 
@@ -308,14 +324,16 @@ def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
             hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
             if f"{prefix}{key}" in REMOVED:
                 hint = "it was removed, so leave it out"
-            raise ConfigError(f"unknown setting '{prefix}{key}'; {hint}")
+            raise ConfigError(f"unknown setting '{prefix}{str(key)[:80]}'; {hint}")
     values = {}
     for name, spec in known.items():
         if name not in tree:
             raise ConfigError(f"setting '{prefix}{name}' is missing")
         if is_dataclass(hints[name]):
             if not isinstance(tree[name], Mapping):
-                raise ConfigError(f"'{prefix}{name}' is a section with keys of its own, found {tree[name]!r}")
+                raise ConfigError(
+                    f"'{prefix}{name}' is a section with keys of its own, found {_shown(tree[name])}"
+                )
             values[name] = build(hints[name], tree[name], prefix=f"{prefix}{name}.")
         else:
             values[name] = _checked(tree[name], hints[name], key=f"{prefix}{name}", bounds=spec.metadata)
@@ -331,37 +349,40 @@ def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, floa
         return _checked(value, next(a for a in args if a is not types.NoneType), key=key, bounds=bounds)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{key} is {value!r}; choose one of {', '.join(map(str, args))}")
+            raise ConfigError(f"{key} is {_shown(value)}; choose one of {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = list(value) if isinstance(value, list | tuple) else [value]
         if args[-1] is not Ellipsis and len(items) == 1:
             items = items * len(args)  # 256 means (256, 256)
         if args[-1] is not Ellipsis and len(items) != len(args):
-            raise ConfigError(f"{key} is {value!r}; {len(args)} values are needed")
+            raise ConfigError(f"{key} is {_shown(value)}; {len(args)} values are needed")
         return tuple(_checked(item, args[0], key=key, bounds=bounds) for item in items)
     return _scalar(value, kind, key=key, bounds=bounds)
 
 
 def _scalar(value: object, kind: object, *, key: str, bounds: Mapping[str, float]) -> object:
-    wrong = ConfigError(f"{key} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+    name = {bool: "bool: true or false", str: "text, in quotes where YAML reads it otherwise"}.get(kind)
+    wrong = ConfigError(f"{key} is {_shown(value)}; expected {name or kind.__name__}")
     if kind is bool or isinstance(value, bool):
         if kind is not bool or not isinstance(value, bool):
             raise wrong
         return value
     if kind is str:
-        if not isinstance(value, str | int):  # `category: 01` reads as a number in YAML
+        if not isinstance(value, str | int):  # `category: 7` reads as a number in YAML
             raise wrong
         return str(value)
-    try:
-        number = kind(value)  # YAML reads 5e-3 as text, 1.0e-3 as a number: take both
-    except (TypeError, ValueError) as error:
-        raise wrong from error
-    if kind is int and number != float(value):
+    if not isinstance(value, int | float) and not (isinstance(value, str) and NUMBER.fullmatch(value)):
         raise wrong
-    if not bounds.get("low", -float("inf")) <= number <= bounds.get("high", float("inf")):
-        raise ConfigError(f"{key} is {value!r}; allowed are {bounds['low']:g} to {bounds['high']:g}")
-    return number
+    try:
+        number = float(value)
+    except (ValueError, OverflowError) as error:  # "e3"; more digits than a float has
+        raise wrong from error
+    if kind is int and (not math.isfinite(number) or number != int(number)):
+        raise wrong
+    if not bounds.get("low", -math.inf) <= number <= bounds.get("high", math.inf):
+        raise ConfigError(f"{key} is {_shown(value)}; allowed are {bounds['low']:g} to {bounds['high']:g}")
+    return kind(number)
 
 
 def _plain(value: object) -> object:

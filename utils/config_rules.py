@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from utils.plain_yaml import ConfigError
@@ -16,6 +17,11 @@ HEAD_LOSSES = {
     "discrepancy": ("bce", "dice", "structure", "focal"),
     "frame": ("mse",),
 }
+
+
+def scaled_side(side: int, scale: float) -> int:
+    """Pixels of a side at one of `train.scales`, a multiple of 32: every level has whole positions."""
+    return side if scale == 1 else max(32, round(side * scale / 32) * 32)
 
 
 def check_together(config: Config) -> None:
@@ -63,18 +69,35 @@ def check_together(config: Config) -> None:
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
     if not config.train.scales:
         raise ConfigError("train.scales is empty; one size is [1.0]")
+    _check_levels(config)
     _check_sizes(config)
     if config.model.student_backbone and config.model.name not in ("uninet", "recontrast"):
         raise ConfigError(f"model.student_backbone is for uninet and recontrast, not for {config.model.name}")
+
+
+def _check_levels(config: Config) -> None:
+    model, strides = config.model, list(config.model.strides)
+    least = 2 if model.name == "memory-bank" else 1
+    if len(strides) < least:
+        raise ConfigError(f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]")
+    if model.name in ("uninet", "recontrast") and any(b != 2 * a for a, b in pairwise(strides)):
+        raise ConfigError(f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]")
+    if any(kernel % 2 == 0 for kernel in model.mem_kernels):
+        raise ConfigError(f"model.mem_kernels is {list(model.mem_kernels)}; kernels have odd sides")
 
 
 def _check_sizes(config: Config) -> None:
     data, model = config.data, config.model
     seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
     multiple = 2 * model.strides[-1]
-    if model.name in ("uninet", "recontrast") and any(n % multiple for n in sizes):
-        shown = list(sizes) if data.tile is None else data.tile
-        raise ConfigError(f"data.{seen} {shown} must be multiples of {multiple}, twice the coarsest stride")
+    for scale in (1.0, *config.train.scales) if model.name in ("uninet", "recontrast") else ():
+        scaled = [scaled_side(n, scale) for n in sizes]
+        if any(n % multiple for n in scaled):
+            shown = list(sizes) if data.tile is None else data.tile
+            found = "" if scale == 1 else f", and train.scales {scale:g} gives {scaled}"
+            raise ConfigError(
+                f"data.{seen} {shown} must be multiples of {multiple}, twice the coarsest stride{found}"
+            )
     if data.tile is None:
         return
     if data.tile > min(data.image_size):

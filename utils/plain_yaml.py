@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -17,12 +18,43 @@ class ConfigError(ValueError):
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe loader without aliases, which can blow a small file up to any size."""
+    """A safe loader of what people mean: no aliases (a small file could grow to any size), no tags, no key
+    twice; keys are text. YAML 1.1 reads 1:30 as 90, 010 as 8, 'no' as false, and dates: all text here.
+    """
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (the library's; filled below)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):
-            raise ConfigError("YAML aliases (*name) are not allowed in a config; write the value out")
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{event.anchor}) are not allowed; write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(f"tags ({event.tag}) are not allowed; write the plain value")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Tree:
+        tree: Tree = {}
+        for key, value in node.value:
+            where = f"in line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key {where} is no plain text")
+            if key.value in tree:
+                raise yaml.YAMLError(f"'{key.value}' {where} is there a second time")
+            tree[key.value] = self.construct_object(value, deep=deep)
+        return tree
+
+
+# a part of what YAML 1.1 reads so, hence what yaml.safe_dump writes is read back as it was
+for _name, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _PlainLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
+    )
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -39,7 +71,7 @@ def read_yaml(path: str | Path) -> Tree:
         raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES >> 10} KiB, too large for a config")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, a number too long
         raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections such as 'train:', found {type(tree).__name__}")
@@ -57,5 +89,5 @@ def parse_override(text: str) -> tuple[str, object]:
         raise ConfigError(f"'{text}' has no '='; write section.key=value, such as train.iterations=200")
     try:
         return key.strip(), yaml.load(value, Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"the value of '{text}' is not readable: {' '.join(str(error).split())}") from error
