@@ -1,5 +1,6 @@
 """Known answers first, then every fast path against a slow and obvious one."""
 
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -230,6 +231,20 @@ def test_images_agree_with_sklearn(levels):
     assert result["image_acc"] in [float((p == labels).mean()) for p in at_best]
     assert (result["n_normal"], result["n_anomalous"]) == (90 - labels.sum(), labels.sum())
     assert all(type(result[name]) is float for name in IMAGE) and type(result["n_normal"]) is int
+
+
+@pytest.mark.parametrize("labels", ["100010011", "0100100110011", "100101010110", "0101", "110101"])
+def test_accuracy_where_f1_ties_exactly(labels):
+    """Against fractions: the best F1, and the accuracy at the lowest threshold that reaches it."""
+    labels = np.array([int(label) for label in labels])
+    scores, points = np.arange(len(labels), dtype=float), []
+    for threshold in scores:
+        called = scores >= threshold
+        f1 = Fraction(2 * int((called & (labels == 1)).sum()), int(called.sum() + labels.sum()))
+        points.append((f1, -threshold, Fraction(int((called == labels).sum()), len(labels))))
+    f1, _, accuracy = max(points)
+    found = image_metrics(scores, labels)
+    assert (found["image_f1"], found["image_acc"]) == (float(f1), float(accuracy))
 
 
 # what must not change a number

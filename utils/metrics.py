@@ -20,7 +20,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 Results = dict[str, float | int | None]
 PRO_LIMITS = (0.3, 0.05)
@@ -345,10 +345,17 @@ def _area(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
 
 
 def _best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
-    best = int(np.argmax(f1[:-1]))  # the last point has no threshold
-    return float(f1[best]), float(np.mean((scores >= thresholds[best]) == labels))
+    """Best F1, and the accuracy at the lowest threshold that reaches it.
+
+    F1 is one division of integers, which is rounded correctly, so thresholds that tie exactly tie here.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each run of equal scores
+    hits, called = np.cumsum(labels[order], dtype=np.int64)[last], last + 1
+    f1 = 2 * hits / (called + int(labels.sum()))
+    best = np.flatnonzero(f1 == f1.max())[-1]  # scores descend: the last one is the lowest
+    right = 2 * hits[best] - called[best] + np.count_nonzero(labels == 0)
+    return float(f1[best]), float(right / labels.size)
 
 
 def _pixel_names(limits: Sequence[float]) -> list[str]:
