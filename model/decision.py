@@ -12,14 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIXED_FRACTIONS = {
-    "max": 0.0,
-    "top1": 0.01,
-    "top3": 0.03,
-    "top5": 0.05,
-    "top10": 0.10,
-    "mean": 1.0,
-}  # Table 5
+PERCENT = {"max": 0, "top1": 1, "top3": 3, "top5": 5, "top10": 10, "mean": 100}  # of the pixels (Table 5)
 
 
 @dataclass
@@ -36,7 +29,7 @@ def distance_map(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: float) -> Tensor:
-    """v_w of Eq. 14 for each image, the share of pixels that decides, (B,).
+    """v_w of Eq. 14 for each image, the share of pixels that decides, (B,) float64: beta is not rounded.
 
     The maxima of the L maps pass a softmax; those above its mean form P. `values` says what is averaged over
     P: probability (as printed: alpha times it is at most alpha) or distance (the maxima themselves, released
@@ -48,19 +41,20 @@ def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: floa
     kept = kept | ~kept.any(dim=1, keepdim=True)
     averaged = p if values == "probability" else maxima
     mean = (averaged * kept).sum(dim=1) / kept.sum(dim=1)
-    return (alpha * mean).clamp(min=beta)
+    return (alpha * mean).double().clamp(min=beta)
 
 
 def top_mean(score_map: Tensor, share: Tensor, *, limit: float = 1.0) -> Tensor:
     """Mean of the largest share of the pixels of each map: (B, H, W) and (B,) in [0, limit] to (B,).
 
-    The count is truncated, int(K * share), and at least one pixel. All images at once: one sorted prefix, its
-    cumulative sum, one gather. `limit` bounds the prefix, so that no value has to be looked at (no sync, and
-    a graph that can be exported).
+    The count is K * share without its fraction, at least one pixel. All images at once: a sorted prefix, its
+    cumulative sum, one gather. `limit` bounds the prefix, so that no value has to be looked at (no sync,
+    and a graph that can be exported).
     """
     flat = score_map.flatten(1)
-    prefix = min(int(limit * flat.shape[1]) + 1, flat.shape[1])  # one more: shares are rounded to float32
-    count = (share.double() * flat.shape[1]).long().clamp(1, prefix)
+    prefix = min(int(limit * flat.shape[1]) + 1, flat.shape[1])  # one more: the limit is rounded, too
+    rounding = 2 * torch.finfo(torch.result_type(share, 1.0)).eps  # 0.29 is stored as less: 28 of 100
+    count = (share.double() * (1 + rounding) * flat.shape[1]).long().clamp(1, prefix)
     largest = flat.topk(prefix, dim=1).values.double().cumsum(dim=1)
     return (largest.gather(1, count[:, None] - 1)[:, 0] / count).to(score_map.dtype)
 
@@ -141,6 +135,6 @@ class Decision:
             averaged = 1.0 if self.decision_values == "probability" else highest
             limit = min(max(self.alpha * averaged, self.beta), 1.0) if self.alpha else self.beta
         else:
-            limit = FIXED_FRACTIONS[self.decision]
-            share = total.new_full(total.shape[:1], limit)
+            limit = PERCENT[self.decision] / 100
+            share = total.new_full(total.shape[:1], limit, dtype=torch.float64)
         return Prediction(gaussian_blur(total, self.map_sigma), top_mean(scored, share, limit=limit))

@@ -211,6 +211,20 @@ class TestDecision:
             expected.append(m.flatten().sort(descending=True).values[:count].mean())
         torch.testing.assert_close(top_mean(maps, share), torch.stack(expected))
 
+    @pytest.mark.parametrize(("height", "width"), [(20, 50), (100, 100), (320, 320), (10, 10)])
+    def test_counts_are_whole_where_the_share_of_the_pixels_is(self, height, width):
+        pixels = height * width
+        values = torch.randperm(pixels).float().view(1, height, width)
+        descending = values.flatten().sort(descending=True).values.double()
+        shares = {"top1": 1, "top3": 3, "top5": 5, "top10": 10, "mean": 100}
+        decided = {percent: self.decide(decision=name) for name, percent in shares.items()}
+        decided[29] = self.decide(alpha=0.0, beta=0.29)
+        for percent, decide in decided.items():
+            score = decide([values], (height, width)).score
+            assert score.item() == descending[: percent * pixels // 100].mean().float().item()
+            found = top_mean(values, torch.tensor([percent / 100]))  # float32
+            assert found.item() == score.item()
+
     @pytest.mark.parametrize("sigma", [0.7, 4.0])
     def test_blur_is_scipys(self, sigma):
         maps = np.random.default_rng(0).normal(size=(2, 20, 33))
