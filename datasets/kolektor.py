@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datasets.layouts import by_name
 from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample, list_images
 from datasets.transforms import has_foreground
 
@@ -29,8 +30,8 @@ def list_kolektor(root: Path, category: str) -> list[Sample]:
     images, masks = [], []
     for folder in sorted(p for p in root.glob("kos*") if p.is_dir()):
         files = list_images(folder)
-        labels = {p.stem: p for p in files if p.stem.endswith("_label")}
-        for path in (p for p in files if p.stem not in labels):
+        labels = by_name(p for p in files if p.stem.endswith("_label"))
+        for path in by_name(p for p in files if p.stem not in labels).values():
             name = f"{path.stem}_label"
             if name not in labels:
                 raise DatasetError(f"no mask for {path}; expected {path.with_name(name)}.bmp or .png")

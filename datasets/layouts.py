@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,21 +84,47 @@ def _list_class(base: Path, category: str, tree: Tree, *, split: str, name: str)
     return samples
 
 
+def by_name(files: Iterable[Path], ending: str = "") -> dict[str, Path]:
+    """Files by their names without suffix and without `ending`.
+
+    Raises:
+        DatasetError: if two have the same name, so that an image would have two masks or a mask two images.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        other = found.setdefault(path.stem.removesuffix(ending), path)
+        if other != path:
+            raise DatasetError(
+                f"{other} and {path.name} have the same name, so which image and mask belong together is not "
+                "known; rename or remove one"
+            )
+    return found
+
+
 class Masks:
-    """The masks in a folder, found by an image's name: 000.png, 000_mask.png or 000.bmp for 000.JPG."""
+    """The masks in a folder, found by an image's name: 000.png, 000_mask.png or 000.bmp for 000.JPG.
+
+    Raises:
+        DatasetError: if two masks belong to one name.
+    """
 
     def __init__(self, folder: Path, *, needed: bool = True) -> None:
         self.folder, self.needed = folder, needed
-        self.by_name = {p.stem.removesuffix("_mask"): p for p in list_images(folder)}
+        self.by_name = by_name(list_images(folder), "_mask")
+        self.taken: dict[Path, Path] = {}  # masks to their images
 
     def of(self, image: Path) -> Path | None:
         """The mask of `image`; None if there is none and none is needed.
 
         Raises:
-            DatasetError: if there is none where one is needed.
+            DatasetError: if there is none where one is needed, or another image has it already.
         """
         mask = self.by_name.get(image.stem)
         if mask is None and self.needed:
             expected = self.folder / image.stem
             raise DatasetError(f"no mask for {image}; expected {expected}_mask.png (or the same name)")
+        if mask is not None and self.taken.setdefault(mask, image) != image:
+            raise DatasetError(
+                f"{self.taken[mask]} and {image.name} would share the mask {mask}; give them different names"
+            )
         return mask

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import check_not_across, read_image, read_mask
+from datasets.images import check_not_across, read_image, read_mask, upright_size
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -61,6 +61,8 @@ class Decode:
         if of is not None:
             check_not_across(path, of)
         binary = Image.fromarray(read_mask(path, self.mask_threshold).astype(np.uint8))
+        if of is not None and self.center_crop is not None:  # the crop is meant for the image's pixels
+            binary = binary.resize(upright_size(of), Image.Resampling.NEAREST)
         return np.asarray(self._fit(binary, Image.Resampling.NEAREST))
 
     def _fit(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:

@@ -44,6 +44,22 @@ class TestListing:
             collect(MVTEC, mvtec_like, "part")
         assert count(collect(FOLDER, mvtec_like, "part")) == (12, 4, 5)  # optional there
 
+    @pytest.mark.parametrize(("added", "message"), [
+        ("ground_truth/spot/000.png", r"000\.png and 000_mask\.png have the same name"),
+        ("ground_truth/spot/000_mask.bmp", r"000_mask\.bmp and 000_mask\.png have the same name"),
+        ("test/spot/000.jpg", r"000\.jpg and 000\.png would share the mask .*000_mask\.png"),
+    ])  # fmt: skip
+    @pytest.mark.parametrize("spec", [MVTEC, FOLDER], ids=lambda spec: spec.name)
+    def test_pairs_that_are_not_clear(self, mvtec_like, spec, added, message):
+        write_mask(mvtec_like / "part" / added)
+        with pytest.raises(DatasetError, match=message):
+            collect(spec, mvtec_like, "part")
+
+    def test_images_of_one_name_without_masks(self, mvtec_like):
+        write_image(mvtec_like / "part/test/new/000.jpg", np.random.default_rng(90))
+        write_image(mvtec_like / "part/test/new/000.png", np.random.default_rng(91))
+        assert count(collect(FOLDER, mvtec_like, "part")) == (12, 4, 7)
+
     @pytest.mark.parametrize("wrong", ["..", "part"])
     def test_wrong_root_is_corrected(self, mvtec_like, wrong):
         with pytest.raises(DatasetError, match=f"did you mean --data-root .*{mvtec_like.name}"):
@@ -210,6 +226,18 @@ class TestDecoding:
         assert Decode((20, 20)).mask(tmp_path / "m.png").sum() == 16  # nearest neighbour
         Image.fromarray(values > 0).save(tmp_path / "bool.png")
         assert Decode((10, 10)).mask(tmp_path / "bool.png").sum() == 4
+
+    @pytest.mark.parametrize(("crop", "size"), [(20, (20, 20)), (0.5, (20, 30)), (80, (80, 80))])
+    @pytest.mark.parametrize("zoom", [2, 1, 0.5])
+    def test_a_mask_of_another_size_is_cropped_as_its_image(self, tmp_path, crop, size, zoom):
+        values = np.zeros((40, 60), np.uint8)
+        values[14:30, 22:44] = 255
+        image = Image.fromarray(values)
+        image.convert("RGB").save(tmp_path / "image.png")
+        image.resize((int(60 * zoom), int(40 * zoom)), Image.Resampling.NEAREST).save(tmp_path / "mask.png")
+        decode = Decode(size, center_crop=crop)
+        mask = decode.mask(tmp_path / "mask.png", of=tmp_path / "image.png")
+        assert np.array_equal(mask, decode.image(tmp_path / "image.png")[..., 0] > 127)
 
     def test_unreadable(self, tmp_path):
         (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n truncated")

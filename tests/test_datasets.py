@@ -205,6 +205,14 @@ class TestSingleDatasets:
             assert held and not {s.path.read_bytes() for s in kept} & {s.path.read_bytes() for s in held}
 
     @pytest.mark.parametrize("layout", ["kolektor"])
+    @pytest.mark.parametrize("added", ["Part0_label.tif", "Part0.png"])
+    def test_kolektor_pairs_that_are_not_clear(self, root, spec, added, tmp_path):
+        copy = shutil.copytree(root, tmp_path / "copy")
+        shutil.copy(copy / "kos02/Part0.jpg", copy / "kos02" / added)
+        with pytest.raises(DatasetError, match="have the same name"):
+            collect(spec, copy, "kolektor")
+
+    @pytest.mark.parametrize("layout", ["kolektor"])
     def test_kolektor_folder_names(self, root, spec):
         (root / "kos01").rename(root / "kos1a")
         with pytest.raises(DatasetError, match="folder kos1a is no commutator"):

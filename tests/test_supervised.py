@@ -206,6 +206,9 @@ class TestModel:
             ({"model__head": "label", "loss__supervised": "dice"}, "loss.supervised is one of bce"),
             ({"loss__supervised": "bce"}, "model.head none"),
             ({"data__time_step": 1}, "needs a model that looks at frames"),
+            ({"data__center_crop": 1.5}, r"data.center_crop is 1.5; above 1 it is a side in whole pixels"),
+            ({"data__center_crop": 5}, "data.center_crop is 5; .* at least 8"),
+            ({"data__center_crop": 400.5}, "data.center_crop is 400.5"),
         ],
     )
     def test_settings_that_do_not_go_together(self, make_config, settings, message):

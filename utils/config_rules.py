@@ -10,6 +10,7 @@ from utils.plain_yaml import ConfigError
 if TYPE_CHECKING:
     from utils.config import Config
 
+SMALLEST_CROP = 8  # pixels
 HEAD_LOSSES = {
     "none": ("none",),
     "label": ("bce",),
@@ -87,6 +88,12 @@ def _check_levels(config: Config) -> None:
 
 
 def _check_sizes(config: Config) -> None:
+    crop = config.data.center_crop
+    if crop is not None and crop > 1 and (crop < SMALLEST_CROP or crop % 1):
+        raise ConfigError(
+            f"data.center_crop is {crop:g}; above 1 it is a side in whole pixels, at least {SMALLEST_CROP}, "
+            "and up to 1 a share of each side"
+        )
     data, model = config.data, config.model
     seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
     multiple = 2 * model.strides[-1]
