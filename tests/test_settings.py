@@ -338,6 +338,10 @@ class TestCrossDataset:
         written = json.loads((folder / "test/metrics.json").read_text())
         assert list(written["results"]) == ["pcb1", "mean"] and written["results"]["pcb1"]["n_anomalous"] == 3
         assert written["protocol"]["image_size"] == [256, 256]  # visa's, not the run's 64
+        assert written["protocol"]["center_crop"] is None
+        assert tested("mvtec3d", masters["mvtec3d"], "--category", "dowel") == 0
+        protocol = json.loads((folder / "test/metrics.json").read_text())["protocol"]
+        assert (protocol["resize"], protocol["center_crop"]) == ("bilinear", 256)
         root = shutil.copytree(masters["vad"], tmp_path / "vad")
         shutil.copy(next((masters["btad"] / "01/train/ok").glob("0*")), root / "test/good/000.png")
         assert tested("vad", root) == 1

@@ -54,6 +54,8 @@ def protocol(config: Config, across_images: str) -> dict[str, object]:
         "across_images": across_images,
         "fair": config.eval.select == "last" and across_images == "none" and not _soft(config),
         "image_size": list(config.data.image_size),
+        "resize": config.data.resize,
+        "center_crop": config.data.center_crop,
         "iterations": config.train.iterations,
         "seed": config.train.seed,
         "precision": config.train.precision,
