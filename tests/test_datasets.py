@@ -3,11 +3,11 @@
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import ROOT
@@ -329,8 +329,7 @@ class TestCheckCommand:
         assert code == 1 and "did you mean" in err and err.count("\n") == 1
 
     def test_as_a_module(self, root):
-        call = [sys.executable, "-m", "datasets.check", "--dataset", "btad", "--data-root", str(root)]
-        assert subprocess.run(call, cwd=ROOT, capture_output=True).returncode == 0
+        assert processes.run("datasets.check", "--dataset", "btad", "--data-root", root).returncode == 0
 
 
 class TestMaskFiles:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import ROOT
@@ -30,14 +28,14 @@ def run_two(script, argv):
     for rank in range(2):
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
         group |= {"MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        env = {**os.environ, **{key: str(value) for key, value in group.items()}}
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([sys.executable, script, *argv], cwd=ROOT, env=env, **streams))
+        started.append(processes.start(script, *argv, env=group))
     try:
-        ends = [process.communicate(timeout=120) for process in started]
+        for process in started:
+            process.wait(120)
     finally:
         for process in started:
             process.kill()
+    ends = [(process.stdout, process.stderr) for process in started]
     assert all(process.returncode == 0 for process in started), ends
     return ends
 

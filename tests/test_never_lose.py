@@ -1,12 +1,10 @@
 """Never lose a run: killed at random, no space, no permission, hostile files, losses that are no number."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-from conftest import ROOT
 
 import predict as predict_command
 import train as train_command
@@ -46,8 +44,7 @@ def one_line(err: str) -> bool:
 
 
 def test_killed_at_random_moments():
-    call = [sys.executable, "scripts/kill_test.py", "--kills", "3", "--seed", "1", "--iterations", "5"]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = processes.run("scripts/kill_test.py", "--kills", "3", "--seed", "1", "--iterations", "5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 processes killed") and "undisturbed" in done.stdout
 
@@ -80,26 +77,17 @@ def interrupt_at(step):
 class TestResources:
     def test_no_space_for_the_next_checkpoint(self, mvtec_like, folder, tmp_path):
         """A process that may write files of 8 MB only: the checkpoint of step 2 stays, the last one fails."""
-        argv = [
-            "--data-root",
-            str(mvtec_like),
-            "--output",
-            str(tmp_path / "runs"),
-            *SMALL,
-            "--iterations",
-            "4",
-        ]
-        program = f"""
-import resource, sys, train
-from utils.cli import run_command
-real = train.save_training
+        program = """
+import resource
+import utils.checkpoint as checkpoint
+real = checkpoint.save_training
 def saved(*args):
     real(*args)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-train.save_training = saved
-sys.exit(run_command(train.main, {argv!r}))
+checkpoint.save_training = saved
 """
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), *SMALL]
+        done = processes.run("train.py", *flags, "--iterations", "4", before=program)
         assert done.returncode == 1 and one_line(done.stderr), done.stderr
         assert "could not be written" in done.stderr and "MB are free" in done.stderr
         assert load_checkpoint(folder / "last.pt").iteration == 2

@@ -1,12 +1,12 @@
 """scripts/prepare_*.py: what is written from small originals, what stays untouched, and what mistakes say."""
 
 import random
-import subprocess
 import sys
 from dataclasses import replace
 
 import cv2
 import numpy as np
+import processes
 import pytest
 from conftest import ROOT
 from fixtures import COUNTS, write_aptos_originals, write_isic_originals, write_polyp_originals
@@ -164,10 +164,8 @@ class TestPreparation:
 
     @pytest.mark.parametrize("name", ["aptos", "isic2018", "visa", "polyp", "kolektor"])
     def test_as_commands(self, name, tmp_path):
-        call = [sys.executable, str(ROOT / f"scripts/prepare_{name}.py"), "--source", str(tmp_path)]
-        call += ["--dataset", "kvasir"] if name == "polyp" else []
-        done = subprocess.run(
-            [*call, "--output", str(tmp_path / "out")], cwd=tmp_path, capture_output=True, text=True
-        )
+        flags = ["--dataset", "kvasir"] if name == "polyp" else []
+        flags += ["--source", tmp_path, "--output", tmp_path / "out"]
+        done = processes.run(f"scripts/prepare_{name}.py", *flags, cwd=tmp_path)
         assert done.returncode == 1 and "is missing; download from https://" in done.stderr
         assert done.stderr.count("\n") == 1

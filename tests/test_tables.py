@@ -1,9 +1,9 @@
 """Published numbers as data, and the tables made of them and of runs."""
 
 import statistics
-import subprocess
 import sys
 
+import processes
 import pytest
 from conftest import LITE0, ROOT
 
@@ -154,7 +154,5 @@ def test_mean_and_spread_over_seeds():
 
 
 def test_scripts_as_commands():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/tables.py"), "--help"], capture_output=True, text=True
-    )
+    done = processes.run("scripts/tables.py", "--help")
     assert done.returncode == 0 and "--dry-run" in done.stdout

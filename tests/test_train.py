@@ -4,16 +4,14 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 import test as test_command
@@ -246,24 +244,15 @@ class TestResume:
 
     def test_kill(self, mvtec_like, tmp_path):
         """A process killed outright leaves a checkpoint that loads, and the run goes on from it."""
-        command = [
-            sys.executable,
-            "train.py",
-            "--data-root",
-            str(mvtec_like),
-            "--output",
-            str(tmp_path),
-            *SMALL,
-        ]
-        command += ["--iterations", "400", "--name", "k"]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path), *SMALL]
+        process = processes.start("train.py", *flags, "--iterations", "400", "--name", "k")
         path = tmp_path / "mvtec/one-class/part/k/last.pt"
-        for _ in range(600):
+        for _ in range(3000):
             if path.is_file() or process.poll() is not None:
                 break
-            time.sleep(0.1)
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait().returncode == -signal.SIGKILL
         step = load_checkpoint(path).iteration
         assert step % 2 == 0 and step > 0
         log = (path.parent / "log.jsonl").read_text().splitlines()
@@ -352,9 +341,7 @@ class TestMistakes:
         assert not list((tmp_path / "runs").rglob("metrics.json"))
 
     def test_argparse_exits_with_two(self):
-        call = subprocess.run(
-            [sys.executable, "train.py", "--flavour"], cwd=ROOT, capture_output=True, text=True
-        )
+        call = processes.run("train.py", "--flavour")
         assert call.returncode == 2 and "usage" in call.stderr
 
     def test_list(self, run):
