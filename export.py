@@ -22,7 +22,7 @@ from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
-from utils.cli import log, new_parser, run_command, say
+from utils.cli import log, new_parser, run_command, say, user_path
 from utils.config import Config
 from utils.evaluation import inputs_of
 from utils.exporting import OUTPUTS, Deployed, Exported, ExportError, describe, to_onnx
@@ -41,11 +41,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: model.onnx beside the checkpoint"
+        "--output", type=user_path, metavar="FILE", help="default: model.onnx beside the checkpoint"
     )
     parser.add_argument(
         "--images",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="images to compare the outputs on; default: the run's test images, or else the demo's",
     )

@@ -27,12 +27,12 @@ from model.graphs import graphed
 from model.packing import pack_convolutions
 from utils.calibration import Calibration
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
-from utils.cli import add_skip_flag, log, new_parser, run_command, say
+from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
 from utils.evaluation import Scores, score_images, write_scores
 from utils.figures import overlay, write_map, write_png
-from utils.outputs import names_of
+from utils.outputs import claim, discard, names_of
 
 MAP_PIXELS = 1 << 28  # of maps in memory at once, 1 GB
 SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}
@@ -43,12 +43,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "images", type=Path, metavar="IMAGE_OR_FOLDER", help="folders are searched below, too"
+        "images", type=user_path, metavar="IMAGE_OR_FOLDER", help="folders are searched below, too"
     )
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
     )
-    parser.add_argument("--output", type=Path, default=Path("predictions"), metavar="DIR")
+    parser.add_argument("--output", type=user_path, default=Path("predictions"), metavar="DIR")
+    add_overwrite_flag(parser)
     parser.add_argument(
         "--false-alarm-rate",
         type=float,
@@ -87,15 +88,15 @@ def main(argv: Sequence[str]) -> None:
         )
     calibration = Calibration(**state.calibration) if state.calibration else None
     kinds = saved_kinds(args.save, calibration)
-    root = args.images if args.images.is_dir() else args.images.parent
-    samples = samples_at(args.images, args.output, state.config)
+    root = (args.images if args.images.is_dir() else args.images.parent).resolve()
+    samples = samples_at(root if args.images.is_dir() else root / args.images.name, args.output, state.config)
+    earlier = claim(args.output, overwrite=args.overwrite, images=[s.path for s in samples])
     samples, skipped = readable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
     inside = [s.path.relative_to(root) for s in samples]
     files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(inside, SUFFIXES[kind])]
              for kind in kinds}  # fmt: skip
-    check_not_overwritten(samples, [path for paths in files.values() for path in paths])
     data = new_images(samples, state.config, Normalise(*input_normalisation(state.config.model.backbone)))
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
@@ -109,10 +110,11 @@ def main(argv: Sequence[str]) -> None:
         precision=precision,
         quiet=args.quiet,
     )
+    discard(earlier)
     scores = score_and_write(score, data, files, calibration, quiet=args.quiet)
     p_values = None if calibration is None else calibration.p_values(scores.score)
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
-    write_skipped(args.output, skipped)
+    write_skipped(args.output, skipped, root)
     say(summary(scores, p_values, rate, root))
     if calibration is not None and precision != state.config.eval.precision:
         log.warning(
@@ -157,18 +159,6 @@ def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
     if found and where.is_dir():
         log_unused(where, unused_files(where, found, apart=[output]))
     return new_samples(found, where, config)
-
-
-def check_not_overwritten(samples: Sequence[Sample], targets: Sequence[Path]) -> None:
-    """Stop before an image is overwritten by what is written about another.
-
-    Raises:
-        DatasetError: naming the first such image.
-    """
-    images = {s.path.resolve() for s in samples}
-    for target in targets:
-        if target.resolve() in images:
-            raise DatasetError(f"{printable(target)} is one of the images; choose another --output")
 
 
 def score_and_write(

@@ -17,13 +17,15 @@ import torch
 from tqdm import tqdm
 
 from datasets.build import SPECS, build_test, dataset_root, read_as
+from datasets.files import relative_to
 from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
 from model.graphs import graphed
-from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
-from utils.cli import add_skip_flag, log, new_parser, run_command, say
+from utils.calibration import Calibration
+from utils.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, restore_model
+from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.evaluation import (
@@ -32,11 +34,10 @@ from utils.evaluation import (
     results_by_category,
     results_table,
     score_images,
-    shown_path,
 )
 from utils.figures import write_map
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
-from utils.outputs import names_of, write_outputs
+from utils.outputs import claim, discard, names_of, write_outputs
 from utils.plain_yaml import parse_override
 from utils.results import parameter_counts, protocol_notes, write_results
 from utils.runs import git_sha
@@ -87,7 +88,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="of scoring; default: eval.precision of the run, fp32",
     )
     where = parser.add_argument_group("where results go")
-    where.add_argument("--output", metavar="DIR", help="default: the folder 'test' beside the checkpoint")
+    where.add_argument(
+        "--output", type=user_path, metavar="DIR", help="default: the folder 'test' beside the checkpoint"
+    )
+    add_overwrite_flag(where)
     where.add_argument(
         "--save-maps",
         action="store_true",
@@ -103,11 +107,14 @@ def main(argv: Sequence[str]) -> None:
     state = load_checkpoint(path)
     device = choose_device(args.device)
     config = evaluated_config(state.config, args, device)
+    output = args.output or path.parent / "test"
+    earlier = claim(output, overwrite=args.overwrite)
+    calibration = calibration_of(state, config)
     model = build_model(config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     model = model.deploy()
     data, defects, skipped = build_test(
-        config, trained_config(state.config, config), Normalise(*input_normalisation(config.model.backbone))
+        config, state.config, Normalise(*input_normalisation(config.model.backbone))
     )
 
     def score() -> Scores:
@@ -124,10 +131,11 @@ def main(argv: Sequence[str]) -> None:
     scores = score()
     results = results_by_category(scores, config.eval, defects)
     say(results_table(results, notes=[*protocol_notes(config), str(path)]))
-    output = Path(args.output) if args.output else path.parent / "test"
     command = shlex.join(["python", "test.py", *argv])
-    write_skipped(output, skipped)
-    write_outputs(output, config, data, scores, results, command=command)
+    discard(earlier)
+    root = dataset_root(config.data)
+    write_skipped(output, skipped, root)
+    write_outputs(output, config, data, scores, results, command=command, calibration=calibration)
     timing = {"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(device)}
     about = {
         "command": command,
@@ -137,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
     }
     write_results(output, config, results, **about)
     if args.save_maps:
-        write_maps(output / "maps", scores, dataset_root(config.data), quiet=args.quiet)
+        write_maps(output / "maps", scores, root, quiet=args.quiet)
     if args.protocol == APRIL:
         model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
         unfair = april_results(score(), config)
@@ -180,11 +188,19 @@ def evaluated_config(config: Config, args: argparse.Namespace, device: torch.dev
     return build(Config, tree)
 
 
-def trained_config(trained: Config, tested: Config) -> Config:
-    """The run's own configuration, its dataset where the tested one is if they are the same."""
-    if trained.data.name != tested.data.name:
-        return trained
-    return dataclasses.replace(trained, data=dataclasses.replace(trained.data, root=tested.data.root))
+def calibration_of(state: Checkpoint, config: Config) -> Calibration | None:
+    """The run's calibration, where its held-out scores can be compared with those of `config`."""
+    trained = state.config
+    same = [getattr(trained.data, key) == getattr(config.data, key) for key in ("name", "category")]
+    if state.calibration and not (all(same) and trained.score == config.score):
+        log.warning("no p-values: the held-out scores are of the run's own dataset and score settings")
+        return None
+    if state.calibration and trained.eval.precision != config.eval.precision:
+        log.warning(
+            "p-values compare scores in %s with held-out ones in %s: take them as approximate",
+            config.eval.precision, trained.eval.precision,
+        )  # fmt: skip
+    return Calibration(**state.calibration) if state.calibration else None
 
 
 def april_results(scores: Scores, config: Config) -> dict[str, Results]:
@@ -210,7 +226,7 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
 
 def write_maps(folder: Path, scores: Scores, root: Path, *, quiet: bool) -> None:
     """Write each anomaly map under its image's path in scores.csv, ending in .tiff, 32-bit float."""
-    names = names_of([shown_path(s, root) for s in scores.samples], ".tiff")
+    names = names_of([relative_to(s.path, root) for s in scores.samples], ".tiff")
     pairs = zip(names, scores.maps, strict=True)
     bar = tqdm(pairs, total=len(names), desc="maps", unit="image", leave=False, disable=quiet or None)
     for name, anomaly_map in bar:

@@ -33,7 +33,7 @@ from model.backbone import input_normalisation
 from utils import distributed
 from utils.calibration import calibrate
 from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
-from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say
+from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say, user_path
 from utils.config import CONFIGS, Config, ConfigError, load_config
 from utils.device import (
     autocast,
@@ -80,11 +80,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "--config", metavar="FILE", help="the dataset's file of configs/ (default: configs/mvtec.yaml)"
+        "--config",
+        type=user_path,
+        metavar="FILE",
+        help="the dataset's file of configs/ (default: configs/mvtec.yaml)",
     )
     add_setting_flags(parser)
     where = parser.add_argument_group("where results go")
-    where.add_argument("--output", default="checkpoints", metavar="DIR", help="folder of all runs")
+    where.add_argument(
+        "--output", type=user_path, default=Path("checkpoints"), metavar="DIR", help="folder of all runs"
+    )
     where.add_argument(
         "--name", help="name of the run folder; default: made from model, flavour, backbone and seed"
     )
@@ -122,7 +127,7 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     for name in names:
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
         config = resolved(config)
-        folders.append(run_folder(config, Path(args.output), args.name))
+        folders.append(run_folder(config, args.output, args.name))
         with locked(folders[-1]) if distributed.leads() else nullcontext(folders[-1]) as folder:
             found = train_run(config, folder, args, command=command)
         results.update({k: v for k, v in found.items() if k != "mean"})
@@ -134,13 +139,16 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
 
 
 def resolved(config: Config) -> Config:
-    """Fix what `auto` stands for on this machine, as it is part of the run.
+    """Fix what `auto` and a relative root stand for here, as they are part of the run.
 
     Raises:
         ConfigError: if `select: best` has nothing to select from.
     """
     if config.eval.select == "best" and config.eval.every == 0:
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
+    if config.data.root:
+        data = dataclasses.replace(config.data, root=str(dataset_root(config.data)))
+        config = dataclasses.replace(config, data=data)
     device = choose_device(config.train.device)
     for part in ("train", "eval"):
         section = getattr(config, part)
@@ -176,7 +184,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     model = build_model(config, pretrained=not known).to(device, memory_format=torch.channels_last)
     if distributed.leads():
         log.info(describe(config, data, model))
-        write_skipped(folder, data.skipped)
+        write_skipped(folder, data.skipped, dataset_root(config.data))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     run = Run(config, folder, data, model, device, args.quiet or not distributed.leads(), command)
     train_s = fit(run) if hasattr(model, "fit") else optimise(run)

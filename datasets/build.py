@@ -170,12 +170,13 @@ def build_test(
     data = config.data
     keys = ("name", "category", "moved_anomalies")
     same = all(getattr(data, key) == getattr(trained.data, key) for key in keys)
-    parts = None
-    if dataset_root(trained.data) is None or dataset_root(trained.data).is_dir():
-        parts = split_samples(trained)
-    else:
-        _log.warning("the training images are not at %s: overlap with them is not checked", trained.data.root)
-    if same and parts is not None:
+    root, tested_root = dataset_root(trained.data), dataset_root(data)
+    if trained.data.name == data.name and not root.is_dir():  # the dataset has moved
+        trained, root = replace(trained, data=replace(trained.data, root=data.root)), tested_root
+    parts = split_samples(trained) if root.is_dir() else None
+    if parts is None:
+        _log.warning("the training images are not at %s: overlap with them is not checked", root)
+    if same and parts is not None and root == tested_root:
         test, skipped = parts.test, parts.skipped
         if data.skip_unreadable and not trained.data.skip_unreadable:
             test, skipped = _without_unreadable(data, test)

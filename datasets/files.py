@@ -114,6 +114,11 @@ def _phrase(what: str, where: str, counts: Counter[str]) -> list[str]:
     return [f"{sum(counts.values())} {what}{', '.join(parts)}{f', {rest} {where} others' if rest else ''}"]
 
 
+def relative_to(path: Path, root: Path | None) -> Path:
+    """The path below `root`; a path elsewhere as it is."""
+    return path.relative_to(root) if root is not None and path.is_relative_to(root) else path
+
+
 def printable(text: str | Path) -> str:
     """A name or path on one line, for people: control characters and bytes that are no text as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

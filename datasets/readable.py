@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datasets.files import relative_to
 from datasets.images import UnreadableImageError, check_not_across, read_image, read_mask
 from datasets.samples import DatasetError, Sample, printable
 from utils.runs import write_text
@@ -32,14 +33,15 @@ def readable(samples: Sequence[Sample]) -> tuple[list[Sample], Skipped]:
     return kept, skipped
 
 
-def write_skipped(folder: Path, skipped: Mapping[Path, str]) -> None:
-    """Write <folder>/skipped.csv (path, reason) if anything was left out; else remove an earlier one."""
+def write_skipped(folder: Path, skipped: Mapping[Path, str], root: Path | None) -> None:
+    """Write <folder>/skipped.csv (path below `root`, reason) if anything was left out; else remove one."""
     if not skipped:
         (folder / FILE).unlink(missing_ok=True)
         return
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerows([("path", "reason"), *((str(path), reason) for path, reason in skipped.items())])
+    rows = ((relative_to(path, root).as_posix(), reason) for path, reason in skipped.items())
+    table.writerows([("path", "reason"), *rows])
     write_text(folder / FILE, text.getvalue())
 
 

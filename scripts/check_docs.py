@@ -230,7 +230,7 @@ class Runner:
     def call(self, words: Sequence[str]) -> None:
         """Run a file of the repository from its root, writing to the scratch folder where it has no other."""
         output = {"predict.py": "predictions", "test.py": "tested"}.get(words[1])
-        extra = ["--output", str(self.scratch / output)] if output else []
+        extra = ["--overwrite", "--output", str(self.scratch / output)] if output else []
         env = os.environ | {"PYTHONWARNINGS": "ignore"}
         command = [*words, *extra]
         subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True)  # noqa: S603

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tables
 import torch
@@ -33,7 +32,7 @@ from utils.cli import new_parser, run_command, say
 from utils.config import Config, ConfigError, Tree
 from utils.device import choose_device
 from utils.evaluation import inputs_of, score_images, to_device
-from utils.figures import Picture, heatmap_page, write_png
+from utils.figures import Picture, heatmap_page, write_on, write_png
 from utils.plain_yaml import read_yaml
 from utils.runs import write_text
 from utils.svg import Axis, Series, document, panel
@@ -188,7 +187,7 @@ def _spread(indices: np.ndarray, count: int) -> list[int]:
 
 def _titled(page: Picture, text: str) -> Picture:
     strip = np.full((22, page.shape[1], 3), 255, np.uint8)
-    cv2.putText(strip, text, (3, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+    write_on(strip, text, (3, 16), 0.45)
     return np.vstack([strip, page])
 
 

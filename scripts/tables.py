@@ -202,7 +202,7 @@ def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None
     found = folder / name / ("april-2025/metrics.json" if protocol != "fair" else "metrics.json")
     if not found.is_file():
         words = [sys.executable, str(ROOT / "test.py"), "--checkpoint", str(folder), "--quiet"]
-        words += ["--output", str(folder / name), "--protocol", protocol]
+        words += ["--overwrite", "--output", str(folder / name), "--protocol", protocol]
         words += [word for setting in settings for word in ("--set", setting)]
         subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 (our own)
     return json.loads(found.read_text())

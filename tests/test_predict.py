@@ -140,7 +140,7 @@ def run(mvtec_like, tmp_path, capfd):
 
     def call(*flags):
         argv = ["--checkpoint", str(folder), "--device", "cpu", "--output", str(tmp_path / "out"), *flags]
-        return run_command(predict_command.main, argv), *capfd.readouterr()
+        return run_command(predict_command.main, [*argv, "--overwrite"]), *capfd.readouterr()
 
     return call
 

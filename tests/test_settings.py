@@ -332,7 +332,7 @@ class TestCrossDataset:
 
         def tested(name, root, *flags):
             words = ["--checkpoint", str(folder), "--dataset", name, "--data-root", str(root), *flags]
-            return run_command(test_command.main, ["--quiet", *words])
+            return run_command(test_command.main, ["--quiet", "--overwrite", *words])
 
         assert tested("visa", masters["visa"], "--category", "pcb1") == 0
         written = json.loads((folder / "test/metrics.json").read_text())
@@ -362,7 +362,7 @@ class TestCrossDataset:
 
 class TestTestCommand:
     def command(self, *flags):
-        return run_command(test_command.main, ["--quiet", *flags])
+        return run_command(test_command.main, ["--quiet", "--overwrite", *flags])
 
     def test_seen_defects_are_those_of_the_run(self, run, masters, tmp_path, capfd):
         flags = ("--setting", "supervised", "--iterations", "1", "--set", "data.moved_anomalies=2")
@@ -441,7 +441,7 @@ class TestScoreSettingsWithoutTraining:
 
         def scored(*flags):
             argv = ["--checkpoint", str(folder), "--output", str(tmp_path / "out"), "--quiet", *flags]
-            code = run_command(test_command.main, argv)
+            code = run_command(test_command.main, [*argv, "--overwrite"])
             return code, (tmp_path / "out/scores.csv").read_text() if code == 0 else capfd.readouterr().err
 
         plain, same, other = (

@@ -83,7 +83,7 @@ def find_checkpoint(run: str | Path) -> Path:
     Raises:
         CheckpointError: if there is none.
     """
-    path = Path(run)
+    path = Path(run).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a run folder that holds {FILE}, or the file")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -81,6 +83,18 @@ def new_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def user_path(text: str) -> Path:
+    """A path from the command line; ~ is the home folder."""
+    return Path(text).expanduser()
+
+
+def add_overwrite_flag(parser: argparse._ActionsContainer) -> None:
+    """--overwrite of an earlier call's files."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier call wrote to the output, all of it"
+    )
 
 
 def add_skip_flag(parser: argparse._ActionsContainer) -> None:
@@ -158,6 +172,8 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     chosen = {setting: getattr(args, flag, None) for flag, setting in FLAGS.items()}
     chosen = {setting: value for setting, value in chosen.items() if value is not None}
     chosen.update(parse_override(text) for text in getattr(args, "set", []))
+    if isinstance(chosen.get("model.weights"), str):
+        chosen["model.weights"] = str(user_path(chosen["model.weights"]))
     if "train.iterations" in chosen:
         chosen.setdefault("train.epochs", None)
     return chosen
@@ -169,6 +185,9 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
     log.setLevel(logging.WARNING if "--quiet" in argv else logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files must not lose a table
+            stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
         main(argv)

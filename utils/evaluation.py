@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from datasets.files import relative_to
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
 from utils.aupimo import aupimo
@@ -166,12 +167,6 @@ def as_slice(index: np.ndarray) -> np.ndarray | slice:
     return slice(int(index[0]), int(index[-1]) + 1) if whole else index
 
 
-def shown_path(sample: Sample, root: Path | None) -> Path:
-    """The image's path, relative to the dataset's root where it is below it."""
-    inside = root is not None and sample.path.is_relative_to(root)
-    return sample.path.relative_to(root) if inside else sample.path
-
-
 def write_scores(
     path: Path, scores: Scores, root: Path | None, *, p_values: np.ndarray | None = None, rate: float = 0.01
 ) -> None:
@@ -184,7 +179,7 @@ def write_scores(
     extra = [] if p_values is None else ["p_value", "is_anomalous"]
     table.writerow(["path", "category", "label", "defect", "score", *extra])
     for i, s in enumerate(scores.samples):
-        shown = shown_path(s, root)
+        shown = relative_to(s.path, root)
         decision = [] if p_values is None else [f"{p_values[i]:.6g}", int(p_values[i] <= rate)]
         table.writerow([shown.as_posix(), s.category, s.label, s.defect, f"{scores.score[i]:.6g}", *decision])
     write_text(path, text.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,16 +84,7 @@ def heatmap_page(
         column = cv2.resize(column, (width, 3 * height), interpolation=cv2.INTER_AREA)
         caption = np.full((30, width, 3), 255, np.uint8)
         for row, text in enumerate((scores.samples[i].defect[:20], f"score {scores.score[i]:.3g}")):
-            cv2.putText(
-                caption,
-                text,
-                (3, 12 + 14 * row),
-                cv2.FONT_HERSHEY_SIMPLEX,
-                0.36,
-                (30, 30, 30),
-                1,
-                cv2.LINE_AA,
-            )
+            write_on(caption, text, (3, 12 + 14 * row), 0.36)
         columns.append(np.pad(np.vstack([column, caption]), ((0, 0), (0, 4), (0, 0)), constant_values=255))
     return np.hstack(columns)
 
@@ -133,17 +125,19 @@ def _curve_panel(
         panel, [np.stack([x, y], axis=1)[:, None]], isClosed=False, color=(30, 60, 140), lineType=cv2.LINE_AA
     )
     cv2.rectangle(panel, (3, top), (width - 4, height - 4), (170, 170, 170))
-    cv2.putText(
-        panel,
-        f"{title}: {len(values)} frames",
-        (4, 13),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        0.4,
-        (30, 30, 30),
-        1,
-        cv2.LINE_AA,
-    )
+    write_on(panel, f"{title}: {len(values)} frames", (4, 13), 0.4)
     return panel
+
+
+def write_on(picture: Picture, text: str, place: tuple[int, int], size: float) -> None:
+    """Draw a line of text, its lower left corner at `place` (x, y).
+
+    OpenCV's font is ASCII, and bytes of a file name that are no text crash it: accents are dropped, what else
+    it lacks becomes a question mark.
+    """
+    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    plain = "".join(c if " " <= c <= "~" else "?" for c in letters)
+    cv2.putText(picture, plain, place, cv2.FONT_HERSHEY_SIMPLEX, size, (30, 30, 30), 1, cv2.LINE_AA)
 
 
 def write_png(path: Path, picture: Picture) -> None:

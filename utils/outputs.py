@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.build import dataset_root
+from datasets.files import printable
 from datasets.loader import ImageSet
+from datasets.samples import DatasetError
 from utils.calibration import Calibration
+from utils.checkpoint import FILE as CHECKPOINT
 from utils.config import Config
 from utils.device import versions
 from utils.evaluation import Scores, write_scores
@@ -15,7 +21,14 @@ from utils.figures import Picture, clip_page, example_page, write_png
 from utils.metrics import Results
 from utils.report import Report, write_report
 from utils.results import protocol_notes
-from utils.runs import git_sha
+from utils.runs import RunError, git_sha
+
+LONGEST_NAME = 255  # bytes, of most file systems
+SCORES = "scores.csv"
+WRITTEN = (  # by test.py and predict.py, below --output
+    SCORES, "skipped.csv", "metrics.json", "report.html", "heatmaps.png", "clips.png", "heatmaps", "maps",
+    "masks", "april-2025",
+)  # fmt: skip
 
 
 def write_outputs(
@@ -30,7 +43,7 @@ def write_outputs(
 ) -> Picture:
     """Write them, and give back the page of heatmaps."""
     p_values = calibration.p_values(scores.score) if calibration else None
-    write_scores(folder / "scores.csv", scores, dataset_root(config.data), p_values=p_values)
+    write_scores(folder / SCORES, scores, dataset_root(config.data), p_values=p_values)
     page = example_page(data, scores, 8)
     write_png(folder / "heatmaps.png", page)
     if scores.kind == "video":
@@ -42,13 +55,70 @@ def write_outputs(
 def names_of(images: Sequence[Path], suffix: str) -> list[Path]:
     """Relative paths of what is written about images, one an image: the image's own path, its ending changed.
 
-    Where two images differ in their ending alone, every name keeps its ending before the new one.
+    Where two images differ in their ending alone, or a folder has such a name, every name keeps its ending
+    before the new one. A name longer than file systems take is cut, with a digest at its end.
+
+    Raises:
+        DatasetError: if a folder of images has that name, too.
     """
     inside = [path.relative_to(path.anchor) for path in images]
     names = [path.with_suffix(suffix) for path in inside]
-    if len(set(names)) == len(names):
-        return names
-    return [path.with_name(f"{path.name}{suffix}") for path in inside]
+    folders = {folder for path in inside for folder in path.parents}
+    if len(set(names)) < len(names) or not folders.isdisjoint(names):
+        names = [path.with_name(f"{path.name}{suffix}") for path in inside]
+    if taken := folders.intersection(names):
+        raise DatasetError(f"the folder {printable(min(taken))} has the name of a picture; rename the folder")
+    return [_short(name, suffix) for name in names]
+
+
+def _short(path: Path, suffix: str) -> Path:
+    name = os.fsencode(path.name)
+    if len(name) <= LONGEST_NAME:
+        return path
+    end = f"-{hashlib.sha256(name).hexdigest()[:8]}{suffix}"
+    stem = name[: LONGEST_NAME - len(end)].decode(errors="ignore")  # a character may be cut
+    return path.with_name(f"{stem}{end}")
+
+
+def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list[Path]:
+    """What an earlier call of test.py or predict.py wrote to `folder`, for `discard`; none if nothing did.
+
+    Raises:
+        RunError: if there is something and it was not asked to replace it, if it is not such a call's, or if
+            one of `images` would go with it.
+    """
+    if (folder / CHECKPOINT).exists():
+        raise RunError(f"{printable(folder)} is the folder of a run; choose another --output")
+    there = [folder / name for name in WRITTEN if (folder / name).exists()]
+    if not there:
+        return []
+    found = ", ".join(path.name for path in there)
+    places = [path.resolve() for path in there]
+    lost = next((p for p in images if any(p.resolve().is_relative_to(place) for place in places)), None)
+    if lost is not None:
+        raise RunError(
+            f"{printable(lost)} is where an output goes, and one of the images; choose another --output"
+        )
+    if folder / SCORES not in there:
+        raise RunError(
+            f"{printable(folder)} holds {found}, but no {SCORES}: choose another --output, or remove what is "
+            "left of a stopped call"
+        )
+    if not overwrite:
+        raise RunError(
+            f"{printable(folder)} holds {found} of an earlier call: choose another --output, "
+            "or replace all of it with --overwrite"
+        )
+    return there
+
+
+def discard(paths: Sequence[Path]) -> None:
+    """Remove what `claim` found."""
+    for path in sorted(paths, key=lambda p: p.name == SCORES):  # while it is there, --overwrite works again
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _report(
