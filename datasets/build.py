@@ -16,6 +16,7 @@ from datasets.folder import FOLDER
 from datasets.industrial import BTAD, MVTEC, MVTEC3D, VAD, VISA, list_categories, list_mvtec
 from datasets.kolektor import KOLEKTOR
 from datasets.loader import ImageSet
+from datasets.masks import check_masks
 from datasets.medical import APTOS, ISIC2018, OCT2017
 from datasets.polyp import CLINICDB, COLONDB, KVASIR
 from datasets.readable import Skipped, readable
@@ -128,11 +129,11 @@ class Parts:
 
 
 def build_data(config: Config, normalise: Normalise) -> RunData:
-    """List, check and split the samples of a run; nothing is decoded yet.
+    """List, check and split the samples of a run; of the files only masks are decoded yet, to look at them.
 
     Raises:
-        DatasetError: as `collect`, or if a part would be empty, the loss lacks masks that it needs, or a test
-            image is trained on.
+        DatasetError: as `collect` and `check_masks`, or if a part would be empty, the loss lacks masks that
+            it needs, or a test image is trained on.
         ConfigError: if settings of the data do not go together.
     """
     data, parts = config.data, split_samples(config)
@@ -155,6 +156,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     if parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
     calibration, test = images(parts.calibration), images(parts.test)
+    _look_at_masks(data, [*parts.train, *parts.validation, *parts.test], test.decode)
     return RunData(train, calibration, test, validation, parts.defects, parts.skipped)
 
 
@@ -186,7 +188,14 @@ def build_test(
     if parts is not None:
         check_disjoint(parts.seen, test)
     defects = parts.defects if same and parts is not None else frozenset()
-    return _images(config, normalise, test), defects, skipped
+    images = _images(config, normalise, test)
+    _look_at_masks(data, test, images.decode)
+    return images, defects, skipped
+
+
+def _look_at_masks(data: DataConfig, samples: Sequence[Sample], decode: Decode) -> None:
+    for warning in check_masks(data.name, samples, decode):
+        _log.warning("%s", warning)
 
 
 def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
@@ -203,7 +212,7 @@ def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
 
 def _without_unreadable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Skipped]:
     spec = spec_of(data.name)
-    kept, skipped = readable(samples)
+    kept, skipped = readable(samples, data.mask_threshold)
     for category in dict.fromkeys(s.category for s in samples) if skipped else ():
         if any(s.split == "train" for s in samples):  # else only the test set is asked for
             check_splits(spec, category, [s for s in kept if s.category == category])

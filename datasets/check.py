@@ -1,7 +1,8 @@
 """Check a dataset on disk before training: python -m datasets.check --dataset NAME --data-root DIR.
 
 Every category is listed, counted against what is published, and searched for images that are both in the
-training and in the test set. Exit code 1 if a verified count differs or a category is damaged.
+training and in the test set; every mask of an anomalous image is decoded and must show something. Exit code 1
+if a verified count differs or a category is damaged.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.build import SPECS
+from datasets.masks import check_masks
 from datasets.samples import (
     NORMAL,
     Counts,
@@ -26,7 +28,9 @@ from datasets.samples import (
     unused_samples,
     without_copies,
 )
+from datasets.transforms import Decode
 from utils.cli import new_parser, run_command, say
+from utils.config import CONFIGS, load_config
 
 HEADER = ("category", "found", "published", "status")
 COUNTS = "counts: normal training / normal test / anomalous test (/ anomalous training) images"
@@ -94,12 +98,20 @@ def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
         check_splits(spec, name, samples)
         check_labels(spec, name, samples)
         check_disjoint(without_copies(train, test) if spec.drops_copies else train, test)
+        warnings = check_masks(spec.name, samples, _decode(spec))
     except DatasetError as error:
         return Row(name, found, published, "damaged", str(error), unused=unused)
     shared = {s.group for s in train}
     known = sum(s.group in shared for s in test)
     note = f"{known} of {len(test)} test images are of an item or patient that is trained on" if known else ""
+    note = "; ".join(filter(None, (note, *warnings)))
     return Row(name, found, published, _status(spec, found, published), note=note, unused=unused)
+
+
+def _decode(spec: DatasetSpec) -> Decode:
+    """As the dataset's own configuration has it."""
+    data = load_config(CONFIGS / f"{spec.name}.yaml", {}).data
+    return Decode(data.image_size, center_crop=data.center_crop, mask_threshold=data.mask_threshold)
 
 
 def _status(spec: DatasetSpec, found: Counts, published: Counts) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -60,8 +61,27 @@ def read_image(path: Path) -> Image.Image:
     return _guarded(path, _to_rgb)
 
 
-def read_mask(path: Path, threshold: float = 0) -> np.ndarray:
-    """(H, W) bool, what is drawn in a mask: pixels with any channel above `threshold`, a share of the range.
+@dataclass(frozen=True)
+class Mask:
+    """What a mask file holds. drawn: (H, W) bool. values: (H, W), of several channels the highest.
+
+    high: the highest possible value; None where the range is not known.
+    """
+
+    drawn: np.ndarray
+    values: np.ndarray
+    high: float | None
+
+    @property
+    def levels(self) -> int:
+        """The number of different values."""
+        if self.values.dtype == np.uint8:
+            return int(np.count_nonzero(np.bincount(self.values.ravel(), minlength=256)))
+        return len(np.unique(self.values))
+
+
+def read_mask(path: Path, threshold: float = 0) -> Mask:
+    """What is drawn in a mask file: pixels with any channel above `threshold`, a share of the range.
 
     At 0 any value but zero counts, except in a JPEG, whose compression surrounds what is drawn with low
     values: there it is half of the range. Transparent pixels are background; where nothing else is above the
@@ -240,36 +260,37 @@ def _over_black(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
 
 
-def _to_mask(picture: Picture, threshold: float) -> np.ndarray:
+def _to_mask(picture: Picture, threshold: float) -> Mask:
     image = _loaded(picture)
     if isinstance(image, Samples):
-        drawn, alpha = _above(image, threshold), image.alpha
+        mask, alpha = _mask_of_samples(image, threshold), image.alpha
     else:
         if threshold == 0 and picture.format in ("JPEG", "MPO"):
             threshold = 0.5
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-        grey = image.mode in ("1", "L", "LA")
-        values = np.asarray(image.convert("L" if grey else "RGB"))
-        drawn = (values if grey else values.max(axis=2)) > threshold * 255
-        if image.mode == "P" and not drawn.any():
-            drawn = np.asarray(image) > 0
-        if image.mode == "P" and drawn.all() and (alpha is None or alpha.all()):
+        values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        values = values.max(axis=2) if values.ndim == 3 else values
+        if image.mode == "P" and not values.any():
+            values = np.asarray(image)
+        mask = Mask(values > threshold * 255, values, 255)
+        if image.mode == "P" and mask.drawn.all() and (alpha is None or alpha.all()):
             raise RefusedError("none of its palette's colours is black, so what is background is not known")
     if alpha is None or alpha.all():
-        return drawn
+        return mask
     visible = alpha != 0
-    return drawn & visible if (drawn & visible).any() else visible
+    drawn = mask.drawn & visible
+    return replace(mask, drawn=drawn if drawn.any() else visible)
 
 
-def _above(samples: Samples, threshold: float) -> np.ndarray:
-    """(H, W) bool: any channel above the threshold's share of the range, which need not be known for 0."""
-    values, high = samples.values, (1 << samples.bits) - 1
+def _mask_of_samples(samples: Samples, threshold: float) -> Mask:
+    values, high = samples.values, (1 << samples.bits) - 1 if samples.bits else None
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise RefusedError("it has values that are no numbers")
-        high = 1
-        values = _unit_range(values) if threshold else values
-    elif threshold and not samples.bits:
+        values, high = _unit_range(values) if threshold else values, 1
+    elif threshold and high is None:
         _scaled(values, 0)  # raises
-    above = values > threshold * high if threshold else values != 0
-    return above.any(axis=2) if above.ndim == 3 else above
+    drawn = values > threshold * high if threshold else values != 0
+    if values.ndim == 3:
+        drawn, values = drawn.any(axis=2), values.max(axis=2)
+    return Mask(drawn, values, high)

@@ -61,9 +61,9 @@ class ImageSet(Dataset):
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint8 in {0, 1}; zero for a normal image."""
         sample = self.samples[index]
-        if sample.mask_path is None:
+        if not sample.masks:
             return np.zeros(self.decode.size, np.uint8)
-        return self.decode.mask(sample.mask_path, of=sample.path)
+        return self.decode.mask(*sample.masks, of=sample.path)
 
     def __len__(self) -> int:
         return len(self.samples)

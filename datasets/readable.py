@@ -19,13 +19,14 @@ Skipped = dict[Path, str]  # file to the reason
 _log = logging.getLogger("uninet")
 
 
-def readable(samples: Sequence[Sample]) -> tuple[list[Sample], Skipped]:
-    """The samples whose image and mask can be decoded, in order, and the files of the others.
+def readable(samples: Sequence[Sample], mask_threshold: float = 0) -> tuple[list[Sample], Skipped]:
+    """The samples whose image and masks can be decoded, in order, and the files of the others.
 
-    Every file is decoded in full, in threads; each file left out is logged with its reason.
+    A mask that shows nothing at `mask_threshold` is one of those, too. Every file is decoded in full, in
+    threads; each file left out is logged with its reason.
     """
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(_problem, samples))
+        problems = list(pool.map(lambda sample: _problem(sample, mask_threshold), samples))
     kept = [s for s, problem in zip(samples, problems, strict=True) if problem is None]
     skipped = dict(problem for problem in problems if problem is not None)
     for path, reason in skipped.items():
@@ -45,17 +46,16 @@ def write_skipped(folder: Path, skipped: Mapping[Path, str], root: Path | None) 
     write_text(folder / FILE, text.getvalue())
 
 
-def _problem(sample: Sample) -> tuple[Path, str] | None:
-    path = sample.path
+def _problem(sample: Sample, mask_threshold: float) -> tuple[Path, str] | None:
+    path, drawn = sample.path, not sample.masks
     try:
         for path in (sample.path, *sample.earlier):
             read_image(path)
-        if sample.mask_path is not None:
-            path = sample.mask_path
-            read_mask(path)
+        for path in sample.masks:
+            drawn |= read_mask(path, mask_threshold).drawn.any()
             check_not_across(path, sample.path)
     except UnreadableImageError as error:
         return path, error.reason
     except DatasetError as error:
         return path, str(error)
-    return None
+    return None if drawn else (path, f"the mask shows nothing at data.mask_threshold={mask_threshold:g}")

@@ -33,7 +33,7 @@ class Sample:
     """One image. label: 0 normal, 1 anomalous, -1 unknown.
 
     `group` ties what must stay on one side of a split. `earlier`: frames of the clip that become the first
-    planes of the image, oldest first (`data.motion`).
+    planes of the image, oldest first (`data.motion`). `more_masks`: of further instances of its defect.
     """
 
     path: Path
@@ -44,6 +44,12 @@ class Sample:
     defect: str
     group: str
     earlier: tuple[Path, ...] = ()
+    more_masks: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """All mask files."""
+        return (self.mask_path, *self.more_masks) if self.mask_path is not None else ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def folder_of(root: Path, category: str) -> Path:
 
 def unused_samples(spec: DatasetSpec, root: Path, category: str, samples: Iterable[Sample]) -> Unused:
     """What lies in the category's folder and in no sample."""
-    used = [p for s in samples for p in (s.path, s.mask_path, *s.earlier) if p is not None]
+    used = [p for s in samples for p in (s.path, *s.masks, *s.earlier)]
     folder = folder_of(root, category)
     return unused_files(folder, [*used, *_read_for_labels(spec, folder)])
 

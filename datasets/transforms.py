@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.images import check_not_across, read_image, read_mask, upright_size
+from datasets.samples import DatasetError
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -26,7 +27,8 @@ class Decode:
     """How a file becomes an array: centre crop (zero-padded where it exceeds the image), then resize.
 
     size is (height, width); center_crop is a side in pixels, or up to 1 a share of each side. Masks are
-    thresholded at `mask_threshold`, a share of the value range, then resized with nearest neighbour.
+    thresholded at `mask_threshold`, a share of the value range, then resized with nearest neighbour, where
+    each region keeps at least one pixel.
     """
 
     size: tuple[int, int]
@@ -51,33 +53,78 @@ class Decode:
         grey = [cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths]
         return np.stack(grey, axis=2)
 
-    def mask(self, path: Path, *, of: Path | None = None) -> np.ndarray:
-        """File to (H, W) uint8 in {0, 1}.
+    def mask(self, *paths: Path, of: Path | None = None) -> np.ndarray:
+        """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}.
 
         Raises:
             UnreadableImageError: as `read_mask`.
-            DatasetError: if the mask lies across the image `of`.
+            DatasetError: if a mask lies across the image `of`, or masks of one image differ in size.
         """
-        if of is not None:
+        for path in paths if of is not None else ():
             check_not_across(path, of)
-        binary = Image.fromarray(read_mask(path, self.mask_threshold).astype(np.uint8))
+        drawn = united(paths, [read_mask(path, self.mask_threshold).drawn for path in paths])
+        return self.fit_mask(drawn, of)
+
+    def fit_mask(self, drawn: np.ndarray, of: Path | None = None) -> np.ndarray:
+        """(H, W) bool to (height, width) uint8 in {0, 1}; a centre crop is one of the image `of`."""
         if of is not None and self.center_crop is not None:  # the crop is meant for the image's pixels
-            binary = binary.resize(upright_size(of), Image.Resampling.NEAREST)
-        return np.asarray(self._fit(binary, Image.Resampling.NEAREST))
+            drawn = resize_mask(drawn.astype(np.uint8), upright_size(of)[::-1])
+        mask = Image.fromarray(drawn.astype(np.uint8))
+        return resize_mask(np.asarray(self._crop(mask)), self.size)
 
     def _fit(self, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        if self.center_crop is not None:
-            crop = self.center_crop
-            wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in image.size)
-            left, top = (image.width - wide) // 2, (image.height - high) // 2
-            image = image.crop((left, top, left + wide, top + high))
+        image = self._crop(image)
         height, width = self.size
         return image if image.size == (width, height) else image.resize((width, height), resample)
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        if self.center_crop is None:
+            return image
+        crop = self.center_crop
+        wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in image.size)
+        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        return image.crop((left, top, left + wide, top + high))
+
+
+def united(paths: Sequence[Path], masks: Sequence[np.ndarray]) -> np.ndarray:
+    """(H, W) bool, where any of an image's masks is.
+
+    Raises:
+        DatasetError: if they differ in size.
+    """
+    for path, mask in zip(paths, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            sizes = (f"{m.shape[1]} x {m.shape[0]}" for m in (masks[0], mask))
+            raise DatasetError("{} and {}, masks of one image, are {} and {}".format(paths[0], path, *sizes))
+    return np.logical_or.reduce(masks)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 in {0, 1} to `size` (height, width) by nearest neighbour, which loses no region.
+
+    A connected region (8 neighbours) of which no pixel is met keeps one: that at the place of its middle one.
+    """
+    (high, wide), (height, width) = mask.shape, size
+    if mask.shape == size:
+        return mask
+    resized = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    if height >= high and width >= wide:
+        return resized
+    count, regions = cv2.connectedComponents(mask, connectivity=8)
+    small = np.asarray(Image.fromarray(regions).resize((width, height), Image.Resampling.NEAREST))
+    lost = np.bincount(small.ravel(), minlength=count) == 0
+    if lost[1:].any():
+        ys, xs = np.nonzero(lost[regions] & (mask > 0))
+        order = np.argsort(regions[ys, xs], kind="stable")
+        first = np.unique(regions[ys, xs][order], return_index=True)[1]
+        middle = order[(first + np.append(first[1:], len(order))) // 2]
+        resized[(2 * ys[middle] + 1) * height // (2 * high), (2 * xs[middle] + 1) * width // (2 * wide)] = 1
+    return resized
 
 
 def has_foreground(path: Path) -> bool:
     """Whether anything is drawn in a mask file."""
-    return bool(read_mask(path).any())
+    return bool(read_mask(path).drawn.any())
 
 
 @dataclass(frozen=True)

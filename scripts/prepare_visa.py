@@ -43,7 +43,7 @@ def plan(source: Source) -> list[Item]:
 
 def black_and_white(path: Path) -> bytes:
     """The mask as PNG with 255 wherever it is not zero."""
-    return cv2.imencode(".png", 255 * read_mask(path).astype("uint8"))[1].tobytes()
+    return cv2.imencode(".png", 255 * read_mask(path).drawn.astype("uint8"))[1].tobytes()
 
 
 if __name__ == "__main__":

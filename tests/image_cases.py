@@ -1,6 +1,6 @@
-"""Image files of every kind with what is read of them: the tests' cases and the table of docs/IMAGES.md.
+"""Image files of every kind with what is read of them: the tests' cases and the tables of docs/IMAGES.md.
 
-python tests/image_cases.py prints the table.
+python tests/image_cases.py prints the tables.
 """
 
 import io
@@ -21,6 +21,8 @@ PHOTO = np.asarray(
 )
 DEEP = PHOTO.astype(np.uint16) * 256 + 99
 GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))
+DRAWN = np.zeros((24, 32), bool)
+DRAWN[4:14, 6:16] = True
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 
 
@@ -67,9 +69,9 @@ def cv2_encoded(suffix: str, values: np.ndarray, options: Sequence[int] = ()) ->
     return cv2.imencode(suffix, values[..., ::-1] if values.ndim == 3 else values, options)[1].tobytes()
 
 
-def windows_bitmap(alpha: int) -> bytes:
+def windows_bitmap(alpha: int, colours: np.ndarray = PHOTO) -> bytes:
     """32 bits a pixel with bit fields, of which Windows leaves the fourth unused."""
-    pixels = np.dstack([PHOTO[::-1, :, ::-1], np.full(GREY.shape, alpha, np.uint8)]).tobytes()
+    pixels = np.dstack([colours[::-1, :, ::-1], np.full(GREY.shape, alpha, np.uint8)]).tobytes()
     header = struct.pack("<IiiHHIIiiII", 108, 32, 24, 1, 32, 3, len(pixels), 0, 0, 0, 0)
     fields = struct.pack("<4I4s48x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
     return struct.pack("<2sI4xI", b"BM", 122 + len(pixels), 122) + header + fields + pixels
@@ -403,6 +405,79 @@ def rows() -> Iterator[Row]:
     )
 
 
+def palette_mask(*colours: tuple[int, int, int], numbers: np.ndarray = DRAWN) -> bytes:
+    image = Image.fromarray(numbers.astype(np.uint8), mode="P")
+    image.putpalette([c for colour in colours for c in colour])
+    return encoded(image, "PNG")
+
+
+def mask_rows() -> Iterator[Row]:
+    """The table of masks at threshold 0; each case that is read shows DRAWN."""
+    grey = 255 * DRAWN.astype(np.uint8)
+    colours = np.dstack([DRAWN, 0 * DRAWN, 0 * DRAWN]).astype(np.uint8)
+    black, white, red = (0, 0, 0), (255, 255, 255), (1, 0, 0)
+    yield Row(
+        "any value but 0 in any channel",
+        "drawn: label colours such as (1, 0, 0), -1 in signed integers, whose range need not be known",
+        {
+            "255": (encoded(grey, "PNG"), DRAWN),
+            "1": (encoded(grey // 255, "BMP"), DRAWN),
+            "bits": (encoded(Image.fromarray(DRAWN), "PNG"), DRAWN),
+            "red": (encoded(colours, "PNG"), DRAWN),
+            "blue": (encoded(colours[..., ::-1], "TIFF", compression="tiff_lzw"), DRAWN),
+            "16 bits": (encoded(DRAWN.astype(np.uint16), "PNG"), DRAWN),
+            "16-bit planes": (
+                tiff(planes(colours.astype(np.uint16)), "rgb", planarconfig="separate"),
+                DRAWN,
+            ),
+            "float": (tiff(7 * DRAWN.astype(np.float32)), DRAWN),
+            "-1": (tiff(-DRAWN.astype(np.int32)), DRAWN),
+            "int8 -1": (tiff(-DRAWN.astype(np.int8)), DRAWN),
+            "uint32": (tiff(DRAWN.astype(np.uint32)), DRAWN),
+        },
+    )
+    yield Row(
+        "TIFF of photometric WhiteIsZero",
+        "what is shown white is drawn",
+        {
+            "8": (tiff(255 - grey, "miniswhite"), DRAWN),
+            "16": (tiff((1 - DRAWN.astype(np.uint16)) * 65535, "miniswhite"), DRAWN),
+            "float": (tiff(1 - DRAWN.astype(np.float32), "miniswhite"), DRAWN),
+        },
+    )
+    yield Row(
+        "JPEG",
+        "drawn is what is above half of the range: compression surrounds it with low values",
+        {
+            "grey": (encoded(grey, "JPEG", quality=80), DRAWN),
+            "colour": (encoded(255 * colours[..., ::-1], "JPEG", quality=90, subsampling=0), DRAWN),
+        },
+    )
+    yield Row(
+        "palette",
+        "looked up: black is background, whatever its number; if all colours are black, numbers above 0 are "
+        "drawn; refused if no pixel is black or transparent",
+        {
+            "usual": (palette_mask(black, red), DRAWN),
+            "white first": (palette_mask(white, black, numbers=~DRAWN), DRAWN),
+            "all black": (palette_mask(black, black), DRAWN),
+            "no black": (palette_mask(white, (200, 0, 0)), "none of its palette's colours is black"),
+        },
+    )
+    yield Row(
+        "alpha, or a transparent colour",
+        "transparent is background; if nothing else is drawn, all that is opaque is (strokes in black)",
+        {
+            "white": (encoded(np.dstack([grey * 0 + 255] * 3 + [grey]), "PNG"), DRAWN),
+            "black": (encoded(np.dstack([grey * 0] * 3 + [grey]), "PNG"), DRAWN),
+            "black grey": (encoded(np.dstack([grey * 0, grey]), "PNG"), DRAWN),
+            "opaque": (encoded(np.dstack([grey] * 3 + [grey * 0 + 255]), "PNG"), DRAWN),
+            "bmp": (windows_bitmap(0, np.dstack([grey] * 3)), DRAWN),
+            "all transparent": (encoded(np.dstack([grey] * 3 + [grey * 0]), "PNG"), DRAWN & False),
+        },
+    )
+
+
 def table(of: Sequence[Row]) -> str:
     """Rows as the table of docs/IMAGES.md."""
     lines = [f"| {row.file} | {row.happens} |" for row in of]
@@ -410,4 +485,4 @@ def table(of: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(list(rows())))
+    print(table(list(rows())), table(list(mask_rows())), sep="\n\n")

@@ -151,7 +151,8 @@ def _results_of(scores: Scores, chosen: np.ndarray, config: EvalConfig) -> Resul
     if config.dsc_unias and masks is not None:
         results["dsc_unias"] = unias_dice(maps, masks)
     if scores.kind == "segmentation" and masks is not None:
-        results |= segmentation_metrics(maps, masks, soft=config.segmentation == "soft")
+        found = segmentation_metrics(maps, masks, soft=config.segmentation == "soft")
+        results |= found if masks.any() else dict.fromkeys(found)  # empty as it is, all would be found
     if scores.kind == "video":
         clips = [s.group for s in samples]
         results |= frame_metrics(scores.score[chosen], labels, clips, sigma=config.clip_sigma)
