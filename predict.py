@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets.build import new_images, new_samples
 from datasets.files import unused_files
-from datasets.loader import ImageSet
+from datasets.loader import THREADS, ImageSet
 from datasets.readable import readable, write_skipped
 from datasets.samples import DatasetError, Sample, find_images, log_unused, printable
 from datasets.transforms import Normalise
@@ -30,11 +29,11 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
-from utils.evaluation import Scores, score_images, write_scores
+from utils.evaluation import Predicted, Scores, predictions, write_scores
 from utils.figures import overlay, write_map, write_png
 from utils.outputs import claim, discard, names_of
 
-MAP_PIXELS = 1 << 28  # of maps in memory at once, 1 GB
+SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration
 SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}
 FOLDERS = {"overlay": "heatmaps", "map": "maps", "mask": "masks"}  # what --save names, below --output
 
@@ -102,16 +101,16 @@ def main(argv: Sequence[str]) -> None:
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     precision = choose_precision(args.precision or state.config.eval.precision, device)
-    score = partial(
-        score_images,
+    predicted = predictions(
         graphed(pack_convolutions(model.deploy(), precision=precision)),
+        data,
         batch_size=state.config.eval.batch_size,
         device=device,
         precision=precision,
         quiet=args.quiet,
     )
     discard(earlier)
-    scores = score_and_write(score, data, files, calibration, quiet=args.quiet)
+    scores = score_and_write(predicted, data, files, calibration)
     p_values = None if calibration is None else calibration.p_values(scores.score)
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped, root)
@@ -162,61 +161,66 @@ def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
 
 
 def score_and_write(
-    score: Callable[[ImageSet], Scores],
+    predicted: Iterable[Predicted],
     data: ImageSet,
     files: dict[str, list[Path]],
     calibration: Calibration | None,
-    *,
-    quiet: bool,
 ) -> Scores:
-    """Score the images and write the files of each kind, part by part, so that any number of them fits.
+    """Write the files of each kind batch by batch, in threads; no map is kept, so what comes back has none.
 
-    Without calibration the colour scale is made from all maps, so all are kept until then. What comes back
-    has no maps.
+    Without calibration the colour scale is made from the maps of the first SCALE_PIXELS pixels, whose images
+    wait until then.
     """
+    scale = calibration and (calibration.low, calibration.high)
+    scores, jobs, waiting = [np.empty(0)], [], []
+    done = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for found in predicted:
+            images = data.normalise.pixels(found.batch["image"]) if "overlay" in files else found.maps
+            waiting += zip(range(done, done + len(images)), images, found.maps, strict=True)
+            scores.append(found.score)
+            done += len(images)
+            if scale is None and "overlay" in files:
+                if done < len(data) and done * found.maps[0].size < SCALE_PIXELS:
+                    continue
+                maps = np.stack([anomaly_map for *_, anomaly_map in waiting])
+                scale = float(np.median(maps)), float(np.quantile(maps, 0.999))
+            for job in jobs:  # of the batch before; an error in one stops the command
+                job.result()
+            jobs = [pool.submit(write_files, files, *item, scale, calibration) for item in waiting if files]
+            waiting = []
+        for job in jobs:
+            job.result()
     size = data.decode.size
-    step = len(data) if calibration is None else max(1, MAP_PIXELS // (size[0] * size[1]))
-    found: list[np.ndarray] = []
-    for first in range(0, len(data), step):
-        part = slice(first, first + step)
-        images = ImageSet(data.samples[part], data.decode, data.normalise)
-        scores = score(images)
-        chosen = {k: paths[part] for k, paths in files.items()}
-        write_pictures(chosen, images, scores, calibration, quiet=quiet)
-        found.append(scores.score)
-    return Scores(data.samples, np.concatenate(found), np.empty((0, *size), np.float32), None, 0.0)
+    return Scores(data.samples, np.concatenate(scores), np.empty((0, *size), np.float32), None, 0.0)
 
 
-def write_pictures(
+def write_files(
     files: dict[str, list[Path]],
-    data: ImageSet,
-    scores: Scores,
+    index: int,
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    scale: tuple[float, float] | None,
     calibration: Calibration | None,
-    *,
-    quiet: bool,
 ) -> None:
-    """Write what `files` lists for each kind, an entry an image; overlays are on one colour scale."""
-    if calibration is None:
-        scale = float(np.median(scores.maps)), float(np.quantile(scores.maps, 0.999))
-    else:
-        scale = calibration.low, calibration.high
-    bar = tqdm(scores.maps, desc="pictures", unit="image", leave=False, disable=quiet or None)
-    for index, anomaly_map in enumerate(bar):
-        if "overlay" in files:
-            write_png(files["overlay"][index], overlay(data.pixels(index), anomaly_map, scale))
-        if "map" in files:
-            write_map(files["map"][index], anomaly_map)
-        if "mask" in files:
-            assert calibration is not None  # see saved_kinds
-            mask = 255 * (anomaly_map > calibration.pixel_level).astype(np.uint8)
-            write_png(files["mask"][index], mask)
+    """Write what `files` lists for the image of that place; overlays are on one colour scale."""
+    if "overlay" in files:
+        assert scale is not None  # see score_and_write
+        write_png(files["overlay"][index], overlay(image, anomaly_map, scale))
+    if "map" in files:
+        write_map(files["map"][index], anomaly_map)
+    if "mask" in files:
+        assert calibration is not None  # see saved_kinds
+        mask = 255 * (anomaly_map > calibration.pixel_level).astype(np.uint8)
+        write_png(files["mask"][index], mask)
 
 
 def about_decisions(calibration: Calibration | None, rate: float) -> str:
     """What a flag means here, in one sentence."""
     if calibration is None:
         return (
-            "the model was trained without data.calibration_fraction: no p-values, colours fit these images"
+            "the model was trained without data.calibration_fraction: no p-values, and the first images make "
+            "the colour scale"
         )
     held_out, smallest = len(calibration.scores), calibration.smallest_rate()
     if smallest > rate:

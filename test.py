@@ -50,7 +50,6 @@ CHANGEABLE = (  # beside all of score; the model stays as it is
     "eval.batch_size",
     "eval.aupimo",
     "eval.dsc_unias",
-    "eval.map_dtype",
     "eval.precision",
     "data.moved_anomalies",  # test images that are left out
 )
@@ -124,7 +123,6 @@ def main(argv: Sequence[str]) -> None:
             batch_size=config.eval.batch_size,
             device=device,
             precision=config.eval.precision,
-            map_dtype=config.eval.map_dtype,
             quiet=args.quiet,
         )
 

@@ -393,7 +393,6 @@ def score(run: Run, data: ImageSet) -> Scores | None:
         batch_size=config.eval.batch_size,
         device=run.device,
         precision=config.eval.precision,
-        map_dtype=config.eval.map_dtype,
         indices=distributed.own_indices(len(data)),
         quiet=run.quiet,
     )

@@ -1,6 +1,6 @@
 """Peak memory of evaluating a large generated test set: maps, metrics and nothing that grows beside them.
 
-python benchmarks/evaluation_memory.py --images 10000 [--map-dtype float16]
+python benchmarks/evaluation_memory.py --images 10000
 
 Images, maps and masks are made on the fly by a model that costs nothing, so what is measured is the scoring
 path: batches in, maps kept, all metrics of one category at the end.
@@ -77,7 +77,6 @@ def main(argv: Sequence[str]) -> None:
         batch_size=16,
         device=CPU,
         precision="fp32",
-        map_dtype=args.map_dtype,
         quiet=args.quiet,
     )
     scored, start = peak_memory_gb(CPU), time.perf_counter()
@@ -86,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     kept = (scores.maps.nbytes + scores.masks.nbytes) / 2**30
     peak = peak_memory_gb(CPU)
     say(
-        f"{args.images} images of {args.size}x{args.size}, maps {args.map_dtype}: peak {peak:.2f} GB, "
+        f"{args.images} images of {args.size}x{args.size}: peak {peak:.2f} GB, "
         f"of which maps and masks {kept:.2f}, the process before {before:.2f}; after scoring "
         f"{scored:.2f}. "
         f"Metrics took {seconds:.1f} s (pixel AUROC {mean['pixel_auroc']:.4f}, PRO {mean['pro']:.4f})."
@@ -98,7 +97,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--map-dtype", default="float32", choices=("float32", "float16"))
     return parser.parse_args(argv)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,8 @@ from datasets.samples import Sample
 from datasets.transforms import Decode, Normalise
 
 Batch = dict[str, Tensor]
+THREADS = min(4, os.cpu_count() or 1)  # that decode ahead of a model
+AHEAD = 1 << 28  # bytes of batches that may wait for it
 
 
 class ImageSet(Dataset):
@@ -148,9 +151,35 @@ def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | Non
     )
 
 
-def batches(data: ImageSet, batch_size: int, *, indices: Sequence[int] | None = None) -> DataLoader:
-    """Loader over all samples (or those of `indices`) in order, each once; the last batch may be smaller."""
-    return DataLoader(data, batch_size=batch_size, sampler=indices, collate_fn=_as_is)
+class batches:  # noqa: N801 (used as a function)
+    """All samples (or those of `indices`) in order, each once; the last batch may be smaller.
+
+    Threads decode the next batches while a model works on this one.
+    """
+
+    def __init__(self, data: ImageSet, batch_size: int, *, indices: Sequence[int] | None = None) -> None:
+        indices = list(range(len(data)) if indices is None else indices)
+        self.data = data
+        self.parts = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        largest = batch_size * 12 * data.decode.size[0] * data.decode.size[1]  # bytes
+        self.threads = max(1, min(THREADS, AHEAD // largest))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        waiting = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for part in self.parts:
+                    waiting.append(pool.submit(self.data.__getitems__, part))
+                    if len(waiting) > self.threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 def _as_is(batch: Batch) -> Batch:

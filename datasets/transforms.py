@@ -139,6 +139,11 @@ class Normalise:
         scale, offset = self.factors()
         return torch.from_numpy(images * scale + offset).permute(0, 3, 1, 2)
 
+    def pixels(self, images: Tensor) -> np.ndarray:
+        """Back again: (B, 3, H, W) to (B, H, W, 3) uint8, the very values that it was given."""
+        scale, offset = self.factors()
+        return np.rint((images.permute(0, 2, 3, 1).numpy() - offset) / scale).astype(np.uint8)
+
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """What a value is multiplied by and what is added then, (3,) float32 each."""
         scale = 1 / (255 * np.asarray(self.std, dtype=np.float32))

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_recall_curve
 
 from utils.aupimo import aupimo
 from utils.unias_dice import unias_dice
@@ -94,6 +94,19 @@ class TestUniasDice:
             empty = not a.any() and not m.any()
             dice.append(1.0 if empty else f1_score(m.ravel(), a.ravel(), zero_division=0))
         assert unias_dice(maps, masks) == pytest.approx(np.mean(dice))
+
+    def test_equals_a_sort_of_all_pixels(self, monkeypatch):
+        """To the last digits, also where the curves of other metrics merge neighbouring scores."""
+        monkeypatch.setattr("utils.metrics.MAX_LEVELS", 5)
+        rng = np.random.default_rng(7)
+        for decimals in (1, 2, 8):
+            maps = rng.normal(size=(4, 9, 11)).round(decimals).astype(np.float32)
+            masks = (rng.random(maps.shape) < 0.2).astype(np.uint8)
+            precision, recall, thresholds = precision_recall_curve(masks.ravel(), maps.ravel())
+            positive = maps >= thresholds[np.argmax((precision + recall)[:-1])]
+            sums = positive.sum((1, 2)) + masks.sum((1, 2))
+            dice = np.where(sums == 0, 1, 2 * (positive & (masks > 0)).sum((1, 2)) / np.maximum(sums, 1))
+            assert unias_dice(maps, masks) == pytest.approx(dice.mean(), abs=1e-12)
 
     def test_known_answers(self):
         masks = maps_and_masks(2)[1]

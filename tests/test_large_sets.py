@@ -1,16 +1,20 @@
 """Large test sets: metrics in chunks, merged levels, 16-bit maps, memory beyond the maps."""
 
 import dataclasses
+import tempfile
+import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
+import utils.evaluation
 import utils.metrics
-from datasets.loader import ImageSet
-from datasets.samples import Sample
+from datasets.loader import ImageSet, batches
+from datasets.samples import DatasetError, Sample
 from datasets.transforms import Decode, Normalise
 from model.decision import Prediction
 from utils.checkpoint import Checkpoint, load_checkpoint
@@ -76,17 +80,57 @@ def generated_set(count):
     return data
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_map_dtype(make_config, dtype):
-    """Half the memory, and metrics that differ by the rounding of the maps alone."""
-    data, options = generated_set(8), {"batch_size": 3, "device": torch.device("cpu"), "precision": "fp32"}
-    scores = score_images(Brightness(), data, map_dtype=dtype, quiet=True, **options)
-    assert scores.maps.dtype == dtype
-    whole = score_images(Brightness(), data, quiet=True, **options)
-    assert np.array_equal(scores.score, whole.score)
-    found, exact = (results_by_category(s, make_config().eval)["mean"] for s in (scores, whole))
-    for name in ("pixel_auroc", "pixel_ap", "pro"):
-        assert found[name] == pytest.approx(exact[name], abs=1e-3)
+OPTIONS = {"batch_size": 3, "device": torch.device("cpu"), "precision": "fp32", "quiet": True}
+
+
+def test_maps_of_a_large_set_are_in_a_temporary_file(make_config, monkeypatch, tmp_path, caplog):
+    """The same numbers, and no file is left; without room on the disk they stay in memory."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    data, every = generated_set(8), dataclasses.replace(make_config().eval, aupimo=True, dsc_unias=True)
+    small = score_images(Brightness(), data, **OPTIONS)
+    monkeypatch.setattr(utils.evaluation, "IN_MEMORY", 1000)
+    large = score_images(Brightness(), data, **OPTIONS)
+    assert not isinstance(small.maps, np.memmap) and not caplog.records
+    assert isinstance(large.maps, np.memmap) and isinstance(large.masks, np.memmap)
+    assert results_by_category(large, every) == results_by_category(small, every)
+    assert np.array_equal(large.score, small.score) and not list(tmp_path.iterdir())
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    caplog.clear()
+    assert not isinstance(score_images(Brightness(), data, **OPTIONS).maps, np.memmap)
+    assert "lacks room for" in caplog.text
+
+
+def test_the_next_images_are_decoded_while_the_model_works():
+    data, ahead = generated_set(8), threading.Event()
+    drawn = data.drawn
+    data.drawn = lambda draw: (ahead.set() if draw >= 3 else None, drawn(draw))[1]
+
+    class Waiting(Brightness):
+        def predict(self, images):
+            assert ahead.wait(10)
+            return super().predict(images)
+
+    score_images(Waiting(), data, **OPTIONS)
+
+
+def test_batches_that_wait_are_bounded(monkeypatch):
+    """No more are decoded ahead than there are threads, and one thread where a batch is large."""
+    monkeypatch.setattr("datasets.loader.AHEAD", 3 * 12 * 32 * 32)
+    data, seen = generated_set(30), []
+    drawn = data.drawn
+    data.drawn = lambda draw: (seen.append(draw), drawn(draw))[1]
+    loader = batches(data, 3)
+    assert loader.threads == 1 and len(loader) == 10
+    for number, batch in enumerate(loader, start=1):
+        assert batch["index"].tolist() == [3 * number - 3, 3 * number - 2, 3 * number - 1]
+        assert len(seen) <= 3 * (number + 1)
+
+
+def test_an_error_in_a_thread_is_the_users_own():
+    data = generated_set(8)
+    data.drawn = lambda draw: (_ for _ in ()).throw(DatasetError("cannot read 0.png"))
+    with pytest.raises(DatasetError, match=r"cannot read 0\.png"):
+        score_images(Brightness(), data, **OPTIONS)
 
 
 def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):
@@ -109,10 +153,10 @@ def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):
 def test_a_younger_setting_leaves_runs_and_checkpoints_as_they_were(make_config, tmp_path):
     config = make_config()
     tree = config.to_dict()
-    del tree["eval"]["map_dtype"]
+    del tree["eval"]["aupimo"]
     Checkpoint(config, {}, 1).save(tmp_path / "new.pt")
     old = torch.load(tmp_path / "new.pt", weights_only=True) | {"config": tree}
     torch.save(old, tmp_path / "old.pt")
     assert load_checkpoint(tmp_path / "old.pt").config == load_checkpoint(tmp_path / "new.pt").config
-    half = dataclasses.replace(config, eval=dataclasses.replace(config.eval, map_dtype="float16"))
-    assert config_hash(half) != config_hash(config)
+    soft = dataclasses.replace(config, eval=dataclasses.replace(config.eval, segmentation="soft"))
+    assert config_hash(soft) != config_hash(config)

@@ -1,7 +1,8 @@
 """Predictions on new images: p-values, decisions, files, mistakes."""
 
 import csv
-import io
+import os
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +16,17 @@ import predict as predict_command
 import train as train_command
 from datasets.build import SPECS, split_samples
 from datasets.loader import ImageSet, batches
-from datasets.samples import collect
+from datasets.samples import Sample, collect
 from datasets.transforms import Decode, Normalise
 from model import build_model
 from model.backbone import input_normalisation
+from predict import score_and_write
 from utils.calibration import Calibration, calibrate
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.config import load_config
-from utils.evaluation import Scores, score_images
+from utils.evaluation import Predicted, Scores, score_images
+from utils.figures import overlay
 
 FLAGS = [
     "--config", "configs/folder.yaml", "--category", "part", "--precision", "fp32", "--device", "cpu",
@@ -186,20 +189,65 @@ def test_what_is_saved(run, mvtec_like, tmp_path):
     assert code == 2 and "'masks' is none of overlay, map, mask, none" in err
 
 
-def test_part_by_part(run, mvtec_like, tmp_path, monkeypatch):
-    """A folder of any size is scored in parts, with the same results."""
-    run(str(mvtec_like / "part/test"))
-    whole = sorted((tmp_path / "out").rglob("*.*"))
-    before = [p.read_bytes() for p in whole]
-    monkeypatch.setattr("predict.MAP_PIXELS", 4 * 64 * 64)
-    code, out, _ = run(str(mvtec_like / "part/test"), "--output", str(tmp_path / "parts"))
-    after = [(tmp_path / "parts" / p.relative_to(tmp_path / "out")).read_bytes() for p in whole]
-    assert code == 0 and "9 images" in out and len(whole) == 10
-    rows = [csv.reader(text.decode().splitlines()) for text in (before.pop(-1), after.pop(-1))]
-    for ours, theirs in list(zip(*rows))[1:]:
-        assert ours[0] == theirs[0] and float(ours[4]) == pytest.approx(float(theirs[4]), rel=1e-4)
-    pictures = [[np.asarray(Image.open(io.BytesIO(f))).astype(int) for f in s] for s in (before, after)]
-    assert all(np.abs(a - b).max() <= 2 for a, b in zip(*pictures))
+class TestStreaming:
+    """Any number of images: each is decoded once, and what is written about it is all that is kept."""
+
+    def predicted(self, count, alive):
+        for i in range(count):
+            images = np.random.default_rng(i).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+            maps = images[..., 0] / np.float32(255)
+            alive.append(weakref.ref(maps))
+            assert sum(ref() is not None for ref in alive) <= 4
+            yield Predicted({"image": self.normalise(images)}, maps.max((1, 2)), maps, 0.0)
+            del images, maps
+
+    normalise = Normalise((0.48, 0.45, 0.4), (0.22, 0.22, 0.23))
+
+    def written(self, folder, kinds, calibration, count=8):
+        files = {
+            kind: [folder / kind / f"{i}.{end}" for i in range(2 * count)] for kind, end in kinds.items()
+        }
+        sample = Sample(ROOT / "x.png", -1, None, "part", "predict", "", "")
+        data = ImageSet([sample] * 2 * count, Decode((64, 64)), self.normalise)
+        return files, score_and_write(self.predicted(count, []), data, files, calibration)
+
+    def test_no_map_is_kept(self, tmp_path):
+        calibration = Calibration((1.0, 2.0), 0.1, 0.9)
+        files, scores = self.written(tmp_path, {}, None)
+        assert scores.score.shape == (16,) and len(scores.maps) == 0
+        files, again = self.written(tmp_path, {"overlay": "png", "map": "tiff", "mask": "png"}, calibration)
+        assert np.array_equal(again.score, scores.score)
+        for i in (0, 7, 15):
+            image = np.random.default_rng(i // 2).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)[i % 2]
+            anomaly_map = image[..., 0] / np.float32(255)
+            assert np.array_equal(np.asarray(Image.open(files["map"][i])), anomaly_map)
+            expected = overlay(image, anomaly_map, (0.1, 0.9))
+            assert np.array_equal(np.asarray(Image.open(files["overlay"][i])), expected)
+            assert np.array_equal(np.asarray(Image.open(files["mask"][i])) > 0, anomaly_map > 0.5)
+
+    def test_colours_of_the_first_images_where_nothing_is_calibrated(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("predict.SCALE_PIXELS", 4 * 64 * 64)
+        files, _ = self.written(tmp_path, {"overlay": "png"}, None)
+        images = [np.random.default_rng(i).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8) for i in range(8)]
+        maps = np.concatenate(images)[..., 0] / np.float32(255)
+        scale = float(np.median(maps[:4])), float(np.quantile(maps[:4], 0.999))
+        for i in (0, 3, 15):
+            expected = overlay(np.concatenate(images)[i], maps[i], scale)
+            assert np.array_equal(np.asarray(Image.open(files["overlay"][i])), expected)
+
+    def test_each_file_is_decoded_once_and_no_picture_waits_for_the_disk(self, run, mvtec_like, monkeypatch):
+        run(str(mvtec_like / "part/test"), "--save", "none")  # trains, where no test has
+        decoded, flushed, decode, fsync = [], [], Decode.image, os.fsync
+        monkeypatch.setattr(Decode, "image", lambda self, path: (decoded.append(path), decode(self, path))[1])
+        monkeypatch.setattr(os, "fsync", lambda file: (flushed.append(file), fsync(file))[1])
+        code, out, _ = run(str(mvtec_like / "part/test"), "--save", "overlay,map,mask")
+        assert code == 0 and "9 images" in out
+        assert len(decoded) == len(set(decoded)) == 9 and len(flushed) == 1  # scores.csv
+
+    def test_pixels_survive_normalisation(self):
+        every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+        for normalise in (self.normalise, Normalise((0.5,) * 3, (0.5,) * 3)):
+            assert np.array_equal(normalise.pixels(normalise(every)), every)
 
 
 def test_decisions_are_explained(run, mvtec_like, tmp_path):

@@ -33,6 +33,7 @@ REMOVED = (  # settings of older checkpoints that changed no result, or only wha
     "data.test_root",
     "data.test_category",
     "train.recompute",
+    "eval.map_dtype",
     "train.cache_features_gb",
     "train.cache_features_dtype",
 )
@@ -190,7 +191,6 @@ class EvalConfig:
     every: int = field(metadata=_number(0, 10**8))
     batch_size: int = field(metadata=_number(1, 65536))
     precision: Literal["auto", "fp32", "bf16"]
-    map_dtype: Literal["float32", "float16"]
     segmentation: Literal["hard", "soft"]
     clip_sigma: float = field(metadata=_number(0, 1000))
     aupimo: bool

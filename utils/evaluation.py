@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +31,13 @@ from utils.unias_dice import unias_dice
 from utils.video import frame_metrics
 
 _log = logging.getLogger("uninet")
+IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory
 
 
 @dataclass
 class Scores:
-    """Predictions for a set, in its order: score (N,), maps and masks (N, H, W); masks None if unknown.
-
-    Maps are float32, or float16 on request; the score is taken from the map before that.
+    """Predictions for a set, in its order: score (N,), maps (float32) and masks (N, H, W); masks None if
+    unknown.
     """
 
     samples: list[Sample]
@@ -63,51 +67,77 @@ def inputs_of(batch: dict[str, Tensor]) -> Tensor:
     return batch["frames"] if "frames" in batch else batch["image"]
 
 
+@dataclass
+class Predicted:
+    """A batch and what a model makes of it: score (B,), maps (B, H, W) float32; the model's own seconds."""
+
+    batch: dict[str, Tensor]
+    score: np.ndarray
+    maps: np.ndarray
+    seconds: float
+
+
 @torch.inference_mode()
-def score_images(
+def predictions(
     model: nn.Module,
     data: ImageSet,
     *,
     batch_size: int,
     device: torch.device,
     precision: str,
-    map_dtype: str = "float32",
     indices: range | None = None,
     quiet: bool = False,
-) -> Scores:
-    """Predict every image of `data` (or those of `indices`) once, in order.
-
-    Time is the model's alone, decoding is not counted. Maps and masks are all that is kept of an image.
-    """
+) -> Iterator[Predicted]:
+    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept."""
     was_training = model.training
     model.eval()
-    indices = range(len(data)) if indices is None else indices
-    count = len(indices)
-    score = np.empty(count)
-    maps = np.empty((count, *data.decode.size), map_dtype)
-    masks = np.empty((count, *data.decode.size), np.uint8) if data.has_masks else None
-    seconds, done = 0.0, 0
-    for batch in tqdm(
-        batches(data, batch_size, indices=indices),
-        desc="scoring",
-        unit="batch",
-        leave=False,
-        disable=quiet or None,
-    ):
+    loader = batches(data, batch_size, indices=indices)
+    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=quiet or None):
         images = inputs_of(to_device(batch, device))
         start = time.perf_counter()
         with autocast(device, precision):
             prediction = model.predict(images)
-        part = slice(done, done + len(images))
-        score[part] = prediction.score.float().cpu().numpy()  # waits for the device
-        seconds += time.perf_counter() - start
-        maps[part] = prediction.anomaly_map.float().cpu().numpy()
-        if masks is not None:
-            masks[part] = batch["mask"][:, 0].numpy()
-        done = part.stop
+        score = prediction.score.double().cpu().numpy()  # waits for the device
+        seconds = time.perf_counter() - start
+        yield Predicted(batch, score, prediction.anomaly_map.float().cpu().numpy(), seconds)
     model.train(was_training)
+
+
+def score_images(model: nn.Module, data: ImageSet, *, indices: range | None = None, **how: object) -> Scores:
+    """Predict as `predictions` and keep maps and masks.
+
+    Time is the model's alone: decoding is not counted, but on a CPU its threads share the cores meanwhile.
+    """
+    indices = range(len(data)) if indices is None else indices
+    shape = (len(indices), *data.decode.size)
+    score, maps = np.empty(len(indices)), _room(shape, np.float32)
+    masks = _room(shape, np.uint8) if data.has_masks else None
+    seconds, done = 0.0, 0
+    for found in predictions(model, data, indices=indices, **how):
+        part = slice(done, done + len(found.score))
+        score[part], maps[part] = found.score, found.maps
+        if masks is not None:
+            masks[part] = found.batch["mask"][:, 0].numpy()
+        seconds, done = seconds + found.seconds, part.stop
     samples = [data.samples[i] for i in indices]
-    return Scores(samples, score, maps, masks, 1000 * seconds / max(count, 1), kind=data.kind)
+    return Scores(samples, score, maps, masks, 1000 * seconds / max(done, 1), kind=data.kind)
+
+
+def _room(shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
+    """An array; of a large set in a temporary file without a name, which the system writes out when memory
+    is short. No number depends on where it is.
+    """
+    size, folder = math.prod(shape) * np.dtype(kind).itemsize, tempfile.gettempdir()
+    if size <= IN_MEMORY:
+        return np.empty(shape, kind)
+    if shutil.disk_usage(folder).free < size + IN_MEMORY:
+        _log.warning("%s lacks room for %.1f GB of maps: kept in memory (TMPDIR chooses another folder)",
+                     folder, size / 2**30)  # fmt: skip
+        return np.empty(shape, kind)
+    with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that is full is told of here, not by a dead process later
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, kind, "r+", shape=shape)
 
 
 def results_by_category(

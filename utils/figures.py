@@ -16,6 +16,7 @@ from utils.evaluation import Scores
 from utils.runs import write_atomically
 
 Picture = NDArray[np.uint8]
+SEEN = 1 << 29  # pixels of maps; of more, a part makes the colour scale
 
 
 def colour_scale(maps: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -23,7 +24,8 @@ def colour_scale(maps: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
     One scale for all images, so that a normal image stays calm beside an anomalous one.
     """
-    seen = maps[:, ::4, ::4].astype(np.float32)  # every sixteenth pixel: no copy of a large set
+    few = -(-maps.size // SEEN) | 1  # some images of a large set; every sixteenth pixel: no copy of all
+    seen, labels = maps[::few, ::4, ::4].astype(np.float32), labels[::few]
     normal = seen[labels == 0]
     low = float(np.median(normal if len(normal) else seen))
     high = float(np.quantile(seen, 0.999))
@@ -144,10 +146,10 @@ def write_png(path: Path, picture: Picture) -> None:
     """Write a picture, (H, W, 3) RGB or (H, W), in one step."""
     ok, encoded = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])
     assert ok
-    write_atomically(path, lambda file: file.write(encoded.tobytes()))
+    write_atomically(path, lambda file: file.write(encoded.tobytes()), flush=False)
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """Write a map (H, W) as 32-bit float TIFF in one step."""
     image = Image.fromarray(anomaly_map.astype(np.float32))
-    write_atomically(path, lambda file: image.save(file, format="TIFF"))
+    write_atomically(path, lambda file: image.save(file, format="TIFF"), flush=False)

@@ -147,6 +147,21 @@ def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return _overlap_curve(_curve(pixels, maps, masks), pixels.n_normal)
 
 
+def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The K distinct scores of anomalous pixels, descending; how many anomalous and normal pixels reach each.
+
+    Raises:
+        ValueError: As `pixel_metrics`, or no pixel is anomalous.
+    """
+    pixels = _split_pixels(maps, masks)
+    if not pixels.anomalous.size:
+        raise ValueError("no pixel is anomalous")
+    curve = _curve(pixels, maps, masks, most=pixels.anomalous.size)
+    keys = pixels.anomalous[::-1][curve.hits - 1]
+    bits = np.where(keys >> 31, keys ^ np.uint32(0x80000000), ~keys)  # `_ordered_keys` backwards
+    return bits.astype(np.uint32).view(np.float32), curve.hits, curve.alarms
+
+
 def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
     """DSC and mIoU: Dice and intersection over union of the foreground an image, averaged over images.
 
@@ -319,10 +334,10 @@ def _count_below(maps: np.ndarray, masks: np.ndarray, levels: np.ndarray) -> tup
     return counts[0], counts[1]
 
 
-def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray) -> _Curve:
+def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray, most: int | None = None) -> _Curve:
     keys = pixels.anomalous[::-1]
     last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))  # of each run of ties
-    step = -(-last.size // MAX_LEVELS)
+    step = -(-last.size // (most or MAX_LEVELS))
     last = last[::-step][::-1]  # the lowest score stays
     below, at_most = _count_below(maps, masks, keys[last][::-1])  # ascending levels are kinder to the cache
     covered = np.cumsum(pixels.share[::-1])[last]

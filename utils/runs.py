@@ -83,8 +83,9 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place in one step.
+def write_atomically(path: Path, write: Callable[[BinaryIO], None], *, flush: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk (a picture, which can be made again,
+    need not be), then put it in place in one step.
 
     It may write to the file object, or to the file of its name.
     """
@@ -96,7 +97,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with Path(name).open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)  # mkstemp makes private files
         Path(name).replace(path)
     except BaseException:

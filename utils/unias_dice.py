@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve
+
+from utils.metrics import counts_by_score
 
 
 def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
@@ -27,8 +28,12 @@ def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, H, W)")
     if not masks.any():
         return None
-    precision, recall, thresholds = precision_recall_curve(masks.reshape(-1), maps.reshape(-1))
-    positive = maps >= thresholds[np.argmax((precision + recall)[:-1])]  # the last point has no threshold
-    both = (positive & (masks > 0)).sum((1, 2))
-    sums = positive.sum((1, 2)) + (masks > 0).sum((1, 2))
-    return float(np.mean(np.where(sums == 0, 1, 2 * both / np.maximum(sums, 1))))
+    levels, hits, alarms = counts_by_score(maps, masks)
+    total = hits / (hits + alarms) + hits / hits[-1]  # at a score of normal pixels alone it is smaller
+    threshold = levels[::-1][np.argmax(total[::-1])]  # the lowest of equals
+    dice = []
+    for scores, mask in zip(maps, masks, strict=True):
+        positive = scores >= threshold
+        sums = np.count_nonzero(positive) + np.count_nonzero(mask)
+        dice.append(2 * np.count_nonzero(positive & (mask > 0)) / sums if sums else 1.0)
+    return float(np.mean(dice))
