@@ -42,7 +42,7 @@ from datasets.samples import (
 from datasets.synthetic import DEFECT_KINDS
 from datasets.synthetic_sets import SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
-from datasets.video import PED2, FrameSet, with_motion
+from datasets.video import PED2, FrameSet, natural_order, with_motion
 from utils.config import CONFIGS, Config, ConfigError, DataConfig, load_config
 
 DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})
@@ -102,7 +102,7 @@ def spec_of(name: str) -> DatasetSpec:
 
 def categories_of(data: DataConfig) -> list[str]:
     """Names of the categories that `data.category` stands for, in order."""
-    samples = collect(spec_of(data.name), dataset_root(data), data.category, warn=False)  # build_data warns
+    samples = _collect(data, warn=False)  # build_data warns
     return list(dict.fromkeys(s.category for s in samples))
 
 
@@ -204,10 +204,21 @@ def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
     Raises:
         DatasetError: as `collect`, or if nothing readable is left to train or to test on.
     """
-    samples = collect(spec_of(data.name), dataset_root(data), data.category)
+    samples = _collect(data)
     if data.motion:
         samples = with_motion(samples, data.motion)
     return _without_unreadable(data, samples) if data.skip_unreadable else (samples, {})
+
+
+def _collect(data: DataConfig, *, warn: bool = True) -> list[Sample]:
+    return collect(
+        spec_of(data.name),
+        dataset_root(data),
+        data.category,
+        warn=warn,
+        incomplete=data.skip_unreadable,
+        others=SPECS.values(),
+    )
 
 
 def _without_unreadable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Skipped]:
@@ -244,6 +255,8 @@ def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Samp
         message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
         raise DatasetError(with_unused(message, unused_files(where, ())) if where.is_dir() else message)
     motion = config.data.motion  # a folder is a clip
+    if motion:
+        found = sorted(found, key=lambda path: (path.parent, natural_order(path)))
     samples = [
         Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p.parent if motion else p))
         for p in found
@@ -271,7 +284,7 @@ def split_samples(config: Config) -> Parts:
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]
     if spec.drops_copies:
-        normal = without_copies(normal, test)
+        normal, anomalous = (without_copies(part, test) for part in (normal, anomalous))
     normal, calibration = hold_out(normal, data.calibration_fraction, seed=seed)
     if calibration:
         tied = tied_groups([*calibration, *anomalous])

@@ -18,6 +18,7 @@ HIDDEN = (
     "__",
 )  # .ipynb_checkpoints, @eaDir, $RECYCLE.BIN, __MACOSX: none of the user's images
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".raw", ".dcm")  # beside Pillow's
+LFS_POINTER = "a Git LFS pointer stands in place of the file; fetch the files with git lfs pull"
 SHOWN = 4  # folders or endings that are named; the others are counted
 
 
@@ -117,6 +118,14 @@ def _phrase(what: str, where: str, counts: Counter[str]) -> list[str]:
 def relative_to(path: Path, root: Path | None) -> Path:
     """The path below `root`; a path elsewhere as it is."""
     return path.relative_to(root) if root is not None and path.is_relative_to(root) else path
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether the file is the short text that Git LFS leaves in place of a file that was not fetched."""
+    if not path.is_file() or path.stat().st_size > 1024:
+        return False
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
 
 
 def printable(text: str | Path) -> str:

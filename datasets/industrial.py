@@ -30,7 +30,7 @@ MVTEC_COUNTS = {
     "wood": (247, 19, 60),
     "zipper": (240, 32, 119),
 }
-list_categories = categories_with("train/good")
+list_categories = categories_with("train/good", without="train/good/rgb")  # that is MVTec 3D-AD's
 
 
 def list_mvtec(root: Path, category: str, *, need_masks: bool = True) -> list[Sample]:
@@ -58,7 +58,7 @@ BTAD = DatasetSpec(
     list_btad,
     BTAD_COUNTS,
     verified=False,
-    layout="<category>/train/ok, <category>/test/{ok,ko}",
+    layout="<category>/train/ok",
 )
 
 
@@ -81,9 +81,12 @@ VISA_COUNTS = {
 VISA_SPLIT = "split_csv/1cls.csv"  # of the release
 
 
+list_visa_release = categories_with("Data/Images/Normal")
+
+
 def list_visa_categories(root: Path) -> list[str]:
     """Categories of the release, or of the prepared layout."""
-    return categories_with("Data/Images/Normal" if (root / VISA_SPLIT).is_file() else "train/good")(root)
+    return (list_visa_release if (root / VISA_SPLIT).is_file() else list_categories)(root)
 
 
 def list_visa(root: Path, category: str) -> list[Sample]:
@@ -97,9 +100,6 @@ def list_visa(root: Path, category: str) -> list[Sample]:
             defect, mask = ("good", None) if label == NORMAL else ("bad", root / row["mask"])
             path = root / row["image"]
             samples.append(Sample(path, label, mask, category, row["split"], defect, group=row["image"]))
-    for path in (p for s in samples for p in (s.path, s.mask_path) if p is not None):
-        if not path.is_file():
-            raise DatasetError(f"{root / VISA_SPLIT} names {path}, which is missing; complete the copy")
     return sorted(samples, key=lambda s: (s.split != "train", s.defect, s.path))
 
 
@@ -127,7 +127,8 @@ VISA = DatasetSpec(
     list_visa_categories,
     list_visa,
     VISA_COUNTS,
-    layout="split_csv/1cls.csv and <category>/Data/Images (the release), or <category>/train/good (prepared)",
+    layout="split_csv/1cls.csv and <category>/Data/Images/Normal (the release), or <category>/train/good "
+    "(prepared)",
     read_for_labels=("split_csv/*.csv",),
 )
 
@@ -174,9 +175,9 @@ def list_vad(root: Path, category: str) -> list[Sample]:
 
 VAD = DatasetSpec(
     "vad",
-    one_category("vad", "train/good", "test/good", "test/bad"),
+    one_category("vad", "train/good", "train/bad", "test/good", "test/bad"),
     list_vad,
     {"vad": (2000, 1000, 1000, 1000)},
     has_masks=False,
-    layout="train/{good,bad} and test/{good,bad,bad_unseen_defects}",
+    layout="train/{good,bad} and test/{good,bad}",
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datasets.files import is_lfs_pointer
 from datasets.layouts import by_name
 from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample, list_images
 from datasets.transforms import has_foreground
@@ -12,20 +14,26 @@ from datasets.transforms import has_foreground
 LAST_TRAINED = 35  # of the commutators kos01 to kos50
 COPIES = {"kos26": "kos01", "kos34": "kos27"}  # byte-identical images under another name
 
+_log = logging.getLogger("uninet")
+
 
 def list_kolektor_categories(root: Path) -> list[str]:
-    """["kolektor"] where there are commutators with labels."""
-    return ["kolektor"] if any(root.glob("kos*/Part*_label.*")) else []
+    """["kolektor"] where there are images of commutators with label masks beside them."""
+    for label in root.glob("kos*/Part*_label.*"):
+        if any(label.parent.glob(f"{label.stem.removesuffix('_label')}.*")):
+            return ["kolektor"]
+    return []
 
 
 def list_kolektor(root: Path, category: str) -> list[Sample]:
     """Our one-class split: the normal images of kos01 to kos35 are for training, all others for testing.
 
-    An image is anomalous if its label mask is not empty; every mask is opened for that. The group is the
-    commutator.
+    An image is anomalous if its label mask is not empty; every mask is opened for that. It is listed as
+    anomalous, too, if that mask is missing or cannot be read: it must not be trained on as normal. The group
+    is the commutator.
 
     Raises:
-        DatasetError: if an image has no label mask, or a mask cannot be read.
+        DatasetError: if a folder is no commutator's.
     """
     images, masks = [], []
     for folder in sorted(p for p in root.glob("kos*") if p.is_dir()):
@@ -33,12 +41,10 @@ def list_kolektor(root: Path, category: str) -> list[Sample]:
         labels = by_name(p for p in files if p.stem.endswith("_label"))
         for path in by_name(p for p in files if p.stem not in labels).values():
             name = f"{path.stem}_label"
-            if name not in labels:
-                raise DatasetError(f"no mask for {path}; expected {path.with_name(name)}.bmp or .png")
             images.append(path)
-            masks.append(labels[name])
+            masks.append(labels.get(name, path.with_name(f"{name}.bmp")))
     with ThreadPoolExecutor() as pool:
-        defective = list(pool.map(has_foreground, masks))
+        defective = list(pool.map(_is_defective, masks))
     samples = []
     for path, mask, anomalous in zip(images, masks, defective, strict=True):
         item = path.parent.name
@@ -47,6 +53,15 @@ def list_kolektor(root: Path, category: str) -> list[Sample]:
         kind = (ANOMALOUS, mask) if anomalous else (NORMAL, None)
         samples.append(Sample(path, *kind, category, split, "defect" if anomalous else "good", group))
     return samples
+
+
+def _is_defective(mask: Path) -> bool:
+    try:
+        return has_foreground(mask)
+    except DatasetError as error:
+        if mask.exists() and not is_lfs_pointer(mask):  # what `collect` says of others is clear enough
+            _log.warning("%s", error)
+        return True
 
 
 def _number(commutator: str) -> int:
@@ -61,6 +76,6 @@ KOLEKTOR = DatasetSpec(
     list_kolektor_categories,
     list_kolektor,
     {"kolektor": (244, 103, 52)},
-    layout="kos01/Part0.jpg with kos01/Part0_label.bmp (or .png), to kos50",
+    layout="kos01 to kos50, with Part*.jpg and Part*_label.bmp (or .png)",
     read_for_labels=("kos*/*_label.*",),
 )

@@ -20,7 +20,7 @@ class Tree:
     train: the classes that are listed for training; others of train/ are left alone.
     images: folder inside a class folder that holds the images; empty: the class folder itself.
     masks: folder of the masks of an anomalous test class, with {defect} for its name; None: there are none.
-    need_masks: an anomalous test image without a mask is an error.
+    need_masks: an anomalous test image without a mask is listed with the path where one is missing.
     group: file name to what must stay on one side of a split (a patient); None: each image for itself.
     """
 
@@ -32,11 +32,15 @@ class Tree:
     group: Callable[[Path], str] | None = None
 
 
-def categories_with(inside: str) -> Callable[[Path], list[str]]:
-    """A lister of categories: the folders of a root that hold the folder `inside`."""
+def categories_with(*inside: str, without: str = "") -> Callable[[Path], list[str]]:
+    """A lister of categories: the folders of a root that hold all folders `inside`, and not `without`."""
+
+    def is_category(path: Path) -> bool:
+        holds = all((path / folder).is_dir() for folder in inside)
+        return holds and not (without and (path / without).is_dir())
 
     def list_categories(root: Path) -> list[str]:
-        return [p.name for p in subfolders(root) if (p / inside).is_dir()]
+        return [p.name for p in subfolders(root) if is_category(p)]
 
     return list_categories
 
@@ -54,8 +58,7 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
     """All samples of the category whose folder is `base`: training, then test, by class and name.
 
     Raises:
-        DatasetError: if an anomalous test image has no mask, while `tree.need_masks`, or if a test class that
-            counts as anomalous has a name of good ones (OK, Good, normal).
+        DatasetError: if a test class that counts as anomalous has a name of good ones (OK, Good, normal).
     """
     samples = []
     for name in tree.train:
@@ -114,15 +117,13 @@ class Masks:
         self.taken: dict[Path, Path] = {}  # masks to their images
 
     def of(self, image: Path) -> Path | None:
-        """The mask of `image`; None if there is none and none is needed.
+        """The mask of `image`. If there is none: the path where it is missing, or None if none is needed.
 
         Raises:
-            DatasetError: if there is none where one is needed, or another image has it already.
+            DatasetError: if another image has it already.
         """
-        mask = self.by_name.get(image.stem)
-        if mask is None and self.needed:
-            expected = self.folder / image.stem
-            raise DatasetError(f"no mask for {image}; expected {expected}_mask.png (or the same name)")
+        expected = self.folder / f"{image.stem}_mask.png" if self.needed else None
+        mask = self.by_name.get(image.stem, expected)
         if mask is not None and self.taken.setdefault(mask, image) != image:
             raise DatasetError(
                 f"{self.taken[mask]} and {image.name} would share the mask {mask}; give them different names"

@@ -36,6 +36,7 @@ APTOS = DatasetSpec(
     list_medical,
     {"aptos": (1000, 805, 1857)},
     verified=False,
+    verified_total=True,
     has_masks=False,
     layout="train/NORMAL and test/{NORMAL,ABNORMAL}, as scripts/prepare_aptos.py writes them,",
 )
@@ -56,6 +57,7 @@ ISIC2018 = DatasetSpec(
     list_medical,
     {"isic2018": (6705, 123, 70)},
     verified=False,
+    verified_total=True,
     has_masks=False,
     layout="train/NORMAL and test/{NORMAL,ABNORMAL}, as scripts/prepare_isic2018.py writes them,",
 )

@@ -9,17 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.layouts import Masks, categories_with
-from datasets.samples import ANOMALOUS, DatasetSpec, Sample, list_images
+from datasets.samples import ANOMALOUS, Counts, DatasetSpec, Sample, list_images
 
 SPLITS = ("train", "validation", "test")
 
 
 def list_polyp(root: Path, category: str) -> list[Sample]:
-    """<category>/{train,validation,test}/images, with masks of the same name in masks/.
-
-    Raises:
-        DatasetError: if an image has no mask.
-    """
+    """<category>/{train,validation,test}/images, with masks of the same name in masks/."""
     samples = []
     for split in SPLITS:
         base = root / category / split
@@ -30,19 +26,21 @@ def list_polyp(root: Path, category: str) -> list[Sample]:
     return samples
 
 
-def _spec(name: str, counts: dict[str, tuple[int, int, int, int]]) -> DatasetSpec:
+def _spec(name: str, counts: dict[str, Counts]) -> DatasetSpec:
     return DatasetSpec(
         name,
-        categories_with("train/images"),
+        categories_with("train/images", "test/images"),
         list_polyp,
         counts,
         verified=False,
-        layout="<split>/{train,validation,test}/{images,masks}, as scripts/prepare_polyp.py writes them,",
+        verified_total=True,
+        layout="<split>/train/images and <split>/test/images, as scripts/prepare_polyp.py writes them,",
         segmentation=True,
+        drops_copies=True,  # CVC-ColonDB holds identical frames, and splits by others have them on both sides
     )
 
 
-# 80 : 10 : 10 of 1000, 612 and 380 images; the tenth in between is for validation and not counted here
-KVASIR = _spec("kvasir", {"random": (0, 0, 100, 800)})
-CLINICDB = _spec("clinicdb", {"random": (0, 0, 61, 490), "sequence": (0, 0, 66, 478)})
-COLONDB = _spec("colondb", {"random": (0, 0, 38, 304)})
+# 80 : 10 : 10 of 1000, 612 and 380 images, and whole sequences; the second number of images is of validation
+KVASIR = _spec("kvasir", {"random": (0, 0, 100, 800, 100)})
+CLINICDB = _spec("clinicdb", {"random": (0, 0, 61, 490, 61), "sequence": (0, 0, 66, 478, 68)})
+COLONDB = _spec("colondb", {"random": (0, 0, 38, 304, 38), "sequence": (0, 0, 55, 298, 27)})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from datasets.files import IMAGE_SUFFIXES, Unused, unused_files
+from datasets.files import IMAGE_SUFFIXES, LFS_POINTER, Unused, is_lfs_pointer, unused_files
 from datasets.files import find_images as find_images
 from datasets.files import list_images as list_images
 from datasets.files import printable as printable
@@ -58,10 +58,11 @@ class DatasetSpec:
 
     counts: category to what `count` should give; checked where the category is listed. Counts that differ
         stop a run where they are `verified`, and are logged as a warning where they are not.
+    verified_total: of counts that are not verified, the sum is. Another sum stops a run.
     has_masks: an anomalous test image must have a mask.
     layout: what the root holds, for the message about a wrong one.
     needs_test: an empty test set is an error.
-    drops_copies: the release itself holds test images among the training images; they are not trained on.
+    drops_copies: training images may be byte-identical to test images; those are not trained on.
     segmentation: every image is anomalous and has a mask; there are no normal ones, and none are needed.
     video: samples are frames in order, their group is the clip.
     read_for_labels: patterns of files that labels come from and no sample holds (tables, empty masks).
@@ -72,6 +73,7 @@ class DatasetSpec:
     list_samples: Callable[[Path, str], list[Sample]]
     counts: Mapping[str, Counts]
     verified: bool = True
+    verified_total: bool = False
     has_masks: bool = True
     layout: str = "<category>/train/good"
     needs_test: bool = True
@@ -82,23 +84,37 @@ class DatasetSpec:
 
 
 def count(samples: Iterable[Sample]) -> Counts:
-    """Return (train normal, test normal, test anomalous), and fourth any anomalous training images."""
+    """Return (train normal, test normal, test anomalous), then train anomalous and validation if any."""
     seen = Counter((s.split, s.label) for s in samples)
     found = seen["train", NORMAL], seen["test", NORMAL], seen["test", ANOMALOUS]
     extra = seen["train", ANOMALOUS]
+    held_out = sum(number for (split, _), number in seen.items() if split == "validation")
+    if held_out:
+        return (*found, extra, held_out)
     return (*found, extra) if extra else found
 
 
-def collect(spec: DatasetSpec, root: str | Path | None, category: str, *, warn: bool = True) -> list[Sample]:
+def collect(
+    spec: DatasetSpec,
+    root: str | Path | None,
+    category: str,
+    *,
+    warn: bool = True,
+    incomplete: bool = False,
+    others: Iterable[DatasetSpec] = (),
+) -> list[Sample]:
     """List and check the samples of one category, or of all (`category` "all"), in a fixed order.
 
     What lies below the root and is not used is logged, with counts and the reason.
+
+    incomplete: take what is there: files may be missing, and other counts are only logged.
+    others: as in `find_root`.
 
     Raises:
         DatasetError: for a wrong root (a better one is suggested), an unknown category, an empty split, a
             missing mask, one file with two labels, or counts that differ from the published ones.
     """
-    root = find_root(spec, root)
+    root = find_root(spec, root, others)
     known = spec.list_categories(root)
     renamed = category not in ("all", *known) and len(known) == 1 and not spec.counts
     if category not in ("all", *known) and not renamed:
@@ -106,11 +122,13 @@ def collect(spec: DatasetSpec, root: str | Path | None, category: str, *, warn: 
     samples: list[Sample] = []
     for name in known if category == "all" or renamed else [category]:
         part = spec.list_samples(root, name)
+        if not incomplete:
+            check_files(spec, root, part)
         try:
             check_splits(spec, name, part)
         except DatasetError as error:
             raise DatasetError(with_unused(str(error), unused_samples(spec, root, name, part))) from error
-        _check_counts(spec, name, count(part), warn=warn)
+        _check_counts(spec, root, name, count(part), warn=warn, incomplete=incomplete)
         check_labels(spec, name, part)
         if warn and count(part) != spec.counts.get(name):
             log_unused(folder_of(root, name), unused_samples(spec, root, name, part))
@@ -169,24 +187,34 @@ def _warn_of_missing_kinds(spec: DatasetSpec, category: str, found: Counts) -> N
         _log.warning("%s: all test images are %s, none is %s: no AUROC", where, all_are, none_is)
 
 
-def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
+def find_root(spec: DatasetSpec, root: str | Path | None, others: Iterable[DatasetSpec] = ()) -> Path:
     """The root as a path, if the dataset is there.
 
+    others: datasets that a wrong root is compared with, so that its right name can be said.
+
     Raises:
-        DatasetError: if it is not, naming a folder nearby (one up, or up to two down) where it is.
+        DatasetError: if it is not, naming a folder nearby (one up, beside, or up to two down) where it is,
+            or the dataset that is there.
     """
     if root is None:
         raise DatasetError(f"where is {spec.name}? Give its folder with --data-root DIR")
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise DatasetError(f"--data-root {root} is no folder")
-    if spec.list_categories(root):
+    here = set(spec.list_categories(root))
+    # own categories are allowed, those that are published of another dataset are not
+    if here and (not spec.counts or here & set(spec.counts) or not _published(others, root)):
         return root
-    near = (root.parent, *sorted(root.glob("*/")), *sorted(root.glob("*/*/")))
-    better = next((d for d in near if _holds(spec, d)), None)
-    hint = f"did you mean --data-root {shlex.quote(str(better))}?" if better else "see docs/DATASETS.md"
+    hints = []
+    if other := _recognised(others, root):
+        hints.append(f"it looks like {other}, so use --config configs/{other}.yaml (or --dataset {other})")
+    around = ("*/", "*/*/", "../*/")
+    near = (root.parent, *(d for pattern in around for d in sorted(root.glob(pattern))))
+    if better := next((d for d in near if _holds(spec, d)), None):
+        hints.append(f"did you mean --data-root {shlex.quote(str(better.resolve()))}?")
+    hint = " or ".join(hints) or "see docs/DATASETS.md"
     message = f"{root} does not look like {spec.name}: expected {spec.layout} in it; {hint}"
-    raise DatasetError(message if better else with_unused(message, unused_files(root, (), limit=MOST_LISTED)))
+    raise DatasetError(message if hints else with_unused(message, unused_files(root, (), limit=MOST_LISTED)))
 
 
 def _holds(spec: DatasetSpec, folder: Path) -> bool:
@@ -194,6 +222,55 @@ def _holds(spec: DatasetSpec, folder: Path) -> bool:
         return folder.is_dir() and bool(spec.list_categories(folder))
     except OSError:  # not ours to read
         return False
+
+
+def _published(specs: Iterable[DatasetSpec], root: Path) -> dict[str, int]:
+    """Datasets that are in `root` by their published categories, and how many of those are there."""
+    found = {spec.name: len(set(spec.list_categories(root)) & set(spec.counts)) for spec in specs}
+    return {name: number for name, number in found.items() if number}
+
+
+def _recognised(specs: Iterable[DatasetSpec], root: Path) -> str | None:
+    """Name of the dataset that is in `root`; of several that with the most published categories."""
+    specs = list(specs)
+    if published := _published(specs, root):
+        return max(published, key=lambda name: published[name])
+    alike = [spec.name for spec in specs if spec.list_categories(root)]
+    return ("folder" if "folder" in alike else alike[0]) if alike else None
+
+
+def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> None:
+    """Stop if a file that was listed is missing, or is a Git LFS pointer in place of the file.
+
+    Raises:
+        DatasetError: naming the first one, how many there are, and the way out.
+    """
+    pointers = []
+    for sample in samples:
+        for path in (sample.path, sample.mask_path):
+            if path is None or path.is_symlink():  # a broken link is refused when it is read
+                continue
+            if not path.exists():
+                problem = f"no mask for {sample.path}; expected {path} (or the same name)"
+                if path == sample.path:
+                    problem = f"{path} is missing"
+                raise DatasetError(f"{problem}. {way_out(spec, root, sample.category)}")
+            if is_lfs_pointer(path):
+                pointers.append(path)
+    if pointers:
+        raise DatasetError(
+            f"{len(pointers)} images and masks were not fetched, such as {pointers[0]}: {LFS_POINTER}"
+        )
+
+
+def way_out(spec: DatasetSpec, root: Path, category: str) -> str:
+    """What to do about a copy of a dataset that is not complete."""
+    frames = " --set data.time_step=0" if spec.video else ""
+    ways = f"Complete the copy, or take what is there with --skip-unreadable{frames}"
+    bases = (root / category, root)
+    if spec.counts and any(list_images(base / "train" / "good") for base in bases):
+        ways += ", or use --config configs/folder.yaml for a changed one"
+    return ways
 
 
 def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
@@ -216,23 +293,36 @@ def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) ->
         raise DatasetError(f"{where}: no {missing} test image found; expected {spec.layout}, and a test set")
 
 
-def _check_counts(spec: DatasetSpec, category: str, found: Counts, *, warn: bool) -> None:
+def _check_counts(
+    spec: DatasetSpec, root: Path, category: str, found: Counts, *, warn: bool, incomplete: bool
+) -> None:
     expected = spec.counts.get(category, found)
     if found == expected:
         return
     problem = f"{spec.name}/{category} has {in_words(found)}; published are {in_words(expected, short=True)}"
-    if spec.verified:
-        raise DatasetError(
-            f"{problem}. Complete the copy, or use --config configs/folder.yaml for a changed one"
-        )
-    if warn:
-        _log.warning("%s (numbers that we could not verify, so this may be in order)", problem)
+    if counts_are_wrong(spec, found, expected) and not incomplete:
+        raise DatasetError(f"{problem}. {way_out(spec, root, category)}")
+    if not warn:
+        return
+    if sum(found) == sum(expected):
+        _log.warning("%s (another split of as many images, which may be in order)", problem)
+    else:
+        _log.warning("%s: this is not the official split, its numbers are not comparable", problem)
+
+
+def counts_are_wrong(spec: DatasetSpec, found: Counts, expected: Counts) -> bool:
+    """Whether counts differ in what is verified about them: all of them, their sum, or nothing."""
+    return found != expected and (spec.verified or (spec.verified_total and sum(found) != sum(expected)))
 
 
 def in_words(counts: Counts, *, short: bool = False) -> str:
     """`count`'s numbers as "5 training, 2 normal and 3 anomalous test images", or the numbers alone."""
     train, normal, anomalous, *more = counts
-    first = f"{train} (and {more[0]} anomalous)" if more else f"{train}"
+    extra, held_out = (*more, 0, 0)[:2]
+    if held_out:  # segmentation
+        numbers = f"{extra}, {held_out} and {anomalous}"
+        return numbers if short else f"{extra} training, {held_out} validation and {anomalous} test images"
+    first = f"{train} (and {extra} anomalous)" if extra else f"{train}"
     if short:
         return f"{first}, {normal} and {anomalous}"
     return f"{first} training, {normal} normal and {anomalous} anomalous test images"
@@ -246,7 +336,8 @@ def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
     """
     for ours, theirs in shared_images(train, test):
         raise DatasetError(
-            f"{theirs.path} of the test set is the same file as {ours.path} of the training set"
+            f"{theirs.path} of the test set is the same file as {ours.path} of the training set; "
+            "put both on one side"
         )
 
 

@@ -2,67 +2,72 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.io import loadmat
 
+from datasets.files import LFS_POINTER, is_lfs_pointer, subfolders
 from datasets.loader import Batch, ImageSet
-from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample, list_images
+from datasets.samples import (
+    ANOMALOUS,
+    NORMAL,
+    DatasetError,
+    DatasetSpec,
+    Sample,
+    list_images,
+)
 from datasets.transforms import Decode, Normalise
 
 INTERVALS = "Test/UCSDped2.m"
-_CLIP = re.compile(r"gt_frame\s*=\s*\[\s*(\d+)\s*:\s*(\d+)\s*\]")
+_PLACES = ("ped2.mat", "*.mat", "*.npy", "testing/*.mat", "testing/*.npy", "../ped2.mat", "../*ped2*.npy")
+LABELS = (INTERVALS, *_PLACES)  # the first that is there counts
+_CLIP = re.compile(r"gt_frame\s*=\s*\[([^\]]*)\]")
+_INTERVAL = re.compile(r"(\d+)\s*:\s*(\d+)")
+_DIGITS = re.compile(r"([0-9]+)")
+_log = logging.getLogger("uninet")
 
 
-def list_ped2_categories(root: Path) -> list[str]:
-    """["ped2"] where the release's folders are."""
-    return ["ped2"] if (root / "Train/Train001").is_dir() and (root / "Test").is_dir() else []
+# --- frames -------------------------------------------------------------------------------------------------
 
 
-def list_ped2(root: Path, category: str) -> list[Sample]:
-    """Frames of the release, clip by clip, in order; the group is the clip.
-
-    A test frame is anomalous if it lies in its clip's interval of UCSDped2.m (frames from 1). Masks are
-    paired by their place in the sorted folder, as three clips name them differently.
-
-    Raises:
-        DatasetError: if the intervals or masks do not fit the clips.
-    """
-    samples = []
-    for folder in _clips(root, "Train"):
-        for path in list_images(folder):
-            samples.append(Sample(path, NORMAL, None, category, "train", "normal", folder.name))
-    clips = _clips(root, "Test")
-    for folder, (first, last) in zip(clips, _intervals(root / INTERVALS, len(clips)), strict=True):
-        frames, masks = list_images(folder), list_images(folder.with_name(f"{folder.name}_gt"))
-        if len(masks) != len(frames):
-            raise DatasetError(
-                f"{folder} has {len(frames)} frames and {len(masks)} masks; one a frame is needed"
-            )
-        for number, (path, mask) in enumerate(zip(frames, masks, strict=True), start=1):
-            kind = (ANOMALOUS, mask) if first <= number <= last else (NORMAL, None)
-            defect = "abnormal" if kind[0] == ANOMALOUS else "normal"
-            samples.append(Sample(path, *kind, category, "test", defect, folder.name))
-    return samples
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """A key that sorts names by the numbers in them: frame2 before frame10."""
+    parts = _DIGITS.split(path.name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
-def _clips(root: Path, part: str) -> list[Path]:
-    return sorted(p for p in (root / part).glob(f"{part}*") if p.is_dir() and not p.name.endswith("_gt"))
+def warn_of_gaps(samples: Sequence[Sample]) -> None:
+    """Log where the numbers of a clip's frames do not rise by one; the group of a sample is its clip."""
+    gaps = []
+    for clip in _clips(samples).values():
+        gaps += [(a, b) for a, b in pairwise(clip) if not _is_next(a, b)]
+    if gaps:
+        _log.warning(
+            "frame numbers do not rise by one in %d places (%s is followed by %s in %s, for one): what is "
+            "missing changes how fast things seem to move, and so the scores",
+            len(gaps), gaps[0][0].name, gaps[0][1].name, gaps[0][0].parent,
+        )  # fmt: skip
 
 
-def _intervals(path: Path, clips: int) -> list[tuple[int, int]]:
-    """First and last anomalous frame of each test clip."""
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing; it holds the anomalous intervals and comes with the release")
-    found = [(int(a), int(b)) for a, b in _CLIP.findall(path.read_text(errors="replace"))]
-    if len(found) != clips:
-        raise DatasetError(f"{path} has {len(found)} intervals for {clips} test clips; complete the copy")
-    return found
+def _is_next(path: Path, after: Path) -> bool:
+    one, two = (_DIGITS.split(p.stem) for p in (path, after))
+    steps = [int(b) - int(a) for a, b in zip(one[1::2], two[1::2], strict=False)]
+    return one[::2] == two[::2] and [step for step in steps if step] == [1]
+
+
+def _clips(samples: Sequence[Sample]) -> dict[str, list[Path]]:
+    """The frames of each clip, in order."""
+    clips: dict[str, list[Path]] = {}
+    for sample in samples:
+        clips.setdefault(sample.group, []).append(sample.path)
+    return {name: sorted(frames, key=natural_order) for name, frames in clips.items()}
 
 
 def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
@@ -72,17 +77,142 @@ def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
     that a frozen teacher sees. The first 2 `step` frames of a clip take the frames that are as much later:
     motion backwards.
     """
-    clips: dict[str, list[Path]] = {}
-    for sample in samples:
-        clips.setdefault(sample.group, []).append(sample.path)
-    seen, found = Counter(), []
-    for sample in samples:
-        clip, place = clips[sample.group], seen[sample.group]
-        seen[sample.group] += 1
-        towards = -step if place >= 2 * step else step
-        places = (min(max(place + n * towards, 0), len(clip) - 1) for n in (2, 1))
-        found.append(replace(sample, earlier=tuple(clip[i] for i in places)))
-    return found
+    warn_of_gaps(samples)
+    earlier = {}
+    for clip in _clips(samples).values():
+        for place, path in enumerate(clip):
+            towards = -step if place >= 2 * step else step
+            places = (min(max(place + n * towards, 0), len(clip) - 1) for n in (2, 1))
+            earlier[path] = tuple(clip[i] for i in places)
+    return [replace(sample, earlier=earlier[sample.path]) for sample in samples]
+
+
+# --- UCSD Ped2 ----------------------------------------------------------------------------------------------
+
+
+def list_ped2_categories(root: Path) -> list[str]:
+    """["ped2"] where the release's folders are, or those of the layout that video prediction uses."""
+    release = (root / "Train/Train001", root / "Test/Test001")
+    other = (root / "training/frames", root / "testing/frames")
+    is_release = all(p.is_dir() for p in release) and (root / INTERVALS).is_file()
+    return ["ped2"] if is_release or all(p.is_dir() for p in other) else []
+
+
+def list_ped2(root: Path, category: str) -> list[Sample]:
+    """Frames clip by clip, in order; the group is the clip.
+
+    The release gives the anomalous frames of each test clip as an interval, in UCSDped2.m. The other layout
+    has intervals in a .mat file (cell array gt, frames from 1), or a label of 0 or 1 for each test frame in a
+    .npy file, and no masks. A missing frame does not shift the labels of the others.
+
+    Raises:
+        DatasetError: if the labels are missing or do not fit the clips.
+    """
+    release = (root / INTERVALS).is_file()
+    train, test = ("Train", "Test") if release else ("training/frames", "testing/frames")
+
+    def group(clip: Path) -> str:
+        return clip.name if release else clip.relative_to(root).as_posix()
+
+    samples = []
+    for clip in _clip_folders(root / train):
+        samples += [Sample(p, NORMAL, None, category, "train", "normal", group(clip)) for p in _frames(clip)]
+    clips = _clip_folders(root / test)
+    places = _places([_frames(clip) for clip in clips])
+    for clip, place_of, labels in zip(clips, places, _labels(root, places), strict=True):
+        masks = _masks(clip, list(place_of)) if release else {}
+        for path, place in place_of.items():
+            kind = (ANOMALOUS, masks.get(path)) if labels[place] else (NORMAL, None)
+            defect = "abnormal" if labels[place] else "normal"
+            samples.append(Sample(path, *kind, category, "test", defect, group(clip)))
+    return samples
+
+
+def _clip_folders(part: Path) -> list[Path]:
+    return sorted((p for p in subfolders(part) if not p.name.endswith("_gt")), key=natural_order)
+
+
+def _frames(folder: Path) -> list[Path]:
+    return sorted(list_images(folder), key=natural_order)
+
+
+def _number(path: Path) -> int | None:
+    """The last number in a name."""
+    numbers = _DIGITS.findall(path.stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def _places(clips: Sequence[Sequence[Path]]) -> list[dict[Path, int]]:
+    """Each frame's place in its clip, from 0: by its number if every clip counts from 0 or from 1."""
+    numbers = [_number(path) for frames in clips for path in frames]
+    running_on = None in numbers or numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    if running_on:
+        return [{path: place for place, path in enumerate(frames)} for frames in clips]
+    first = min(1, *numbers)
+    return [{path: _number(path) - first for path in frames} for frames in clips]
+
+
+def _masks(clip: Path, frames: Sequence[Path]) -> dict[Path, Path]:
+    """Each frame's mask: by order, as three clips name masks differently; by number if some are missing."""
+    folder = clip.with_name(f"{clip.name}_gt")
+    masks = _frames(folder)
+    if len(masks) == len(frames):
+        return dict(zip(frames, masks, strict=True))
+    by_number = {_number(mask): mask for mask in masks}
+    return {path: by_number.get(_number(path), folder / f"{path.stem}.bmp") for path in frames}
+
+
+def _labels(root: Path, clips: Sequence[dict[Path, int]]) -> list[np.ndarray]:
+    """For each test clip, whether the frame of a place is anomalous: (places,), not zero where it is."""
+    file = next((p for pattern in LABELS for p in sorted(root.glob(pattern))), None)
+    if file is None:
+        raise DatasetError(
+            f"{root} has no labels of the test frames; expected ped2.mat (cell array gt) in it, or a .npy "
+            "file with a label of 0 or 1 for each test frame"
+        )
+    if is_lfs_pointer(file):
+        raise DatasetError(f"{file} holds no labels: {LFS_POINTER}")
+    try:
+        found = _read_labels(file)
+    except Exception as error:  # numpy and SciPy raise many kinds for a damaged or foreign file
+        raise DatasetError(
+            f"{file} cannot be read as labels of test frames ({type(error).__name__}: {error}); expected "
+            "intervals in a cell array gt (.mat) or a vector of 0 and 1 (.npy)"
+        ) from error
+    frames = [max(places.values(), default=-1) + 1 for places in clips]
+    if isinstance(found, np.ndarray):
+        if len(found) != sum(frames) or not np.isin(found, (0, 1)).all():
+            raise DatasetError(
+                f"{file} has {len(found)} numbers for {sum(frames)} test frames; expected 0 or 1 for each"
+            )
+        return np.split(found, np.cumsum(frames)[:-1])
+    if len(found) != len(clips):
+        raise DatasetError(
+            f"{file} has {len(found)} intervals for {len(clips)} test clips; complete the copy"
+        )
+    labels = [np.zeros(number, bool) for number in frames]
+    for own, intervals in zip(labels, found, strict=True):
+        for first, last in intervals:
+            own[first - 1 : last] = True
+    return labels
+
+
+def _read_labels(file: Path) -> list[list[tuple[int, int]]] | np.ndarray:
+    """Intervals of each clip (frames from 1, both ends included), or a label for each frame."""
+    if file.suffix == ".m":
+        text = file.read_text(errors="replace")
+        return [[(int(a), int(b)) for a, b in _INTERVAL.findall(clip)] for clip in _CLIP.findall(text)]
+    if file.suffix == ".npy":
+        return np.load(file, allow_pickle=False).ravel()
+    cells = loadmat(file)["gt"]
+    if cells.dtype == object:
+        cells = [np.atleast_2d(cell) for cell in cells.ravel()]
+    elif max(cells.shape) == cells.size > 2:
+        return cells.ravel()
+    else:  # a start and an end for each clip
+        cells = [row[None] for row in (cells if cells.shape[-1] == 2 else cells.T)]
+    # starts in the first row, ends in the second; of a single interval also side by side
+    return [[(int(a), int(b)) for a, b in (cell.T if len(cell) == 2 else cell)] for cell in cells]
 
 
 PED2 = DatasetSpec(
@@ -90,9 +220,10 @@ PED2 = DatasetSpec(
     list_ped2_categories,
     list_ped2,
     {"ped2": (2550, 362, 1648)},
-    layout="Train/Train001, Test/Test001 and Test/UCSDped2.m (the release's folder UCSDped2)",
+    layout="Train/Train001, Test/Test001 and Test/UCSDped2.m (the release's folder UCSDped2), or "
+    "training/frames and testing/frames",
     video=True,
-    read_for_labels=("Test/*_gt/*", "Test/*.m"),
+    read_for_labels=("Test/*_gt/*", "Test/*.m", *LABELS),
 )
 
 
@@ -113,6 +244,8 @@ class FrameSet(ImageSet):
         cache_gb: float = 0,
     ) -> None:
         super().__init__(samples, decode, normalise, cache_gb=cache_gb)
+        if time_step:
+            warn_of_gaps(self.samples)
         first = {}
         for i, sample in enumerate(self.samples):
             first.setdefault(sample.group, i)

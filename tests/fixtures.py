@@ -222,9 +222,9 @@ COUNTS = {
     "aptos": {"aptos": (6, 3, 2)},
     "oct2017": {"oct2017": (6, 2, 6)},
     "isic2018": {"isic2018": (6, 3, 2)},
-    "kvasir": {"random": (0, 0, 3, 5), "sequence": (0, 0, 3, 5)},
-    "clinicdb": {"random": (0, 0, 3, 5), "sequence": (0, 0, 3, 5)},
-    "colondb": {"random": (0, 0, 3, 5), "sequence": (0, 0, 3, 5)},
+    "kvasir": {"random": (0, 0, 3, 5, 2), "sequence": (0, 0, 3, 5, 2)},
+    "clinicdb": {"random": (0, 0, 3, 5, 2), "sequence": (0, 0, 3, 5, 2)},
+    "colondb": {"random": (0, 0, 3, 5, 2), "sequence": (0, 0, 3, 5, 2)},
     "ped2": {"ped2": (8, 4, 4)},
 }
 
@@ -276,11 +276,26 @@ def write_polyp_originals(root: Path) -> Path:
     """40 images of ten videos, four frames each, with masks and the table of videos."""
     for i in range(1, 41):
         write = Writer(rng=np.random.default_rng(i))
-        write.mask(root / f"Original/{i}.png", i)
+        write.mask(root / f"Original/{i}.png", i, 255 - i)  # no two are the same
         write.mask(root / f"Ground Truth/{i}.png", i)
     rows = [[i, (i - 1) // 4 + 1] for i in range(1, 41)]
     with (root / "sequences.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["frame", "sequence"], *rows])
+    return root
+
+
+def write_flat_polyps(root: Path) -> Path:
+    """As CVC-ColonDB is published: 20 frames N.tiff (two .tif), masks pN, contours cpN, in one folder.
+
+    The frames 2, 9 and 16 are the same, and so are 5 and 6.
+    """
+    same = {9: 2, 16: 2, 6: 5}
+    for i in range(1, 21):
+        write, spot = Writer(rng=np.random.default_rng(same.get(i, i))), same.get(i, i)
+        write.image(root / f"{i}.{'tif' if i in (3, 16) else 'tiff'}", spot)
+        write.mask(root / f"p{i}.tiff", spot)
+        write.mask(root / f"cp{i}.tiff", spot)
+    stray(root)
     return root
 
 

@@ -103,7 +103,7 @@ def add_skip_flag(parser: argparse._ActionsContainer) -> None:
         "--skip-unreadable",
         action="store_true",
         default=None,
-        help="leave out image files that cannot be read, and list them in skipped.csv",
+        help="leave out image files that cannot be read (listed in skipped.csv), take incomplete datasets",
     )
 
 
