@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.build import SPECS
+from datasets.files import LFS_POINTER, is_lfs_pointer
+from datasets.images import read_image, read_mask
 from datasets.samples import DatasetError, collect, count, in_words
 from utils.cli import log, new_parser, say
 from utils.runs import write_atomically
@@ -41,11 +44,16 @@ class Source:
         """A file or folder of the originals.
 
         Raises:
-            DatasetError: if it is missing, saying where to download it.
+            DatasetError: if it is missing, saying where to download it, or in which folder of --source it is.
         """
         path = self.folder / name
         if not path.exists():
-            raise DatasetError(f"{path} is missing; download from {self.where} and unpack into --source")
+            deeper = next(iter(sorted(self.folder.glob(f"*/{name}"))), None)
+            hint = f"download from {self.where} and unpack into --source"
+            if deeper is not None:
+                folder = self.folder / deeper.relative_to(self.folder).parts[0]
+                hint = f"did you mean --source {shlex.quote(str(folder))}?"
+            raise DatasetError(f"{path} is missing; {hint}")
         return path
 
     def table(self, name: str, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -87,7 +95,9 @@ def prepare(name: str, items: Sequence[Item], args: argparse.Namespace) -> None:
         for _ in tqdm(written, total=len(todo), unit="file", disable=True if args.quiet else None):
             pass
     samples = collect(SPECS[name], args.output, "all")
-    say(f"{args.output}: {in_words(count(samples))}")
+    for category in dict.fromkeys(s.category for s in samples):
+        numbers = count(s for s in samples if s.category == category)
+        say(f"{args.output}: {category}: {in_words(numbers)}")
 
 
 def check_plan(items: Sequence[Item], source: Path, output: Path) -> None:
@@ -100,11 +110,20 @@ def check_plan(items: Sequence[Item], source: Path, output: Path) -> None:
             raise DatasetError(
                 f"--output {output} is inside the originals at {source}; choose another folder"
             )
-    missing = [item.source for item in items if not item.source.is_file()]
+    files = list(dict.fromkeys(item.source for item in items))
+    missing = [path for path in files if not path.is_file()]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of {len(items)} originals are missing, such as {missing[0]}; complete the copy"
+            f"{len(missing)} of {len(files)} originals are missing, such as {missing[0]}; complete the copy"
         )
+    pointers = [path for path in files if is_lfs_pointer(path)]
+    if pointers:
+        found = f"{len(pointers)} of {len(files)} originals were not fetched, such as {pointers[0]}"
+        raise DatasetError(f"{found}: {LFS_POINTER}")
+    one = {Path(item.target).parent: item.source for item in reversed(items)}
+    for folder, path in one.items():  # one of each kind tells whether the release can be read
+        read = read_mask if {"masks", "ground_truth"} & set(folder.parts) else read_image
+        read(path)
 
 
 def _write(item: Item, output: Path) -> None:

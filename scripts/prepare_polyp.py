@@ -2,53 +2,73 @@
 
 python scripts/prepare_polyp.py --dataset clinicdb --source DIR --output DIR
 
-DIR of --source is the unpacked download. The output holds <split>/{train,validation,test}/{images,masks}. The
-split `random` draws frames, as published numbers do; `sequence` keeps all frames of a video on one side and
-is written where the videos are known (CVC-ClinicDB: sequences.csv with the columns frame and sequence, as the
-README of the release lists them). Both are drawn with seed 1 from the names in order, and they are ours: the
-lists behind the published numbers are not public.
+DIR of --source is the unpacked download. The output holds <split>/{train,validation,test}/{images,masks}.
+The split `random` draws frames, as published numbers do. `sequence` keeps all frames of a video on one side.
+It is written where the videos are known: for the releases of CVC-ClinicDB and CVC-ColonDB, and for others by
+a file sequences.csv with the columns frame and sequence. Byte-identical frames, as CVC-ColonDB holds, stay on
+one side in both. The splits are drawn with seed 1 from the names in order, and they are ours: the lists
+behind published numbers are not public.
 """
 
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from preparation import DatasetError, Item, Source, log, prepare
+from preparation import DatasetError, Item, Source, prepare
 
-from datasets.layouts import Masks
-from datasets.samples import list_images
+from datasets.layouts import Masks, by_name
+from datasets.samples import ANOMALOUS, Sample, list_images, tied_groups
 from utils.cli import new_parser, run_command
 
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends
 SEQUENCES = "sequences.csv"
+CLINICDB_STARTS = (  # first frame of each sequence, as the README of the release lists them
+    1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448,
+    467, 479, 504, 529, 547, 572, 592,
+)  # fmt: skip
+COLONDB_STARTS = {  # the same, to the sequence's number
+    1: 1, 39: 2, 61: 3, 77: 5, 98: 6, 149: 7, 156: 9, 204: 10, 209: 11, 264: 14, 274: 15, 301: 4, 321: 8,
+    341: 12, 361: 13,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Release:
-    """Where a download has its files, and how many. `certain`: another number is an error, else a warning."""
+    """Where a download has its files, and how many images.
+
+    flat: images N.*, masks pN.* (and contours cpN.*) may lie in one folder.
+    starts: first frame of each sequence to its number, where the release says so.
+    """
 
     images: str
     masks: str
     number: int
-    certain: bool
     where: str
+    flat: bool = False
+    starts: dict[int, int] = field(default_factory=dict)
 
 
 RELEASES = {
-    "kvasir": Release("images", "masks", 1000, True, "https://datasets.simula.no/kvasir-seg/"),
+    "kvasir": Release("images", "masks", 1000, "https://datasets.simula.no/kvasir-seg/"),
     "clinicdb": Release(
-        "Original", "Ground Truth", 612, True, "https://polyp.grand-challenge.org/CVCClinicDB/"
+        "Original",
+        "Ground Truth",
+        612,
+        "https://polyp.grand-challenge.org/CVCClinicDB/",
+        starts={first: number for number, first in enumerate(CLINICDB_STARTS, start=1)},
     ),
-    "colondb": Release(  # 379 as the paper prints it, usually given as 380
+    "colondb": Release(
         "images",
         "masks",
         380,
-        False,
         "http://vi.cvc.uab.es/colon-qa/cvccolondb/ (or as repackaged elsewhere)",
+        flat=True,
+        starts=COLONDB_STARTS,
     ),
 }
 
@@ -70,36 +90,80 @@ def plan(release: Release, source: Source) -> list[Item]:
     Raises:
         DatasetError: if a folder or a mask is missing, or the number of images is another one.
     """
-    images = list_images(source.require(release.images))
-    masks = Masks(source.require(release.masks))
-    if len(images) != release.number:
-        problem = f"found {len(images)} images in {source.folder / release.images}, expected {release.number}"
-        if release.certain:
-            raise DatasetError(f"{problem}; complete the copy, or download it from {release.where}")
-        log.warning("%s (a number that we could not verify)", problem)
-    items = split("random", images, masks, lambda path: path.stem)
+    pairs = read_flat(source.folder) if release.flat else {}
+    deeper = (folder for folder in sorted(source.folder.glob("*/")) if release.flat and read_flat(folder))
+    if not pairs and (folder := next(deeper, None)):
+        raise DatasetError(f"no image in {source.folder}; did you mean --source {shlex.quote(str(folder))}?")
+    if not pairs:
+        masks = Masks(source.require(release.masks))
+        pairs = {path: masks.of(path) for path in list_images(source.require(release.images))}
+    if len(pairs) != release.number:
+        raise DatasetError(
+            f"found {len(pairs)} images in {source.folder}, expected {release.number}; complete the copy, or "
+            f"download it from {release.where}"
+        )
+    items = split("random", pairs, lambda path: path.stem, whole=False)
+    sequences = read_sequences(release, source, list(pairs))
+    return items + (split("sequence", pairs, sequences.__getitem__, whole=True) if sequences else [])
+
+
+def read_flat(folder: Path) -> dict[Path, Path]:
+    """Image to mask of a release in one folder: N.* and pN.*; everything else there is left alone."""
+    files = by_name(path for path in list_images(folder) if path.stem.removeprefix("p").isdigit())
+    images = [path for name, path in files.items() if name.isdigit()]
+    return {path: files.get(f"p{path.stem}", path.with_name(f"p{path.name}")) for path in images}
+
+
+def read_sequences(release: Release, source: Source, images: list[Path]) -> dict[Path, str]:
+    """The sequence of each image: by sequences.csv, else as the release numbers its frames, else none."""
     if (source.folder / SEQUENCES).is_file():
         rows = source.table(SEQUENCES, ("frame", "sequence"))
         known = {row["frame"]: row["sequence"] for row in rows}
         missing = [path.name for path in images if path.stem not in known]
         if missing:
             raise DatasetError(f"{SEQUENCES} gives no sequence for {missing[0]}; complete it")
-        items += split("sequence", images, masks, lambda path: known[path.stem])
-    return items
+        return {path: known[path.stem] for path in images}
+    # repackaged copies of a flat release may number the frames in another way
+    as_released = not release.flat or images[0].parent == source.folder
+    if not release.starts or not as_released or {p.stem for p in images} != set(_names(release.number)):
+        return {}
+    starts = sorted(release.starts)
+    first = {path: max(n for n in starts if n <= int(path.stem)) for path in images}
+    return {path: str(release.starts[first[path]]) for path in images}
 
 
-def split(name: str, images: list[Path], masks: Masks, group: Callable[[Path], str]) -> list[Item]:
-    """Copies of images and masks: groups in random order, each part gets its share of the groups."""
+def _names(number: int) -> list[str]:
+    return [str(n) for n in range(1, number + 1)]
+
+
+def split(name: str, pairs: dict[Path, Path], group: Callable[[Path], str], *, whole: bool) -> list[Item]:
+    """Copies of images and masks: groups in random order, largest first, into the first part with room.
+
+    Groups that share byte-identical images count as one.
+
+    Args:
+        name: of the split.
+        pairs: image to mask.
+        group: what must stay on one side, for an image.
+        whole: the parts are shares of the groups, else of the images.
+    """
+    tied = tied_groups([Sample(path, ANOMALOUS, None, "", "", "", group(path)) for path in pairs])
     by_group: dict[str, list[Path]] = {}
-    for path in images:
-        by_group.setdefault(group(path), []).append(path)
+    for path in pairs:
+        by_group.setdefault(tied[group(path)], []).append(path)
     groups = sorted(by_group)
     random.Random(1).shuffle(groups)  # noqa: S311 (a split, no secret)
+    size = dict.fromkeys(groups, 1) if whole else {g: len(by_group[g]) for g in groups}
+    ends = [round(end * sum(size.values())) for end in SHARES.values()]
+    room = dict(zip(SHARES, (b - a for a, b in zip([0, *ends], ends, strict=False)), strict=True))
+    if 0 in room.values():
+        raise DatasetError(f"{len(groups)} sequences are too few for three parts of the split {name}")
     items = []
-    for i, chosen in enumerate(groups):
-        part = next(part for part, end in SHARES.items() if i < round(end * len(groups)))
+    for chosen in sorted(groups, key=size.__getitem__, reverse=True):
+        part = next((part for part, left in room.items() if left >= size[chosen]), "train")
+        room[part] -= size[chosen]
         for path in by_group[chosen]:
-            mask = masks.of(path)
+            mask = pairs[path]
             items.append(Item(path, f"{name}/{part}/images/{path.name}"))
             items.append(Item(mask, f"{name}/{part}/masks/{path.stem}{mask.suffix}"))
     return items

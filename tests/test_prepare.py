@@ -1,6 +1,7 @@
 """scripts/prepare_*.py: what is written from small originals, what stays untouched, and what mistakes say."""
 
 import random
+import re
 import sys
 from dataclasses import replace
 
@@ -9,11 +10,20 @@ import numpy as np
 import processes
 import pytest
 from conftest import ROOT
-from fixtures import COUNTS, write_aptos_originals, write_isic_originals, write_polyp_originals
+from fixtures import (
+    COUNTS,
+    write_aptos_originals,
+    write_flat_polyps,
+    write_isic_originals,
+    write_polyp_originals,
+)
 from PIL import Image
 
+import datasets.check
 from datasets.build import SPECS
-from datasets.samples import collect
+from datasets.images import read_image
+from datasets.samples import check_disjoint, collect
+from datasets.transforms import Decode
 from utils.cli import run_command
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -41,7 +51,7 @@ class TestPreparation:
     def test_aptos(self, aptos, tmp_path, capfd):
         before, output = self.snapshot(aptos), tmp_path / "out"
         assert self.prepare(prepare_aptos, aptos, output) == 0
-        assert "4 training, 2 normal and 3 anomalous test images" in capfd.readouterr().out
+        assert "aptos: 4 training, 2 normal and 3 anomalous test images" in capfd.readouterr().out
         assert {p.name for p in (output / "test/ABNORMAL").iterdir()} == {"id0.png", "id3.png", "id6.png"}
         image = cv2.imread(str(output / "test/ABNORMAL/id0.png"))
         assert image.shape == (512, 512, 3)
@@ -71,7 +81,9 @@ class TestPreparation:
             return message
 
         assert "originals" in error(aptos, aptos / "out") and not (aptos / "out").exists()
-        assert "train.csv is missing; download from https://www.kaggle.com" in error(tmp_path, tmp_path / "o")
+        assert f"train.csv is missing; did you mean --source {aptos}?" in error(tmp_path, tmp_path / "o")
+        empty = aptos / "train_images"
+        assert "train.csv is missing; download from https://www.kaggle.com" in error(empty, tmp_path / "o")
         Image.new("RGB", (60, 60)).save(aptos / "train_images/id2.png")
         assert "id2.png: nothing but darkness" in error(aptos, tmp_path / "o")
         (aptos / "train_images/id2.png").write_bytes(b"no image")
@@ -127,9 +139,13 @@ class TestPreparation:
         assert "found 40 images in" in capfd.readouterr().err
         release = replace(prepare_polyp.RELEASES["clinicdb"], number=40)
         monkeypatch.setitem(prepare_polyp.RELEASES, "clinicdb", release)
-        monkeypatch.setitem(SPECS, "clinicdb", replace(SPECS["clinicdb"], counts={"random": (0, 0, 4, 32)}))
+        counts = dict.fromkeys(("random", "sequence"), (0, 0, 4, 32, 4))
+        monkeypatch.setitem(SPECS, "clinicdb", replace(SPECS["clinicdb"], counts=counts))
         before = self.snapshot(source)
+        capfd.readouterr()
         assert self.prepare(prepare_polyp, source, output, *flags) == 0
+        told = [line.split(": ", 1)[1] for line in capfd.readouterr().out.splitlines()]
+        assert told == [f"{name}: 32 training, 4 validation and 4 test images" for name in counts]
         assert self.snapshot(source) == before
         samples = collect(SPECS["clinicdb"], output, "all")
         for category in ("random", "sequence"):
@@ -148,6 +164,128 @@ class TestPreparation:
         (source / "sequences.csv").write_text("frame,sequence\n1,1\n")
         assert self.prepare(prepare_polyp, source, output, *flags) == 1
         assert "gives no sequence for 10.png" in capfd.readouterr().err
+        (source / "sequences.csv").write_text("frame,sequence\n" + "".join(f"{i},1\n" for i in range(1, 41)))
+        assert self.prepare(prepare_polyp, source, output, *flags) == 1
+        assert "1 sequences are too few for three parts" in capfd.readouterr().err
+
+    @pytest.fixture
+    def flat(self, tmp_path, monkeypatch):
+        """CVC-ColonDB as it is published, in small."""
+        starts = {1: 1, 3: 2, 5: 3, 7: 4, 9: 5, 11: 6, 13: 9, 15: 8, 17: 10, 19: 7}
+        release = replace(prepare_polyp.RELEASES["colondb"], number=20, starts=starts)
+        monkeypatch.setitem(prepare_polyp.RELEASES, "colondb", release)
+        counts = {"random": (0, 0, 2, 16, 2)}
+        monkeypatch.setitem(SPECS, "colondb", replace(SPECS["colondb"], counts=counts))
+        return write_flat_polyps(tmp_path / "originals")
+
+    def test_polyps_in_one_folder(self, flat, tmp_path, capfd):
+        before, output = self.snapshot(flat), tmp_path / "out"
+        assert self.prepare(prepare_polyp, flat, output, "--dataset", "colondb") == 0
+        assert "random: 16 training, 2 validation and 2 test images" in capfd.readouterr().out
+        assert self.snapshot(flat) == before
+        samples = collect(SPECS["colondb"], output, "all")
+        for category in ("random", "sequence"):
+            part = {int(s.path.stem): s.split for s in samples if s.category == category}
+            assert sorted(part) == list(range(1, 21))  # no mask and no contour among the frames
+            copies = [(2, 9, 16), (5, 6)]
+            assert all(len({part[n] for n in same}) == 1 for same in copies)
+            if category == "sequence":  # a frame of 1, 5 and 8 is the same, so these stay together, too
+                together = [(1, 2, 9, 10, 15, 16), (3, 4), (5, 6), (7, 8), (11, 12), (13, 14), (17, 18)]
+                assert all(len({part[n] for n in same}) == 1 for same in together)
+            own = [s for s in samples if s.category == category]
+            check_disjoint(*([s for s in own if s.split == name] for name in ("train", "test")))
+        for s in samples:
+            image, mask = (np.asarray(Image.open(p).convert("L")) for p in (s.path, s.mask_path))
+            assert np.array_equal(image > 200, mask > 0) and s.path.suffix in (".tif", ".tiff")
+
+    def test_mistakes_in_one_folder(self, flat, tmp_path, capfd):
+        def error():
+            assert self.prepare(prepare_polyp, flat, tmp_path / "out", "--dataset", "colondb") == 1
+            assert not (tmp_path / "out").exists()
+            return capfd.readouterr().err
+
+        flags = ("--dataset", "colondb")
+        assert self.prepare(prepare_polyp, flat.parent, tmp_path / "out", *flags) == 1
+        assert f"did you mean --source {flat}?" in capfd.readouterr().err
+        (flat / "3.tiff").write_bytes(b"twice")
+        assert "3.tif and 3.tiff have the same name" in error()
+        (flat / "3.tiff").unlink()
+        (flat / "p7.tiff").rename(flat / "7_mask.tiff")
+        assert "1 of 40 originals are missing, such as" in (message := error()) and "p7.tiff" in message
+        (flat / "7_mask.tiff").rename(flat / "p7.tiff")
+        (flat / "8.tiff").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        assert "1 of 40 originals were not fetched, such as" in (message := error())
+        assert "8.tiff: a Git LFS pointer" in message
+        (flat / "8.tiff").unlink()
+        assert "found 19 images in" in error()
+
+    def test_unreadable_originals_stop_before_anything_is_written(self, tmp_path, monkeypatch, capfd):
+        source = write_polyp_originals(tmp_path / "originals")
+        release = replace(prepare_polyp.RELEASES["clinicdb"], number=40)
+        monkeypatch.setitem(prepare_polyp.RELEASES, "clinicdb", release)
+        for path in (source / "Ground Truth").glob("*.png"):
+            path.write_bytes(b"no image")
+        assert self.prepare(prepare_polyp, source, tmp_path / "out", "--dataset", "clinicdb") == 1
+        assert "is no readable image" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+    def test_real_sequences(self, shared_data):
+        """The tables of the program are those of the releases."""
+        clinicdb, starts = shared_data / "cvc-clinicdb", prepare_polyp.CLINICDB_STARTS
+        rows = prepare_polyp.Source(clinicdb, "").table("sequences.csv", ("frame", "sequence"))
+        firsts = {}
+        for row in rows:
+            firsts.setdefault(int(row["sequence"]), int(row["frame"]))
+        assert tuple(firsts[n] for n in sorted(firsts)) == starts and len(rows) == 612
+        told = (shared_data / "originals/README.md").read_text()
+        spans = re.findall(r"(\d+) to (\d+) (?:sequence|s\.) (\d+)", told)
+        assert {int(a): int(n) for a, _, n in spans} == prepare_polyp.COLONDB_STARTS
+        assert sum(int(b) - int(a) + 1 for a, b, _ in spans) == prepare_polyp.RELEASES["colondb"].number
+
+    @pytest.mark.parametrize("name", ["clinicdb", "colondb"])
+    def test_real_originals(self, shared_data, tmp_path, monkeypatch, capfd, name):
+        """From files as published to images and masks of a run; ten of a few, by bytes behind them."""
+        files = shared_data / f"originals/cvc-{name}"
+        source, output, flags = tmp_path / "source", tmp_path / "out", ("--dataset", name)
+        places = ("Original/{}.tif", "Ground Truth/{}.tif")
+        if name == "colondb":
+            places = ("{}.tiff", "p{}.tiff")
+        for n in range(1, 11):
+            original = {1: 242, 2: 245}.get(n, (1, 100)[n % 2]) if name == "colondb" else (1, 100)[n % 2]
+            for place in places:
+                path = source / place.format(n)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes((files / place.format(original)).read_bytes() + bytes(max(n - 2, 0)))
+        release = replace(prepare_polyp.RELEASES[name], number=10, starts={n: n for n in range(1, 11)})
+        monkeypatch.setitem(prepare_polyp.RELEASES, name, release)
+        counts = {"random": (0, 0, 1, 8, 1)} | ({"sequence": (0, 0, 1, 8, 1)} if name == "clinicdb" else {})
+        monkeypatch.setitem(SPECS, name, replace(SPECS[name], counts=counts))
+        assert self.prepare(prepare_polyp, source, output, *flags) == 0, capfd.readouterr().err
+        assert run_command(datasets.check.main, [*flags, "--data-root", str(output)]) == 0
+        for s in collect(SPECS[name], output, "random"):
+            image, mask = read_image(s.path), Decode((288, 384), mask_threshold=0.5).mask(s.mask_path)
+            assert image.size == ((384, 288) if name == "clinicdb" else (574, 500))
+            assert np.asarray(image).std(axis=2).mean() > 5  # in colour
+            assert 0.005 < mask.mean() < 0.5
+            if name == "clinicdb":
+                copy = shared_data / "cvc-clinicdb/Original" / f"{(1, 100)[int(s.path.stem) % 2]}.jpg"
+                difference = np.asarray(image, float) - np.asarray(Image.open(copy), float)
+                assert np.abs(difference).mean() < 3
+
+    def test_splits_of_the_releases(self, tmp_path):
+        """The counts of the datasets are those of the splits."""
+        for name, folder, suffix in (("clinicdb", "Original", "tif"), ("colondb", "", "tiff")):
+            release = prepare_polyp.RELEASES[name]
+            base = tmp_path / name / folder
+            base.mkdir(parents=True)
+            (tmp_path / name / release.masks).mkdir()
+            for n in range(1, release.number + 1):
+                (base / f"{n}.{suffix}").write_text(f"{n:04}")
+            items = prepare_polyp.plan(release, prepare_polyp.Source(tmp_path / name, ""))
+            for category, counts in SPECS[name].counts.items():
+                targets = [i.target for i in items if i.target.startswith(f"{category}/")]
+                found = [sum(t.split("/")[1:3] == [part, "images"] for t in targets) for part in
+                         ("test", "train", "validation")]  # fmt: skip
+                assert tuple(found) == counts[2:], (name, category)
 
     def test_kolektor_beside_others(self, masters, tmp_path, monkeypatch):
         monkeypatch.setitem(SPECS, "kolektor", replace(SPECS["kolektor"], counts=COUNTS["kolektor"]))
