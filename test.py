@@ -34,10 +34,11 @@ from utils.evaluation import (
     results_by_category,
     results_table,
     score_images,
+    write_scores,
 )
 from utils.figures import write_map
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
-from utils.outputs import claim, discard, names_of, write_outputs
+from utils.outputs import SCORES, claim, discard, names_of, write_pages
 from utils.plain_yaml import parse_override
 from utils.results import parameter_counts, protocol_notes, write_results
 from utils.runs import git_sha
@@ -133,7 +134,8 @@ def main(argv: Sequence[str]) -> None:
     discard(earlier)
     root = dataset_root(config.data)
     write_skipped(output, skipped, root)
-    write_outputs(output, config, data, scores, results, command=command, calibration=calibration)
+    p_values = calibration.p_values(scores.score) if calibration else None
+    write_scores(output / SCORES, scores, root, p_values=p_values)
     timing = {"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(device)}
     about = {
         "command": command,
@@ -142,6 +144,7 @@ def main(argv: Sequence[str]) -> None:
         "code": git_sha(),
     }
     write_results(output, config, results, **about)
+    write_pages(output, config, data, scores, results, command=command)
     if args.save_maps:
         write_maps(output / "maps", scores, root, quiet=args.quiet)
     if args.protocol == APRIL:

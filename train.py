@@ -49,11 +49,12 @@ from utils.evaluation import (
     results_table,
     score_images,
     to_device,
+    write_scores,
 )
 from utils.figures import example_page
 from utils.metrics import Results, mean_results
 from utils.optim import make_optimizer
-from utils.outputs import write_outputs
+from utils.outputs import SCORES, write_pages
 from utils.results import finished_results, parameter_counts, protocol_notes, write_results
 from utils.runs import RunError, git_sha, locked, run_folder, write_text
 from utils.tracking import Tracker, Unwatched, show_final, validation_curve
@@ -339,7 +340,7 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
 
 
 def finish(run: Run, train_s: float) -> dict[str, Results]:
-    """Keep the last (or best) state, evaluate it once, and write the run's files; metrics.json comes last."""
+    """Keep the last (or best) state, evaluate it once, and write the run's files, numbers first."""
     config, folder = run.config, run.folder
     if config.eval.select == "best" and distributed.agreed((folder / BEST).is_file()):
         restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
@@ -363,10 +364,8 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         if scores is None:
             return {}
         results = results_by_category(scores, config.eval, run.data.trained_defects)
-        page = write_outputs(
-            folder, config, data, scores, results, command=run.command, calibration=calibration
-        )
-        show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
+        p_values = calibration.p_values(scores.score) if calibration else None
+        write_scores(folder / SCORES, scores, dataset_root(config.data), p_values=p_values)
         timing["ms_per_image"] = scores.ms_per_image
     if not distributed.leads():
         return {}
@@ -381,6 +380,9 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         code=git_sha(),
         curve=validation_curve(folder),
     )
+    if results:
+        page = write_pages(folder, config, data, scores, results, command=run.command)
+        show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
     return results
 
 

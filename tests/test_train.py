@@ -51,6 +51,37 @@ def the_run(tmp_path: Path) -> Path:
     return found.parent
 
 
+class TestNumbersComeBeforePictures:
+    BANK = ("--config", "configs/folder.yaml", "--model", "memory-bank")
+
+    def test_a_category_without_an_anomalous_pixel(self, run, mvtec_like, tmp_path):
+        """The crop leaves nothing of any defect."""
+        extra = ("--set", "eval.aupimo=true", "--set", "eval.dsc_unias=true", "--set", "data.center_crop=8")
+        code, out, err = run(*self.BANK, *extra)
+        assert code == 0 and "I-AUROC" in out and "P-AUROC" not in out and "not complete" not in err, err
+        folder = the_run(tmp_path)
+        found = metrics(folder)["results"]["part"]
+        assert found["image_auroc"] is not None and found["pro"] is found["pixel_ap"] is None
+        assert "PRO, area" not in (folder / "report.html").read_text()
+        tested = ["--checkpoint", str(folder), "--protocol", "april-2025", "--quiet"]
+        assert run_command(test_command.main, tested) == 0
+        assert (folder / "test/report.html").is_file()
+
+    def test_a_report_that_fails(self, run, tmp_path, monkeypatch):
+        def fails(*_):
+            assert list((tmp_path / "runs").rglob("metrics.json"))
+            raise ValueError("no page")
+
+        monkeypatch.setattr("utils.outputs.write_report", fails)
+        code, out, err = run(*self.BANK)
+        assert code == 0 and "I-AUROC" in out and err.count("\n") == 1
+        assert "report.html" in err and "not complete (ValueError: no page)" in err
+        folder = the_run(tmp_path)
+        assert (folder / "scores.csv").is_file() and not (folder / "report.html").exists()
+        assert run_command(test_command.main, ["--checkpoint", str(folder), "--quiet"]) == 0
+        assert (folder / "test/metrics.json").is_file() and (folder / "test/scores.csv").is_file()
+
+
 class TestFilesOfARun:
     @pytest.mark.parametrize("flavor", ["paper", "released"])
     def test_uninet(self, run, tmp_path, flavor):

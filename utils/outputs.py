@@ -1,22 +1,21 @@
-"""The files of an evaluation for people: scores.csv, heatmaps.png, clips.png, report.html."""
+"""The files of an evaluation for people: heatmaps.png, clips.png, report.html."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.build import dataset_root
 from datasets.files import printable
 from datasets.loader import ImageSet
 from datasets.samples import DatasetError
-from utils.calibration import Calibration
 from utils.checkpoint import FILE as CHECKPOINT
 from utils.config import Config
 from utils.device import versions
-from utils.evaluation import Scores, write_scores
+from utils.evaluation import Scores
 from utils.figures import Picture, clip_page, example_page, write_png
 from utils.metrics import Results
 from utils.report import Report, write_report
@@ -30,8 +29,10 @@ WRITTEN = (  # by test.py and predict.py, below --output
     "masks", "april-2025",
 )  # fmt: skip
 
+_log = logging.getLogger("uninet")
 
-def write_outputs(
+
+def write_pages(
     folder: Path,
     config: Config,
     data: ImageSet,
@@ -39,16 +40,24 @@ def write_outputs(
     results: dict[str, Results],
     *,
     command: str,
-    calibration: Calibration | None = None,
-) -> Picture:
-    """Write them, and give back the page of heatmaps."""
-    p_values = calibration.p_values(scores.score) if calibration else None
-    write_scores(folder / SCORES, scores, dataset_root(config.data), p_values=p_values)
-    page = example_page(data, scores, 8)
-    write_png(folder / "heatmaps.png", page)
-    if scores.kind == "video":
-        write_png(folder / "clips.png", clip_page(scores))
-    write_report(folder / "report.html", _report(config, data, scores, results, command))
+) -> Picture | None:
+    """Write the pictures and the report, after the numbers; give back the page of heatmaps.
+
+    What fails here is a warning and gives None: it must not cost a finished training.
+    """
+    try:
+        page = example_page(data, scores, 8)
+        write_png(folder / "heatmaps.png", page)
+        if scores.kind == "video":
+            write_png(folder / "clips.png", clip_page(scores))
+        write_report(folder / "report.html", _report(config, data, scores, results, command))
+    except Exception as error:
+        _log.debug("pictures and report", exc_info=True)
+        _log.warning(
+            "pictures and report.html of %s are not complete (%s: %s); scores.csv and metrics.json are",
+            folder, type(error).__name__, error,
+        )  # fmt: skip
+        return None
     return page
 
 

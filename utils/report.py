@@ -112,7 +112,8 @@ def _curves(report: Report) -> str:
             text = f"{name}: ROC of images, area {100 * found:.2f} %"
             axes = ("false alarms among normal images", "found anomalous images")
             figures.append(_plot(text, list(zip(fpr, tpr, strict=True)), axes, diagonal=True))
-        if both and scores.masks is not None and scores.kind != "segmentation":
+        has_pro = report.results[name].get("pro") is not None  # not where all masks are empty
+        if both and has_pro and scores.kind != "segmentation":
             fpr, overlap = pro_curve(scores.maps[as_slice(part)], scores.masks[as_slice(part)])
             text = f"{name}: PRO, area to 30 % {100 * report.results[name]['pro']:.2f} %"
             axes = ("false alarms among normal pixels", "mean covered share of a defect")

@@ -21,21 +21,27 @@ LOG = "log.jsonl"
 
 
 def show_final(
-    folder: Path, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray
+    folder: Path, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray | None
 ) -> None:
-    """Add the last evaluation of a run to its TensorBoard events."""
+    """Add the last evaluation of a run to its TensorBoard events; `panel` (H, W, 3) uint8 if there is one."""
     with SummaryWriter(str(folder)) as writer:
         _show(writer, iteration, results, split=split, panel=panel)
 
 
 def _show(
-    writer: SummaryWriter, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray
+    writer: SummaryWriter,
+    iteration: int,
+    results: dict[str, Results],
+    *,
+    split: str,
+    panel: np.ndarray | None,
 ) -> None:
     for category, values in results.items():
         for name, value in values.items():
             if isinstance(value, float):
                 writer.add_scalar(f"{split}/{category}/{name}", value, iteration)
-    writer.add_image(f"{split}/heatmaps", torch.from_numpy(panel.copy()).permute(2, 0, 1), iteration)
+    if panel is not None:
+        writer.add_image(f"{split}/heatmaps", torch.from_numpy(panel.copy()).permute(2, 0, 1), iteration)
 
 
 def _lines(folder: Path) -> list[str]:
