@@ -138,7 +138,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     """
     data, parts = config.data, split_samples(config)
     images = partial(_images, config, normalise)
-    train = images(parts.train, cached=True, training=True)
+    train = images(parts.train, cache_gb=data.cache_gb, training=True)
     masked_head = config.model.head in ("mask", "discrepancy")
     if (masked_head or config.loss.anomalous == "mask") and not train.has_masks:
         lacking = next(s.path for s in train.samples if s.label == ANOMALOUS and s.mask_path is None)
@@ -152,7 +152,8 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
             f"{data.name} lacks masks of anomalous training images, so which of their tiles are is unknown"
         )
     check_disjoint(parts.seen, parts.test)
-    validation = images(parts.validation, cached=True) if parts.validation else None
+    left = data.cache_gb - train.cached * train.image_bytes / 2**30
+    validation = images(parts.validation, cache_gb=left) if parts.validation else None
     if parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
     calibration, test = images(parts.calibration), images(parts.test)
@@ -333,13 +334,12 @@ def _images(
     normalise: Normalise,
     samples: list[Sample],
     *,
-    cached: bool = False,
+    cache_gb: float = 0,
     training: bool = False,
 ) -> ImageSet:
     """The samples as a set, read as the configuration says."""
     data = config.data
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
-    cache_gb = data.cache_gb if cached else 0
     if config.model.head == "frame":
         images = FrameSet(samples, decode, normalise, time_step=data.time_step, cache_gb=cache_gb)
     elif training and data.synthetic:

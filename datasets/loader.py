@@ -35,8 +35,9 @@ class ImageSet(Dataset):
     ) -> None:
         self.samples, self.decode, self.normalise = list(samples), decode, normalise
         self.has_masks = all(s.mask_path is not None or s.label == 0 for s in self.samples)
-        per_image = 3 * decode.size[0] * decode.size[1]
-        self.cached = min(len(self.samples), int(cache_gb * 2**30 / per_image))
+        self.budget = int(cache_gb * 2**30)  # bytes
+        self.image_bytes = 3 * decode.size[0] * decode.size[1]
+        self.cached = min(len(self.samples), self.budget // self.image_bytes)
         self._cache: dict[int, np.ndarray] = {}
 
     def fill_cache(self, *, quiet: bool = False) -> ImageSet:
@@ -53,7 +54,11 @@ class ImageSet(Dataset):
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8."""
         image = self._cache.get(index)
-        return self._decoded(index) if image is None else image
+        if image is None:
+            image = self._decoded(index)
+            if index < self.cached:
+                self._cache[index] = image
+        return image
 
     def _decoded(self, index: int) -> np.ndarray:
         sample = self.samples[index]

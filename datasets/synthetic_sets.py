@@ -18,28 +18,42 @@ from datasets.transforms import Decode, Normalise
 class SyntheticValidation(ImageSet):
     """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
 
-    kinds: of DEFECT_KINDS, drawn by chance.
+    kinds: of DEFECT_KINDS, drawn by chance. A defect is made when it is asked for. Pairs are kept in
+    memory as far as the budget of the held-out set goes.
     """
 
     def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:
         normal = held_out.samples
         defective = [_with_defect(s) for s in normal]
         super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
-        self.held_out, self.has_masks, self.kind = held_out.fill_cache(quiet=True), True, held_out.kind
-        self._defects = [
-            _drawn_defect(held_out.pixels(i), np.random.default_rng([seed, i]), kinds)
-            for i in range(len(normal))
-        ]
+        self.held_out, self.has_masks, self.kind = held_out, True, held_out.kind
+        self.seed, self.kinds = seed, kinds
+        of_defect = self.image_bytes + self.image_bytes // 3  # with its mask
+        self.kept = min(len(normal), held_out.budget // (self.image_bytes + of_defect))
+        held_out.cached = min(held_out.cached, (held_out.budget - self.kept * of_defect) // self.image_bytes)
+        self._defects: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8."""
-        n = len(self._defects)
-        return self.held_out.pixels(index) if index < n else self._defects[index - n][0]
+        return self.drawn(index)[0]
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint8 in {0, 1}."""
-        n = len(self._defects)
-        return np.zeros(self.decode.size, np.uint8) if index < n else self._defects[index - n][1]
+        return self.drawn(index)[1]
+
+    def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """As an ImageSet's."""
+        place, n = draw % len(self), len(self.held_out)
+        if place < n:
+            return self.held_out.pixels(place), np.zeros(self.decode.size, np.uint8), NORMAL
+        place -= n
+        made = self._defects.get(place)
+        if made is None:
+            rng = np.random.default_rng([self.seed, place])
+            made = _drawn_defect(self.held_out.pixels(place), rng, self.kinds)
+            if place < self.kept:
+                self._defects[place] = made
+        return *made, ANOMALOUS
 
 
 class SyntheticTraining(ImageSet):

@@ -9,6 +9,7 @@ import torch
 from conftest import write_image, write_mask
 from PIL import Image
 
+from datasets import synthetic_sets
 from datasets.build import SPECS, build_data
 from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
 from datasets.samples import (
@@ -21,6 +22,7 @@ from datasets.samples import (
     limit,
     tied_groups,
 )
+from datasets.synthetic import DEFECT_KINDS
 from datasets.synthetic_sets import SyntheticValidation
 from datasets.transforms import Decode, Normalise
 
@@ -300,6 +302,48 @@ class TestLoading:
             changed = (a.pixels(i) != a.pixels(4 + i)).any(axis=2)
             assert np.array_equal(changed, a.mask(4 + i) == 1) and not a.mask(i).any()
             assert np.array_equal(a.pixels(4 + i), b.pixels(4 + i))
+
+    @pytest.mark.parametrize(("pairs", "images"), [(0, 0), (2, 0), (0.5, 1), (2, 1), (4, 0), (9, 0)])
+    def test_synthetic_defects_are_made_when_asked_for(self, mvtec_like, monkeypatch, pairs, images):
+        """The same bits, whatever is kept; no more is kept than the budget of the cache."""
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"][:4]
+        made, make, pixels = [], synthetic_sets.add_defect, 64 * 64
+        whole = ImageSet(train, Decode((64, 64)), NORMALISE)
+        expected = [
+            synthetic_sets._drawn_defect(whole.pixels(i), np.random.default_rng([1, i]), DEFECT_KINDS)
+            for i in range(4)
+        ]
+        monkeypatch.setattr(synthetic_sets, "add_defect", lambda *a, **k: (made.append(1), make(*a, **k))[1])
+        budget = (7 * pairs + 3 * images) * pixels
+        held = ImageSet(train, Decode((64, 64)), NORMALISE, cache_gb=budget / 2**30)
+        data = SyntheticValidation(held, seed=1)
+        assert not made and not held._cache
+        for _ in range(2):
+            batch = data.__getitems__(list(range(8)))
+            for i, (image, mask) in enumerate(expected):
+                assert np.array_equal(NORMALISE.pixels(batch["image"][4 + i : 5 + i])[0], image)
+                assert np.array_equal(batch["mask"][4 + i, 0].numpy(), mask)
+                assert not batch["mask"][i].any()
+        kept = min(4, int(pairs))
+        assert len(made) == 4 + (4 - kept) and batch["label"].tolist() == [0] * 4 + [1] * 4
+        arrays = [*held._cache.values(), *(part for pair in data._defects.values() for part in pair)]
+        assert sum(array.nbytes for array in arrays) <= budget
+        assert len(data._defects) == kept and len(held._cache) >= kept
+
+    def test_training_and_validation_share_the_cache(self, mvtec_like, make_config):
+        for share, whole in ((0.5, False), (10.0, True)):
+            config = make_config(
+                data__root=str(mvtec_like),
+                data__category="part",
+                data__cache_gb=share * 10 * 3 * 64**2 / 2**30,
+                data__validation_fraction=0.3,
+                eval__split="validation",
+            )
+            data = build_data(config, NORMALISE)
+            held = data.validation.held_out
+            room = data.train.cached * 3 * 64**2 + held.cached * 3 * 64**2 + data.validation.kept * 4 * 64**2
+            assert 0 < room <= share * 10 * 3 * 64**2
+            assert (data.train.cached == len(data.train) and held.cached == len(held)) == whole
 
 
 class TestTrainingOrder:

@@ -8,8 +8,9 @@ import pytest
 from sklearn.metrics import auc
 
 from datasets.samples import Sample
+from utils import metrics
 from utils.evaluation import Scores, results_by_category
-from utils.metrics import pro_curve
+from utils.metrics import evaluate, few_points
 from utils.report import GALLERY, Report, page
 
 
@@ -107,18 +108,28 @@ def test_a_segmentation_is_ranked_by_dice(make_config, tmp_path):
     assert "part: Dice of images" in html and "ROC of images" not in html and ">Dice</button>" in html
 
 
-def test_pro_curve_has_the_area_of_the_metric():
+def test_the_drawn_curve_has_the_area_of_the_metric():
     rng = np.random.default_rng(0)
     masks = (rng.random((4, 16, 16)) > 0.9).astype(np.uint8)
-    maps = rng.random(masks.shape) + 0.5 * masks
-    fpr, overlap = pro_curve(maps, masks)
-    kept = fpr <= 0.3
-    area = auc(np.append(fpr[kept], 0.3), np.append(overlap[kept], np.interp(0.3, fpr, overlap))) / 0.3
-    from utils.metrics import pixel_metrics
+    maps = (rng.random(masks.shape) + 0.5 * masks).round(1)  # few points: none is left out
+    curve = []
+    pro = evaluate(np.arange(4.0), np.array([0, 0, 1, 1]), maps, masks, curve=curve)["pro"]
+    fpr, overlap = np.array(curve).T
+    assert fpr[0] == overlap[0] == 0 and fpr[-1] <= 0.3 and (np.diff(fpr) >= 0).all()
+    assert 0.6 * pro < auc(fpr, overlap) / 0.3 <= pro  # up to its last point before the limit
+    evaluate(np.arange(4.0), np.array([0, 0, 1, 1]), maps, np.zeros_like(masks), curve=(none := []))
+    assert none == []
 
-    assert area == pytest.approx(pixel_metrics(maps, masks)["pro"], abs=1e-9)
-    assert (
-        (np.diff(fpr) >= 0).all() and (np.diff(overlap) >= -1e-12).all() and overlap[-1] == pytest.approx(1)
-    )
-    with pytest.raises(ValueError, match="needs normal and anomalous"):
-        pro_curve(maps, np.zeros_like(masks))
+
+def test_few_points_of_a_curve():
+    x = np.linspace(0, 1, 5001)
+    points = few_points(x, x**2, 0.3)
+    assert points[0] == (0, 0) and points[-1] == (x[1500], x[1500] ** 2) and 400 < len(points) < 520
+    assert few_points(x[:3], x[:3]) == [(x[0], x[0]), (x[1], x[1]), (x[2], x[2]), (x[2], x[2])]
+
+
+def test_curves_are_counted_once(make_config, tmp_path, monkeypatch):
+    calls, count = [], metrics._curve
+    monkeypatch.setattr(metrics, "_curve", lambda *args: (calls.append(args), count(*args))[1])
+    assert "part: PRO" in page(report_of(make_config, tmp_path))
+    assert len(calls) == 1

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from datasets.samples import Sample
 from utils.aupimo import aupimo
 from utils.config import EvalConfig
 from utils.device import autocast
-from utils.metrics import Results, evaluate, mean_results, segmentation_metrics
+from utils.metrics import Curve, Results, evaluate, mean_results, segmentation_metrics
 from utils.runs import write_text
 from utils.unias_dice import unias_dice
 from utils.video import frame_metrics
@@ -46,6 +46,7 @@ class Scores:
     masks: np.ndarray | None
     ms_per_image: float
     kind: str = "detection"  # detection | segmentation (maps are probabilities) | video (groups are clips)
+    pro_curves: dict[str, Curve] = field(default_factory=dict)  # of each category that was measured
 
     @property
     def labels(self) -> np.ndarray:
@@ -158,7 +159,8 @@ def results_by_category(
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
         if not chosen.any():
             continue
-        results[category] = _results_of(scores, chosen, config)
+        curve = scores.pro_curves[category] = []
+        results[category] = _results_of(scores, chosen, config, curve)
         known = np.array([s.defect in trained_defects for s in scores.samples])
         if trained_defects and (chosen & (labels == 1) & ~known).any():
             for name, kind in (("seen", known), ("unseen", ~known)):
@@ -169,13 +171,15 @@ def results_by_category(
     return results
 
 
-def _results_of(scores: Scores, chosen: np.ndarray, config: EvalConfig) -> Results:
+def _results_of(
+    scores: Scores, chosen: np.ndarray, config: EvalConfig, curve: Curve | None = None
+) -> Results:
     """Metrics of the samples where `chosen` (N,) is true."""
     labels, samples = scores.labels[chosen], [s for s, c in zip(scores.samples, chosen, strict=True) if c]
     part = as_slice(np.flatnonzero(chosen))
     masks = None if scores.masks is None else scores.masks[part]
     maps = None if scores.masks is None else scores.maps[part]
-    results = evaluate(scores.score[chosen], labels, maps, masks)
+    results = evaluate(scores.score[chosen], labels, maps, masks, curve=curve)
     if config.aupimo and masks is not None:
         results["aupimo"] = aupimo(maps, masks, labels)
     if config.dsc_unias and masks is not None:

@@ -23,17 +23,24 @@ from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 Results = dict[str, float | int | None]
+Curve = list[tuple[float, float]]  # points to draw
 PRO_LIMITS = (0.3, 0.05)
 CHUNK = 1 << 24  # pixels that are looked at together: 256 images of 256 x 256
 MAX_LEVELS = 1 << 20  # of more distinct scores of anomalous pixels, neighbours are taken as tied
 
 
 def evaluate(
-    scores: np.ndarray, labels: np.ndarray, maps: np.ndarray | None, masks: np.ndarray | None
+    scores: np.ndarray,
+    labels: np.ndarray,
+    maps: np.ndarray | None,
+    masks: np.ndarray | None,
+    *,
+    curve: Curve | None = None,
 ) -> Results:
     """All of `image_metrics` and `pixel_metrics` for one category, the latter None without maps or masks.
 
-    Scores and labels are (N,), maps and masks (N, H, W), all in the same order.
+    Scores and labels are (N,), maps and masks (N, H, W), all in the same order. `curve` takes the points of
+    PRO up to a false positive rate of 0.3, if it is known.
 
     Raises:
         ValueError: As the two, or they disagree on N.
@@ -43,7 +50,7 @@ def evaluate(
         return results | dict.fromkeys(_pixel_names(PRO_LIMITS))
     if len(maps) != len(scores):
         raise ValueError(f"{len(maps)} maps for {len(scores)} image scores: give one map per image")
-    return results | pixel_metrics(maps, masks)
+    return results | pixel_metrics(maps, masks, curve=curve)
 
 
 def mean_results(results: Sequence[Results]) -> Results:
@@ -97,7 +104,11 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
 
 
 def pixel_metrics(
-    maps: np.ndarray, masks: np.ndarray, *, pro_limits: tuple[float, ...] = PRO_LIMITS
+    maps: np.ndarray,
+    masks: np.ndarray,
+    *,
+    pro_limits: tuple[float, ...] = PRO_LIMITS,
+    curve: Curve | None = None,
 ) -> Results:
     """AUROC, AP, F1 (best threshold, an oracle) and PRO over all pixels of the set.
 
@@ -110,6 +121,7 @@ def pixel_metrics(
         maps: (N, H, W) finite, higher is more anomalous; any real type.
         masks: (N, H, W) 0 normal, 1 anomalous.
         pro_limits: False positive rates in (0, 1]; 0.3 is named `pro`, others by percentage, 0.05 `pro_05`.
+        curve: As of `evaluate`.
 
     Returns:
         pixel_auroc, pixel_ap, pixel_f1 and a PRO per limit in [0, 1]; all None if a class is absent.
@@ -124,27 +136,25 @@ def pixel_metrics(
     n_normal, n_anomalous = pixels.n_normal, pixels.anomalous.size
     if not (n_normal and n_anomalous):
         return dict.fromkeys(names)
-    curve = _curve(pixels, maps, masks)
-    hits, alarms, alarms_before, _ = curve
+    counts = _curve(pixels, maps, masks)
+    hits, alarms, alarms_before, _ = counts
     new_hits = np.diff(hits, prepend=0)
     # Mann-Whitney in integers: each anomalous pixel against the normal ones below it, ties count half
     auroc = float(new_hits @ (2 * n_normal - alarms - alarms_before)) / (2 * n_normal * n_anomalous)
     ap = float(new_hits @ (hits / (hits + alarms))) / n_anomalous
     f1 = float(np.max(2 * hits / (hits + alarms + n_anomalous)))
-    fpr, overlap = _overlap_curve(curve, n_normal)
+    fpr, overlap = _overlap_curve(counts, n_normal)
+    if curve is not None:
+        curve += few_points(fpr, overlap, PRO_LIMITS[0])
     return dict(zip(names, [auroc, ap, f1, *(_area(fpr, overlap, x) for x in pro_limits)], strict=True))
 
 
-def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False positive rates, ascending, and the mean covered share of the regions at each, for a plot of PRO.
-
-    Raises:
-        ValueError: As `pixel_metrics`, or a class is absent.
-    """
-    pixels = _split_pixels(maps, masks)
-    if not (pixels.n_normal and pixels.anomalous.size):
-        raise ValueError("a PRO curve needs normal and anomalous pixels")
-    return _overlap_curve(_curve(pixels, maps, masks), pixels.n_normal)
+def few_points(x: np.ndarray, y: np.ndarray, limit: float = 1.0) -> Curve:
+    """Points of a curve (x ascending) up to a limit of x, evenly thinned to some hundreds for a plot."""
+    end = int(np.searchsorted(x, limit, side="right"))
+    step = max(1, end // 400)
+    chosen = [*range(0, end, step), *range(end)[-1:]]
+    return list(zip(x[chosen].tolist(), y[chosen].tolist(), strict=True))
 
 
 def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,15 +14,14 @@ import numpy as np
 import yaml
 from sklearn.metrics import roc_curve
 
-from utils.evaluation import COLUMNS, FOOTNOTES, Scores, as_slice
+from utils.evaluation import COLUMNS, FOOTNOTES, Scores
 from utils.figures import colour_scale, heatmap
-from utils.metrics import Results, pro_curve, segmentation_metrics
+from utils.metrics import Curve, Results, few_points, segmentation_metrics
 from utils.runs import write_text
 
 MISTAKES, GALLERY = 6, 60  # pictures of each kind of mistake, and in the gallery
 SIDE = 160  # pixels, longer side of a picture
 WIDTH, HEIGHT, MARGIN = 300, 220, 36  # of a plot
-Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,12 @@ def _curves(report: Report) -> str:
             found = report.results[name]["image_auroc"]
             text = f"{name}: ROC of images, area {100 * found:.2f} %"
             axes = ("false alarms among normal images", "found anomalous images")
-            figures.append(_plot(text, list(zip(fpr, tpr, strict=True)), axes, diagonal=True))
-        has_pro = report.results[name].get("pro") is not None  # not where all masks are empty
-        if both and has_pro and scores.kind != "segmentation":
-            fpr, overlap = pro_curve(scores.maps[as_slice(part)], scores.masks[as_slice(part)])
+            figures.append(_plot(text, few_points(fpr, tpr), axes, diagonal=True))
+        points = scores.pro_curves.get(name)  # none where all masks are empty
+        if both and points and scores.kind != "segmentation":
             text = f"{name}: PRO, area to 30 % {100 * report.results[name]['pro']:.2f} %"
             axes = ("false alarms among normal pixels", "mean covered share of a defect")
-            figures.append(_plot(text, list(zip(fpr, overlap, strict=True)), axes, limit=0.3))
+            figures.append(_plot(text, points, axes, limit=0.3))
         figures.append(_histogram(f"{name}: {what} of images", what, values, labels))
     return f'<div class="row">{"".join(figures)}</div>'
 
@@ -126,9 +124,7 @@ def _plot(
     text: str, curve: Curve, axes: tuple[str, str], *, limit: float = 1.0, diagonal: bool = False
 ) -> str:
     """A curve over [0, limit] x [0, 1] as an inline SVG figure."""
-    kept = [(x, y) for x, y in curve if x <= limit]
-    kept = kept[:: max(1, len(kept) // 400)] + kept[-1:]
-    points = " ".join(f"{_x(x / limit):.1f},{_y(y):.1f}" for x, y in kept)
+    points = " ".join(f"{_x(x / limit):.1f},{_y(y):.1f}" for x, y in curve)
     chance = f'<path class="chance" d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}"/>' if diagonal else ""
     line = f'{chance}<polyline class="curve" points="{points}"/>'
     return _figure(text, axes, line, ends=("0", f"{limit:g}"))
