@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +20,39 @@ SHARED = ROOT.parent / "shared"
 from utils.config import load_config  # noqa: E402
 
 LITE0 = "tf_efficientnet_lite0"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked slow (over eight seconds) run where UNINET_SLOW_TESTS is set, as .ci/run does."""
+    if "UNINET_SLOW_TESTS" not in os.environ:
+        skip = pytest.mark.skip(reason="slow; .ci/run sets UNINET_SLOW_TESTS=1")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _yaml_parsed_once():
+    """Every configuration is of the same few files; PyYAML takes 40 ms for them."""
+    real, known = yaml.load, {}
+
+    def load(text, Loader):
+        key = text, Loader
+        if key not in known:
+            known[key] = pickle.dumps(real(text, Loader=Loader))
+        return pickle.loads(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "load", load)
+        yield
+
+
+@pytest.fixture
+def copied_processes(monkeypatch):
+    """Scripts that the test's subject starts are copies of a process that has imported PyTorch."""
+    import processes
+
+    processes.replace_subprocess(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

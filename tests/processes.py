@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -53,6 +54,15 @@ class Script:
         """End it, if it has not ended."""
         self.process.kill()
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.process.terminate()
+
+    def communicate(self) -> tuple[str, str]:
+        """Wait for its end; what it wrote."""
+        self.wait()
+        return self.stdout, self.stderr
+
     def wait(self, timeout: float = 240) -> Script:
         """Wait for its end.
 
@@ -86,6 +96,26 @@ def start(
 def run(script: str | Path, *argv: str, **options: object) -> Script:
     """`start` and wait for the end."""
     return start(script, *argv, **options).wait()
+
+
+def replace_subprocess(patch: pytest.MonkeyPatch) -> None:
+    """Let what starts scripts by `subprocess`, as those of scripts/ do, start them here."""
+    real = subprocess.run
+
+    def run_words(words: list[str], *, check: bool = False, **options: object) -> Script:
+        if words[0] != sys.executable:
+            return real(words, check=check, **options)
+        done = run(words[1], *words[2:])
+        if check and done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, words, done.stdout, done.stderr)
+        return done
+
+    def popen(words: list[str], *, env: dict[str, str], **_: object) -> Script:
+        assert words[0] == sys.executable
+        return start(words[1], *words[2:], env=env)
+
+    patch.setattr(subprocess, "run", run_words)
+    patch.setattr(subprocess, "Popen", popen)
 
 
 def _run(script: str, argv: list[str], cwd: str, env: dict[str, str], before: str, folder: str) -> None:

@@ -31,7 +31,9 @@ def row(seed, category="01", **values):
     return key | {"image_auroc": "", "backbone": LITE0, "parameters": "2000000"} | values
 
 
-def test_one_cell_end_to_end_and_the_second_call_skips_it(masters, tmp_path, capfd, monkeypatch):
+def test_one_cell_end_to_end_and_the_second_call_skips_it(
+    masters, tmp_path, capfd, monkeypatch, copied_processes
+):
     argv = [
         "--data", f"btad={masters['btad']}", "--datasets", "btad", "--categories", "01", "--models",
         "uninet-released", "--runs", str(tmp_path / "runs"), "--csv", str(tmp_path / "a.csv"), *SMALL,
@@ -60,7 +62,7 @@ def test_one_cell_end_to_end_and_the_second_call_skips_it(masters, tmp_path, cap
     assert capfd.readouterr().out == out
 
 
-def test_a_failed_cell_is_told_and_the_others_run(masters, tmp_path, capfd):
+def test_a_failed_cell_is_told_and_the_others_run(masters, tmp_path, capfd, copied_processes):
     argv = ["--data", f"btad={masters['btad']}", "--datasets", "btad", "--categories", "01", "--jobs", "2"]
     argv += ["--models", "memory-bank", "--runs", str(tmp_path / "runs"), "--csv", str(tmp_path / "a.csv")]
     argv += [*SMALL, "--set", "data.train_limit=1", "--set", "model.weights=missing.pth"]

@@ -38,7 +38,7 @@ def test_what_is_asked_for():
     assert place.title == "mvtec screw" and place.run.flags[-1] == "model.dfs=prior"
 
 
-def test_curves_and_features_of_one_run(masters, tmp_path, capfd):
+def test_curves_and_features_of_one_run(masters, tmp_path, capfd, copied_processes):
     flags = ["--data", str(masters["aptos"].parent), "--runs", str(tmp_path / "runs"), "--datasets", "aptos"]
     flags += ["--output", str(tmp_path / "out"), *SMALL]
     assert run_command(figures.main, ["01c", *flags, "--rows", "UniNet, paper"]) == 0
@@ -53,7 +53,7 @@ def test_curves_and_features_of_one_run(masters, tmp_path, capfd):
     assert capfd.readouterr().out.splitlines()[-1].endswith("figure04.svg")
 
 
-def test_pictures(masters, tmp_path, capfd):
+def test_pictures(masters, tmp_path, capfd, copied_processes):
     flags = ["--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--images", "2", *SMALL]
     flags += ["--output", str(tmp_path / "out"), "--datasets", "btad", "--categories", "01"]
     assert run_command(figures.main, ["07", *flags]) == 0

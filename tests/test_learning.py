@@ -1,7 +1,6 @@
 """Every model learns: trained on the demo's bricks for seconds, it finds defects better than chance."""
 
 import json
-import os
 
 import pytest
 from conftest import ROOT
@@ -22,9 +21,6 @@ MODELS = {
     "recontrast": "--model recontrast --iterations 40",
     "unias": "--model unias --setting one-class --iterations 20 --set optim.lr=1e-3 --set train.batch_size=2",
 }
-SLOW = pytest.mark.skipif(
-    "UNINET_SLOW_TESTS" not in os.environ, reason="about two minutes; .ci/run sets UNINET_SLOW_TESTS=1"
-)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +28,9 @@ def demo(tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("demo"))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW if n == "unias" else ()) for n in MODELS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "memory-bank" else pytest.mark.slow) for n in MODELS]
+)
 def test_better_than_chance(demo, tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     where = ["--data-root", str(demo), "--output", str(tmp_path)]

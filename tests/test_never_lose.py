@@ -43,6 +43,7 @@ def one_line(err: str) -> bool:
     return err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments():
     done = processes.run("scripts/kill_test.py", "--kills", "3", "--seed", "1", "--iterations", "5")
     assert done.returncode == 0, done.stderr

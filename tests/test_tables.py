@@ -101,7 +101,7 @@ def test_dry_run_needs_no_data(capfd):
     assert "--data DIR" in capfd.readouterr().err
 
 
-def test_end_to_end(masters, tmp_path, capfd):
+def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     flags = [
         "01b", "--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--categories", "01",
         "--rows", "1", "4", "--backbone", LITE0, "--iterations", "1", "--output", str(tmp_path / "out"),
