@@ -101,10 +101,9 @@ class TestDamage:
     def test_unreadable_image(self, root, spec):
         victim = next(s for s in collect(spec, root, "all") if s.split == "test" and s.label == 1)
         victim.path.write_bytes(b"\xff\xd8\xff half of it")
-        data = build_data(config_of(spec, root), NORMALISE)
-        index = [s.path for s in data.test.samples].index(victim.path)
         with pytest.raises(DatasetError, match=f"{victim.path.name} is no readable image"):
-            data.test.__getitems__([index])
+            data = build_data(config_of(spec, root), NORMALISE)  # where a mask is compared with it
+            data.test.__getitems__([[s.path for s in data.test.samples].index(victim.path)])
 
     @pytest.mark.parametrize(("split", "label"), [("train", 0), ("test", 0), ("test", 1)])
     def test_empty_split(self, root, spec, split, label):
