@@ -9,6 +9,7 @@ Legend: N normal images, H x W pixels, M = N H W pixels of normal images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,11 +44,11 @@ def aupimo(
         raise ValueError(f"limits {limits} must increase within (0, 1)")
     if maps.shape != masks.shape or maps.ndim != 3 or len(labels) != len(maps):
         raise ValueError(f"maps {maps.shape}, masks {masks.shape}, {len(labels)} labels do not fit together")
-    normal = maps[labels == 0].reshape(-1)
-    anomalous = [(a, m) for a, m in zip(maps[labels == 1], masks[labels == 1], strict=True) if m.any()]
+    normal = np.flatnonzero(labels == 0)
+    anomalous = [(maps[i], masks[i]) for i in np.flatnonzero(labels == 1) if masks[i].any()]
     if not (normal.size and anomalous):
         return None
-    thresholds, widths = _steps(normal, low, high)
+    thresholds, widths = _steps([maps[i] for i in normal], low, high)
     areas = []
     for scores, mask in anomalous:
         found = np.sort(scores[mask > 0])
@@ -56,11 +57,18 @@ def aupimo(
     return min(1.0, float(np.mean(areas)) / math.log(high / low))  # no more by rounding
 
 
-def _steps(normal: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds between the limits, and how wide the step of each is on the logarithmic axis."""
-    size = normal.size
+def _steps(normal: Sequence[np.ndarray], low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds between the limits, and how wide the step of each is on the logarithmic axis.
+
+    Of the maps of normal images only the largest scores are held, a ten-thousandth of all.
+    """
+    size = len(normal) * normal[0].size
     first, last = math.floor(low * size), min(math.ceil(high * size), size)
-    top = np.sort(np.partition(normal, size - last)[size - last :])[::-1]
+    top = np.empty(0, normal[0].dtype)
+    for scores in normal:
+        top = np.concatenate([top, scores.reshape(-1)])
+        top = np.partition(top, max(0, top.size - last))[-last:]
+    top = np.sort(top)[::-1]
     rates = np.arange(first, last + 1) / size
     edges = np.log(np.clip(rates, low, high))
     return top[first:last], np.diff(edges)
