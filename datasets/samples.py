@@ -452,7 +452,8 @@ def hold_out(samples: Sequence[Sample], fraction: float, *, seed: int) -> tuple[
     for category, part in by_category.items():
         sizes = Counter(tied[s.group] for s in part)
         groups = sorted(sizes)
-        random.Random(f"{seed}-{category}").shuffle(groups)  # noqa: S311 (a split, no secret)
+        text = os.fsencode(f"{seed}-{category}")  # of a folder, so of any bytes
+        random.Random(text).shuffle(groups)  # noqa: S311 (a split, no secret)
         number = sum(sizes[group] for group in chosen & sizes.keys())
         for group in groups[:-1]:
             if number >= fraction * len(part):

@@ -23,23 +23,24 @@ from utils.runs import RunError
 
 RNG = np.random.default_rng(3)
 ODD = os.fsdecode(b"kratzer gro\xdf")  # Latin-1, as archives from Windows hold it
+REAL = os.fsdecode(b"te\xdfil")  # also the category
 SHOWN = r"kratzer gro\udcdf"
 NAMES = ["test/good/000.png", "test/good/001.png", f"test/{SHOWN}/000.png", f"test/{SHOWN}/001.png"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `real`, the link `mypart` to it, and a calibrated run of the relative root `mypart`.
+    """A folder with REAL, the link `mypart` to it, and a calibrated run of the relative root `mypart`.
 
     Training prints to a terminal that knows ASCII alone; `printed` has what came out.
     """
     top = tmp_path_factory.mktemp("place")
     for i in range(10):
-        write_image(top / f"real/train/good/{i}.png", RNG)
+        write_image(top / f"{REAL}/train/good/{i}.png", RNG)
     for i in range(2):
-        write_image(top / f"real/test/good/{i:03d}.png", RNG)
-        write_image(top / f"real/test/{ODD}/{i:03d}.png", RNG, spot=True)
-    (top / "mypart").symlink_to("real")
+        write_image(top / f"{REAL}/test/good/{i:03d}.png", RNG)
+        write_image(top / f"{REAL}/test/{ODD}/{i:03d}.png", RNG, spot=True)
+    (top / "mypart").symlink_to(REAL)
     argv = ["--config", "configs/folder.yaml", "--data-root", "mypart", "--output", "runs", "--quiet"]
     argv += ["--model", "memory-bank", "--device", "cpu", "--precision", "fp32", "--name", "r"]
     for setting in ("data.image_size=64", "data.calibration_fraction=0.4", "model.random_weights=true"):
@@ -106,7 +107,7 @@ def test_a_test_from_anywhere_keeps_what_the_run_has(call, run, place, tmp_path)
 @pytest.mark.parametrize("root", [".", "~/newtest", "../newtest", "link"])
 def test_a_renamed_copy_is_compared_with_what_was_trained_on(call, place, tmp_path, root, monkeypatch):
     home = tmp_path / "home"
-    new = shutil.copytree(place / "real", home / "newtest")
+    new = shutil.copytree(place / REAL, home / "newtest")
     shutil.rmtree(new / "train")  # only what is tested, and what makes it a root
     write_image(new / "train/good/another.png", RNG)
     (new / "link").symlink_to(new)
@@ -115,13 +116,13 @@ def test_a_renamed_copy_is_compared_with_what_was_trained_on(call, place, tmp_pa
     out = tmp_path / "out"
     assert call(test_command, "--data-root", root, "--output", out) == (0, "")
     assert [r["path"] for r in rows(out)] == NAMES
-    shutil.copy(place / "real/train/good/3.png", new / "test/good/copy.png")
+    shutil.copy(place / REAL / "train/good/3.png", new / "test/good/copy.png")
     code, err = call(test_command, "--data-root", root, "--output", out, "--overwrite")
     assert code == 1 and "copy.png of the test set is the same file as" in err
 
 
 def test_predictions_are_never_mixed(call, run, place, tmp_path, monkeypatch):
-    images, out = shutil.copytree(place / "real/test", tmp_path / "new"), tmp_path / "out"
+    images, out = shutil.copytree(place / REAL / "test", tmp_path / "new"), tmp_path / "out"
     monkeypatch.chdir(images)
     long = "x" * 247 + ".png"
     shutil.copy(images / "good/000.png", images / "good" / long)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from datasets.files import printable
 from utils.config import Config, Tree
 
 # settings that change where, how fast or how often, or add a metric, but not the result
@@ -60,7 +61,7 @@ def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
     """<output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>."""
     model = config.model
     own = f"{model.name}-{model.flavor}-{model.backbone}-{config_hash(config)}-s{config.train.seed}"
-    return output / config.data.name / model.setting / config.data.category / (name or own)
+    return output / config.data.name / model.setting / printable(config.data.category) / (name or own)
 
 
 @contextmanager

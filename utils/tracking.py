@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from datasets.files import printable
 from utils.metrics import Results
 from utils.runs import write_text
 
@@ -39,7 +40,7 @@ def _show(
     for category, values in results.items():
         for name, value in values.items():
             if isinstance(value, float):
-                writer.add_scalar(f"{split}/{category}/{name}", value, iteration)
+                writer.add_scalar(f"{split}/{printable(category)}/{name}", value, iteration)
     if panel is not None:
         writer.add_image(f"{split}/heatmaps", torch.from_numpy(panel.copy()).permute(2, 0, 1), iteration)
 
