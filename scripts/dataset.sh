@@ -8,7 +8,7 @@ if [[ $# -lt 1 || "$1" == -* ]]; then
 fi
 root=$1
 shift
-[[ ! -d "$root" ]] || root=$(cd -- "$root" && pwd) # the next line leaves the caller's folder
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+root=$(absolute "$root")
 prepare requirements.txt
 python train.py --config "configs/$name.yaml" --data-root "$root" --resume "$@"

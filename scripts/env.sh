@@ -1,8 +1,31 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: goes to the repository and puts a Python with the requirements on the path.
 # An active virtual environment is used as it is; else .venv is made once, and updated when requirements change.
+# Relative paths of flags stay relative to where the user stands: they become absolute, in the script's own "$@".
 set -euo pipefail
+stands=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+absolute() { # PATH, or NAME=PATH
+    case "$1" in
+        /* | "") echo "$1" ;;
+        *=*) echo "${1%%=*}=$(absolute "${1#*=}")" ;;
+        *) echo "$stands/$1" ;;
+    esac
+}
+
+if [[ "$PWD" != "$stands" ]]; then
+    words=() flag=""
+    for word in "$@"; do
+        [[ "$word" != -* ]] || flag=${word%%=*}
+        case "$flag" in
+            --output | --data | --data-root | --runs | --weights | --config | --csv | --spec)
+                [[ "$word" == -* && "$word" != *=* ]] || word=$(absolute "$word") ;;
+        esac
+        words+=("$word")
+    done
+    set -- ${words[@]+"${words[@]}"}
+fi
 
 prepare() {
     local requirements=$1 stamp
