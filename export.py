@@ -25,7 +25,7 @@ from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import log, new_parser, run_command, say, user_path
 from utils.config import Config
 from utils.evaluation import inputs_of
-from utils.exporting import OUTPUTS, Deployed, Exported, ExportError, describe, to_onnx
+from utils.exporting import OUTPUTS, Deployed, Exported, ExportError, check_size, describe, to_onnx
 from utils.runs import write_atomically
 
 BATCH_SIZES = (1, 3)  # that the outputs are compared at
@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     state = load_checkpoint(path)
     model = build_model(state.config, pretrained=False)
     restore_model(model, state.model, source=path)
+    check_size(model)
     normalise = Normalise(*input_normalisation(state.config.model.backbone))
     images, raw = comparison_images(args.images, state.config, normalise)
     deployed = Deployed(model.deploy(), normalise)

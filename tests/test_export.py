@@ -113,6 +113,16 @@ def test_a_wrong_export_is_not_written(checkpoint, monkeypatch, capfd):
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
+def test_what_no_onnx_file_can_hold_is_refused_at_once(checkpoint, monkeypatch, capfd):
+    monkeypatch.setattr(export_command, "to_onnx", None)
+    path = checkpoint(model__name="memory-bank")
+    bank = load_checkpoint(path).model["bank"]
+    monkeypatch.setattr("utils.exporting.LARGEST_FILE", bank.numel() * bank.element_size())
+    assert export(path) == 1
+    err = capfd.readouterr().err
+    assert "GiB, an ONNX file at most" in err and "model.bank_fraction" in err and err.count("\n") == 1
+
+
 def test_images_of_the_run_are_gone(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
     path = checkpoint(root=tmp_path / "gone")
     monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)

@@ -145,7 +145,7 @@ def test_published_sets_with_two_labels_are_warned_of(masters, tmp_path, caplog)
     """As in APTOS, where equal photographs have different grades."""
     root = shutil.copytree(masters["aptos"], tmp_path / "aptos")
     shutil.copy(*(next((root / f"test/{kind}").glob("00*.png")) for kind in ("NORMAL", "ABNORMAL")))
-    collect(SPECS["aptos"], root, "aptos")
+    collect(SPECS["aptos"], root, "aptos", incomplete=True)  # of fewer images than the release
     assert "two labels (1 such pairs)" in caplog.text
 
 

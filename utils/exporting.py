@@ -21,6 +21,7 @@ from utils.runs import git_sha
 
 OUTPUTS = ("score", "anomaly_map")
 LARGEST_BATCH = 4096  # the exporter wants a bound
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights: an ONNX file is at most 2 GiB, the graph included
 
 
 class ExportError(RuntimeError):
@@ -49,6 +50,21 @@ class Deployed(nn.Module):
         """RGB (B, H, W, 3) uint8, or frames (B, F, H, W, 3), to score (B,) and anomaly_map (B, H, W)."""
         prediction = self.model.predict((image.float() * self.scale + self.offset).movedim(-1, -3))
         return prediction.score, prediction.anomaly_map
+
+
+def check_size(model: nn.Module) -> None:
+    """Stop before the long work if the weights do not fit into one ONNX file.
+
+    Raises:
+        ExportError: with their size, and what to do.
+    """
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    found, most = size / 2**30, LARGEST_FILE / 2**30
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"the model holds {found:.2f} GiB, an ONNX file at most {most:.2f}; a memory "
+            "bank shrinks with model.bank_fraction, other models with model.width or another --backbone"
+        )
 
 
 def describe(state: Checkpoint) -> dict[str, str]:
