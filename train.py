@@ -22,9 +22,9 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.augment import AUGMENTATIONS, random_tile, rescale
+from datasets.augment import AUGMENTATIONS, by_category, random_tile, rescale
 from datasets.build import RunData, build_data, categories_of, dataset_root
-from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
+from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
 from datasets.readable import write_skipped
 from datasets.samples import NORMAL
 from datasets.transforms import Normalise
@@ -179,7 +179,8 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
     distributed.check(config, data.train.samples)
     if config.train.epochs is not None:
-        steps = math.ceil(config.train.epochs * len(data.train) / config.train.batch_size)
+        per_epoch = batches_per_epoch(len(data.train), config.train.batch_size, config.train.last_batch)
+        steps = math.ceil(config.train.epochs * per_epoch)
         steps *= len(config.train.scales)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=steps))
     model = build_model(config, pretrained=not known).to(device, memory_format=torch.channels_last)
@@ -256,6 +257,7 @@ def optimise(run: Run) -> float:
         stop=train.iterations,
         repeat=len(train.scales),
         share=distributed.place(),
+        last_batch=train.last_batch,
     )
     loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
     tracker = Unwatched()
@@ -268,7 +270,8 @@ def optimise(run: Run) -> float:
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
-        batch = varied(to_device(host_batch, device), config, step)
+        categories = [run.data.train.samples[i].category for i in host_batch["index"].tolist()]
+        batch = varied(to_device(host_batch, device), config, step, categories)
         with autocast(device, train.precision):
             parts = loss(batch, step / train.iterations)
         stop_if_not_finite(run, parts, host_batch, step)
@@ -293,14 +296,19 @@ def optimise(run: Run) -> float:
     return seconds + time.perf_counter() - began
 
 
-def varied(batch: dict[str, Tensor], config: Config, step: int) -> dict[str, Tensor]:
+def varied(
+    batch: dict[str, Tensor], config: Config, step: int, categories: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """The batch of a step as it is trained on: augmented, a tile of it, at one of the sizes, by seed and step
-    alone.
+    alone. `categories`: of each image.
     """
     turn, scale = divmod(step, len(config.train.scales))
-    if config.data.augment != "none":
-        change = AUGMENTATIONS[config.data.augment]
-        batch = change(batch, np.random.default_rng([config.train.seed, turn]))
+    rng = np.random.default_rng([config.train.seed, turn])
+    if config.data.augment == "by-category":
+        operations = [config.data.augment_by_category.get(name, ()) for name in categories]
+        batch = by_category(batch, operations, rng)
+    elif config.data.augment != "none":
+        batch = AUGMENTATIONS[config.data.augment](batch, rng)
     if config.data.tile is not None:
         batch = random_tile(batch, config.data.tile, np.random.default_rng([config.train.seed, turn, 1]))
     return rescale(batch, config.train.scales[scale])

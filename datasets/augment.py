@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from utils.config_rules import scaled_side
 
 Batch = dict[str, Tensor]
+CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
 
 
 def flip(batch: Batch, rng: np.random.Generator) -> Batch:
@@ -50,6 +52,24 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
 
 
 AUGMENTATIONS = {"flip": flip, "flip-rotate": flip_rotate}  # data.augment
+
+
+def by_category(batch: Batch, operations: Sequence[Sequence[str]], rng: np.random.Generator) -> Batch:
+    """Each image, and its mask, changed by its own operations, in this order.
+
+    hflip mirrors left to right and vflip upside down, both with p = 0.3; rot90 turns a square image by 0, 90,
+    180 or 270 degrees, equally likely.
+    """
+    changed = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
+    draws = rng.random((len(operations), 2)) < CATEGORY_FLIP_CHANCE
+    turns = rng.integers(4, size=len(operations))
+    for i, names in enumerate(operations):
+        axes = [axis for axis, name in ((-1, "hflip"), (-2, "vflip")) if name in names and draws[i, axis]]
+        for values in changed.values():
+            values[i] = values[i].flip(axes)
+            if "rot90" in names:
+                values[i] = torch.rot90(values[i], int(turns[i]), (-2, -1))
+    return batch | changed
 
 
 def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from datasets.samples import Sample
+from datasets.samples import DatasetError, Sample
 from datasets.transforms import Decode, Normalise
 
 Batch = dict[str, Tensor]
@@ -100,10 +101,12 @@ class ImageSet(Dataset):
 class TrainingOrder(Sampler[list[int]]):
     """Batches of draws from step `start` to `stop`: permutations of all samples, one after the other.
 
-    A draw is the sample's index plus the number of samples times the epoch. Batches run across epochs, so all
-    have the same size; each is given `repeat` times in a row. Step k is a function of the seed alone, hence a
-    run can go on anywhere without replaying what came before. `share` (k, n) takes the k-th of n equal pieces
-    of each batch.
+    A draw is the sample's index plus the number of samples times the epoch. `last_batch` says what becomes of
+    the samples that an epoch leaves: carry begins the next epoch's first batch with them, so that all batches
+    have one size and all samples are seen; drop leaves them out; keep makes a smaller batch of them. Each
+    batch is given `repeat` times in a row. Step k is a function of the seed alone, hence a run can go on
+    anywhere without replaying what came before. `share` (k, n) takes the k-th of n equal pieces of each
+    batch.
     """
 
     def __init__(
@@ -116,12 +119,14 @@ class TrainingOrder(Sampler[list[int]]):
         stop: int,
         repeat: int = 1,
         share: tuple[int, int] = (0, 1),
+        last_batch: str = "carry",
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         own, (place, of) = batch_size // share[1], share
         assert own * of == batch_size, f"{batch_size} images are not shared equally by {of}"
         self.own = slice(place * own, (place + 1) * own)
         self.start, self.stop, self.repeat = start, stop, repeat
+        self.last_batch = last_batch
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -129,13 +134,37 @@ class TrainingOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch, order = -1, []
         for step in range(self.start, self.stop):
-            batch, first = [], step // self.repeat * self.batch_size
-            for position in range(first, first + self.batch_size):
+            batch = []
+            for position in self._positions(step // self.repeat):
                 if position // self.samples != epoch:
                     epoch = position // self.samples
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.samples).tolist()
                 batch.append(epoch * self.samples + order[position % self.samples])
             yield batch[self.own]
+
+    def _positions(self, turn: int) -> range:
+        """Where the batch of a turn lies in the epochs, each `samples` long, one after the other."""
+        if self.last_batch == "carry":
+            return range(turn * self.batch_size, (turn + 1) * self.batch_size)
+        per_epoch = int(batches_per_epoch(self.samples, self.batch_size, self.last_batch))
+        epoch, batch = divmod(turn, per_epoch)
+        first, end = epoch * self.samples + batch * self.batch_size, (epoch + 1) * self.samples
+        return range(first, min(first + self.batch_size, end))
+
+
+def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
+    """Batches that an epoch has, a whole number unless they run across epochs (see `TrainingOrder`).
+
+    Raises:
+        DatasetError: if no batch is left.
+    """
+    if last_batch == "drop" and samples < batch_size:
+        raise DatasetError(
+            f"{samples} training images make no batch of {batch_size}, and train.last_batch=drop leaves out "
+            f"smaller ones; use --set train.batch_size={samples} or --set train.last_batch=carry"
+        )
+    exact = samples / batch_size
+    return {"carry": exact, "drop": math.floor(exact), "keep": math.ceil(exact)}[last_batch]
 
 
 def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | None, pin: bool) -> DataLoader:

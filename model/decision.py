@@ -59,15 +59,21 @@ def top_mean(score_map: Tensor, share: Tensor, *, limit: float = 1.0) -> Tensor:
     return (largest.gather(1, count[:, None] - 1)[:, 0] / count).to(score_map.dtype)
 
 
-def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian with mirrored borders, as scipy.ndimage.gaussian_filter (truncate 4). (B, H, W)."""
+def gaussian_blur(maps: Tensor, sigma: float, size: int | None = None) -> Tensor:
+    """Separable Gaussian with mirrored borders, as scipy.ndimage.gaussian_filter (truncate 4). (B, H, W).
+
+    With `size`, an odd number of pixels, its kernel has that side and the map continues as zero.
+    """
     if sigma == 0:
         return maps
-    radius = int(4 * sigma + 0.5)
+    radius = int(4 * sigma + 0.5) if size is None else size // 2
     x = torch.arange(-radius, radius + 1, dtype=torch.float64, device=maps.device)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(maps.dtype)
     out = maps[:, None]
+    if size is not None:
+        out = F.conv2d(out, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+        return F.conv2d(out, kernel.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
     out = F.conv2d(out[:, :, _mirrored(out.shape[2], radius, maps.device)], kernel.view(1, 1, -1, 1))
     return F.conv2d(out[:, :, :, _mirrored(out.shape[3], radius, maps.device)], kernel.view(1, 1, 1, -1))[
         :, 0
@@ -93,6 +99,7 @@ class Decision:
     map_sigma: float
     head_weight: float = 0.0
     head_floor: float = 0.05
+    blur_size: int | None = None
 
     def __call__(
         self,
@@ -129,7 +136,7 @@ class Decision:
         if self.score_map == "legacy_exp":
             # public code before May 2025: the top values are the low distances
             scored = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
-        scored = gaussian_blur(scored, self.score_sigma)
+        scored = gaussian_blur(scored, self.score_sigma, self.blur_size)
         if self.decision == "weighted":
             share = decision_weight(maps, values=self.decision_values, alpha=self.alpha, beta=self.beta)
             averaged = 1.0 if self.decision_values == "probability" else highest
@@ -137,4 +144,6 @@ class Decision:
         else:
             limit = PERCENT[self.decision] / 100
             share = total.new_full(total.shape[:1], limit, dtype=torch.float64)
-        return Prediction(gaussian_blur(total, self.map_sigma), top_mean(scored, share, limit=limit))
+        return Prediction(
+            gaussian_blur(total, self.map_sigma, self.blur_size), top_mean(scored, share, limit=limit)
+        )

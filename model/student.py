@@ -6,12 +6,14 @@ Legend: B images, C_i channels of level i (fine to coarse), w width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import conv_bn, halves, init_weights
+
+ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}  # model.student_activation
 
 
 class DecoderBlock(nn.Module):
@@ -20,7 +22,9 @@ class DecoderBlock(nn.Module):
     The first block of a stage doubles the size by a 2 x 2 stride-2 transposed convolution in both paths.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, upsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, upsample: bool, activation: str = "relu"
+    ) -> None:
         super().__init__()
         inner = out_channels // 2
         if upsample:
@@ -33,17 +37,15 @@ class DecoderBlock(nn.Module):
             )
         else:
             middle, self.shortcut = conv_bn(inner, inner, 3), nn.Identity()
+        act = ACTIVATIONS[activation]
         self.body = nn.Sequential(
-            conv_bn(in_channels, inner, 1),
-            nn.ReLU(inplace=True),
-            middle,
-            nn.ReLU(inplace=True),
-            conv_bn(inner, out_channels, 1),
+            conv_bn(in_channels, inner, 1), act(), middle, act(), conv_bn(inner, out_channels, 1)
         )
+        self.activation = act()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W), or twice the size."""
-        return F.relu(self.body(x) + self.shortcut(x))
+        return self.activation(self.body(x) + self.shortcut(x))
 
 
 class Student(nn.Module):
@@ -55,7 +57,8 @@ class Student(nn.Module):
     level, or the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's
     channels. With `skips` the teacher's features of a level are added between its stage and the next, as the
     released code does for polyps (through a 1 x 1 convolution where the widths differ). `outputs: 2` gives
-    each half of the batch a 1 x 1 convolution of its own, as in ReContrast.
+    each half of the batch a 1 x 1 convolution of its own, as in ReContrast. `activation` (relu, gelu) follows
+    each convolution but those.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Student(nn.Module):
         signed: bool = False,
         skips: bool = False,
         outputs: int = 1,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         blocks = (3, 4) + (6,) * (len(channels) - 2)
@@ -75,8 +79,9 @@ class Student(nn.Module):
         self.heads, self.second_heads = nn.ModuleList(), nn.ModuleList()
         for c, o, count in zip(reversed(channels), reversed(own or channels), blocks, strict=False):
             inner = round(o * width)
-            stage = [DecoderBlock(in_channels, inner, upsample=True)]
-            stage += [DecoderBlock(inner, inner, upsample=False) for _ in range(count - 1)]
+            block = partial(DecoderBlock, activation=activation)
+            stage = [block(in_channels, inner, upsample=True)]
+            stage += [block(inner, inner, upsample=False) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*stage))
             needed = signed or inner != c or outputs == 2
             self.heads.append(nn.Conv2d(inner, c, 1) if needed else nn.Identity())

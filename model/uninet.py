@@ -75,6 +75,7 @@ class UniNet(nn.Module):
             signed=signed,
             skips=config.skips,
             outputs=config.student_outputs,
+            activation=config.student_activation,
         )
         self.dfs = DomainRelatedFeatureSelection(
             info.channels,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from datasets import synthetic_sets
 from datasets.build import SPECS, build_data
-from datasets.loader import ImageSet, TrainingOrder, batches, training_batches
+from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
 from datasets.samples import (
     DatasetError,
     Sample,
@@ -362,6 +362,28 @@ class TestTrainingOrder:
         for start in (1, 4, 7, 20):
             assert self.order(start=start, stop=30) == whole[start:]
         assert self.order(seed=6) != self.order()
+
+    @pytest.mark.parametrize(("last", "sizes"), [("drop", [3, 3]), ("keep", [3, 3, 1])])
+    def test_what_an_epoch_leaves(self, last, sizes):
+        """Seven samples in batches of three: two, or three of which the last has one."""
+        whole = list(TrainingOrder(7, 3, seed=5, start=0, stop=12, last_batch=last))
+        assert [len(batch) for batch in whole] == sizes * (12 // len(sizes))
+        assert batches_per_epoch(7, 3, last) == len(sizes)
+        left = set()
+        for epoch in range(12 // len(sizes)):
+            draws = [d for batch in whole[len(sizes) * epoch :][: len(sizes)] for d in batch]
+            assert {d // 7 for d in draws} == {epoch} and len(set(draws)) == sum(sizes)
+            left |= {d % 7 for d in range(7 * epoch, 7 * epoch + 7)} - {d % 7 for d in draws}
+        assert (len(left) > 1) == (last == "drop")  # not the same one each time
+        for start in (1, 5, 8):
+            assert list(TrainingOrder(7, 3, seed=5, start=start, stop=12, last_batch=last)) == whole[start:]
+        twice = list(TrainingOrder(7, 3, seed=5, start=0, stop=8, repeat=2, last_batch=last))
+        assert twice[::2] == twice[1::2] == whole[:4]
+
+    def test_batches_of_an_epoch(self):
+        assert batches_per_epoch(7, 3, "carry") == 7 / 3 and batches_per_epoch(9, 3, "keep") == 3
+        with pytest.raises(DatasetError, match=r"2 training images make no batch of 3.*batch_size=2"):
+            batches_per_epoch(2, 3, "drop")
 
     def test_loader_follows_it(self, mvtec_like):
         train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]

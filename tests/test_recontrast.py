@@ -1,5 +1,8 @@
 """ReContrast: hard mining, two heads, its place beside UniNet."""
 
+import math
+from dataclasses import asdict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +10,10 @@ import torch.nn.functional as F
 from losses.kd import cosine_distance
 from losses.mining import easy_positions, mined_distance, mining_alpha
 from model import build_model
+from model.decision import Decision, gaussian_blur
 from model.recontrast import ReContrast
 from model.student import Student
+from utils.config import ConfigError
 
 
 class TestMining:
@@ -45,6 +50,43 @@ class TestMining:
         assert easy_positions(teacher, student, -3).float().mean() < 0.02
 
 
+class TestMultiClass:
+    @torch.no_grad()
+    def test_decoder_with_gelu(self):
+        student = Student((8, 16, 32), 64, outputs=2, activation="gelu").eval()
+        assert not any(isinstance(m, torch.nn.ReLU) for m in student.modules())
+        block = student.stages[0][1]
+        x = torch.randn(2, 32, 4, 4)
+        first, _, second, _, third = block.body
+
+        def gelu(t):
+            return t * (1 + torch.erf(t / 2**0.5)) / 2
+
+        expected = gelu(third(gelu(second(gelu(first(x))))) + x)
+        torch.testing.assert_close(block(x), expected)
+        assert expected.min() < 0
+
+    def test_blur_has_a_small_kernel_and_zeros_beyond_the_border(self):
+        kernel = torch.tensor([[math.exp(-(y * y + x * x) / 32) for x in range(-2, 3)] for y in range(-2, 3)])
+        maps = torch.rand(2, 9, 7)
+        expected = F.conv2d(maps[:, None], (kernel / kernel.sum())[None, None], padding=2)[:, 0]
+        torch.testing.assert_close(gaussian_blur(maps, 4.0, 5), expected)
+        constant = gaussian_blur(torch.ones(1, 9, 9), 4.0, 5)[0]
+        assert constant[4, 4].item() == pytest.approx(1) and constant[0, 0] < 0.5
+        assert torch.equal(gaussian_blur(maps, 0.0, 5), maps)
+
+    def test_map_and_score(self, make_config):
+        """Sum of the maps, blurred; score: mean of the top 1 % of that."""
+        config = make_config(model__name="recontrast", model__setting="multi-class", data__image_size=32)
+        decision = Decision(**asdict(config.score))
+        maps = [torch.rand(2, 4, 4), torch.rand(2, 8, 8)]
+        found = decision(maps, (32, 32))
+        total = sum(F.interpolate(m[:, None], 32, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+        torch.testing.assert_close(found.anomaly_map, gaussian_blur(total, 4.0, 5))
+        top = gaussian_blur(total, 4.0, 5).flatten(1).sort(dim=1, descending=True).values[:, :10]
+        torch.testing.assert_close(found.score, top.mean(dim=1))
+
+
 class TestModel:
     def test_two_heads_serve_their_halves(self):
         student = Student((8, 16, 32), 64, outputs=2).eval()
@@ -79,6 +121,21 @@ class TestModel:
         model = build_model(make_config(category=category, model__name="recontrast")).train()
         assert model.teachers.target.training == mode and model.student.training
         assert not model.teachers.source.training
+
+    def test_multi_class_settings(self, make_config):
+        """The model's own block for a setting; the other setting has nothing of it."""
+        for path in ("configs/mvtec.yaml", "configs/visa.yaml"):
+            one = make_config(path, model__name="recontrast")
+            many = make_config(path, model__name="recontrast", model__setting="multi-class")
+            assert (one.model.student_activation, many.model.student_activation) == ("relu", "gelu")
+            assert (one.score.blur_size, many.score.blur_size) == (None, 5)
+            assert (one.score.decision, many.score.decision) == ("max", "top1")
+            assert (one.model.teacher_bn, many.model.teacher_bn) == ("train", "eval")
+            assert (one.train.last_batch, many.train.last_batch) == ("carry", "drop")
+            assert many.score.map_sigma == many.score.score_sigma == 4
+        assert make_config(model__setting="multi-class").model.student_activation == "relu"
+        with pytest.raises(ConfigError, match=r"blur_size 4 must be odd"):
+            make_config(score__blur_size=4)
 
     def test_settings(self, make_config):
         config = make_config(model__name="recontrast", category="screw")

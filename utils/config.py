@@ -73,7 +73,8 @@ class DataConfig:
     synthetic: float = field(metadata=_number(0, 1))
     synthetic_kinds: tuple[DefectKind, ...]
     validation_kinds: tuple[DefectKind, ...] | None
-    augment: Literal["none", "flip", "flip-rotate"]
+    augment: Literal["none", "flip", "flip-rotate", "by-category"]
+    augment_by_category: dict[str, tuple[Literal["hflip", "vflip", "rot90"], ...]]
     time_step: int = field(metadata=_number(0, 1000))
     motion: int = field(metadata=_number(0, 1000))
     skip_unreadable: bool
@@ -106,6 +107,7 @@ class ModelConfig:
     dfs_theta_map: Literal["identity", "clamp_sigmoid"]
     dfs_at_test: bool
     dfs_stop_grad: bool
+    student_activation: Literal["relu", "gelu"]
     student_outputs: int = field(metadata=_number(1, 2))
     teacher_bn: Literal["train", "eval"]
     head: Literal["none", "label", "mask", "discrepancy", "frame"]
@@ -150,6 +152,7 @@ class ScoreConfig:
     score_map: Literal["raw", "legacy_exp"]
     score_sigma: float = field(metadata=_number(0, 100))
     map_sigma: float = field(metadata=_number(0, 100))
+    blur_size: int | None = field(metadata=_number(1, 99))
     head_weight: float = field(metadata=_number(0, 1e6))
     head_floor: float = field(metadata=_number(0, 1e6))
 
@@ -174,6 +177,7 @@ class TrainConfig:
     iterations: int = field(metadata=_number(1, 10**8))
     epochs: float | None = field(metadata=_number(1e-6, 10**6))
     batch_size: int = field(metadata=_number(1, 65536))
+    last_batch: Literal["carry", "drop", "keep"]
     scales: tuple[float, ...] = field(metadata=_number(0.25, 4))
     seed: int = field(metadata=_number(0, 2**32 - 1))
     device: str
@@ -238,11 +242,13 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         flavor, reading = names["flavor"], read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml")
     else:
         flavor, reading = "default", _optional(CONFIGS / "models", names["name"])
+    by_setting_of_model = _blocks(reading, "settings")
     backbone = _optional(CONFIGS / "backbones", names["backbone"])
     block = dict(flavors.get(flavor if names["name"] == "uninet" else names["name"], {}))
     exceptions, by_setting = (_blocks(block, key) for key in ("categories", "settings"))
     setting = merge([reading.get("model") or {}, *models]).get("setting", names["setting"])
     own = (settings.get(setting, {}), categories.get(category, {}))
+    reading = merge([reading, by_setting_of_model.get(setting, {})])
     layers = [base, backbone, reading, dataset, *own, block, by_setting.get(setting, {})]
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
         layers.append(exceptions.get(category, {}))
@@ -351,6 +357,10 @@ def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, floa
         if value not in args:
             raise ConfigError(f"{key} is {_shown(value)}; choose one of {', '.join(map(str, args))}")
         return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} is {value!r}; names and their values are needed, such as {{name: []}}")
+        return {str(k): _checked(v, args[1], key=f"{key}.{k}", bounds=bounds) for k, v in value.items()}
     if origin is tuple:
         items = list(value) if isinstance(value, list | tuple) else [value]
         if args[-1] is not Ellipsis and len(items) == 1:

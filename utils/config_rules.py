@@ -68,6 +68,15 @@ def check_together(config: Config) -> None:
         )
     if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
+    if config.data.augment == "by-category":
+        height, width = config.data.image_size
+        if height != width and any("rot90" in names for names in config.data.augment_by_category.values()):
+            raise ConfigError(
+                f"data.augment_by_category turns images (rot90), which needs square ones; data.image_size is "
+                f"{[height, width]}: set another, or --set data.augment=none"
+            )
+    if config.score.blur_size is not None and config.score.blur_size % 2 == 0:
+        raise ConfigError(f"score.blur_size {config.score.blur_size} must be odd: a kernel has a middle")
     if not config.train.scales:
         raise ConfigError("train.scales is empty; one size is [1.0]")
     _check_levels(config)

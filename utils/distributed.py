@@ -110,6 +110,8 @@ def check(config: Config, training: list[Sample]) -> None:
         raise ConfigError(f"several processes train uninet and recontrast; run {config.model.name} in one")
     if config.train.batch_size % world:
         raise ConfigError(f"train.batch_size {config.train.batch_size} is no multiple of {world} processes")
+    if config.train.last_batch == "keep":
+        raise ConfigError("several processes share equal batches: train.last_batch carry or drop, not keep")
     mixed = config.data.synthetic or any(s.label == ANOMALOUS for s in training)
     if config.data.augment != "none" or config.data.tile or mixed or config.loss.kd_hardest < 1:
         raise ConfigError(
