@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # timm names with the tag of the weights the paper used; others take timm's default tag.
-PINNED = {"wide_resnet50_2": "wide_resnet50_2.tv_in1k"}  # torchvision's first ImageNet weights ("V1")
+PINNED = {
+    "wide_resnet50_2": "wide_resnet50_2.tv_in1k",  # torchvision's first ImageNet weights ("V1")
+    "tf_efficientnet_b4": "tf_efficientnet_b4.aa_in1k",  # AutoAugment, as UniAS takes them
+}
 FILES = {"wide_resnet50_2": "torchvision's wide_resnet50_2-95faca4d.pth"}
 LITE0 = "tf_efficientnet_lite0"
 

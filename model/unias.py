@@ -2,7 +2,7 @@
 
 A pixel decoder makes four maps of equal width; learned queries, gated by the image, pass four decoder levels
 that attend to them in space and over channels; each level restores one stage of the backbone. What is
-restored badly is anomalous: the map is the product of the four blurred distances.
+restored badly is anomalous: the map is the product of the four blurred cosine distances.
 
 Legend: B images, C_l channels of stage l (fine to coarse), D = 256 width, G = 14 side of the query grid,
 N = G^2 tokens. Stages are resized to G, 2 G, 4 G, 8 G, what they are anyway at 224 pixels and stride 16.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from losses.reconstruction import reconstruction_loss
 from model.backbone import BackboneInfo
-from model.decision import Decision, Prediction
+from model.decision import Decision, Prediction, distance_map
 from utils.config import LossConfig, ModelConfig, OptimConfig
 
 D, G, HEADS, FFN, DROPOUT = 256, 14, 4, 2048, 0.1
@@ -40,56 +40,79 @@ class MGGCNN(nn.Module):
             return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)))
 
         self.chains = nn.ModuleList(chain(count) for count in range(4))
+        _xavier_uniform(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C', h, w)."""
         return sum(F.gelu(chain(x)) for chain in self.chains)
 
 
-class Attention(nn.Module):
-    """Cross attention to a level, self attention, feed-forward, each added and normalised afterwards.
-
-    Positions join the keys, not the queries.
-    """
+class ResidualAttention(nn.Module):
+    """Attention added to x, then normalised."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.cross, self.itself = (
-            nn.MultiheadAttention(width, HEADS, DROPOUT, batch_first=True) for _ in range(2)
-        )
-        self.feed = nn.Sequential(
-            nn.Linear(width, FFN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(FFN, width)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.drop = nn.Dropout(DROPOUT)
+        self.attention = nn.MultiheadAttention(width, HEADS, DROPOUT, batch_first=True)
+        self.drop, self.norm = nn.Dropout(DROPOUT), nn.LayerNorm(width)
 
     def forward(
-        self, x: Tensor, level: Tensor, level_key: Tensor, position: Tensor, mask: Tensor | None
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """x, level, level_key (level and position): (B, T, width), position (1, T, width), mask (T, T)."""
-        found = self.cross(x, level_key, level, attn_mask=mask, need_weights=False)[0]
-        x = self.norms[0](x + self.drop(found))
-        found = self.itself(x, x + position, x, attn_mask=mask, need_weights=False)[0]
-        x = self.norms[1](x + self.drop(found))
-        return self.norms[2](x + self.drop(self.feed(x)))
+        """Tokens x, query, key, value (B, T, width); mask (T, T), True where forbidden."""
+        found = self.attention(query, key, value, attn_mask=mask, need_weights=False)[0]
+        return self.norm(x + self.drop(found))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers added to x, then normalised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, FFN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(FFN, width)
+        )
+        self.drop, self.norm = nn.Dropout(DROPOUT), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
+        return self.norm(x + self.drop(self.layers(x)))
+
+
+class TransformerLayer(nn.Module):
+    """Self attention, then feed-forward. The positions join query and key, never the value."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = ResidualAttention(width), FeedForward(width)
+
+    def forward(self, x: Tensor, position: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens x (B, T, width), position (1, T, width), mask (T, T)."""
+        placed = x if position is None else x + position
+        return self.feed_forward(self.attention(x, placed, placed, x, mask))
 
 
 class DecoderLevel(nn.Module):
-    """Attention between positions (not to neighbours) plus attention between channels, then MGG-CNN."""
+    """Attention between positions (not to neighbours) plus attention between channels, then MGG-CNN.
+
+    Each branch attends to the level first, then to itself. The queries' positions serve the spatial branch
+    alone; the channel branch sees positions only in the level's keys.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.spatial, self.channel, self.local = Attention(D), Attention(G * G), MGGCNN(D, D)
+        self.spatial_cross, self.channel_cross = ResidualAttention(D), ResidualAttention(G * G)
+        self.spatial, self.channel = TransformerLayer(D), TransformerLayer(G * G)
+        self.local = MGGCNN(D, D)
 
     def forward(
         self, x: Tensor, level: Tensor, level_position: Tensor, position: Tensor, mask: Tensor
     ) -> Tensor:
         """Tokens x and level (B, N, D), positions (1, N, D), mask (N, N), True where forbidden; (B, N, D)."""
         key = level + level_position
-        spatial = self.spatial(x, level, key, position, mask)
-        flipped = (t.transpose(1, 2) for t in (x, level, key, position))
-        tokens = spatial + self.channel(*flipped, None).transpose(1, 2)
-        return _tokens(self.local(_grid(tokens)))
+        spatial = self.spatial(self.spatial_cross(x, x + position, key, level, mask), position, mask)
+        x, key, level = (t.transpose(1, 2) for t in (x, key, level))
+        channel = self.channel(self.channel_cross(x, x, key, level))
+        return _tokens(self.local(_grid(spatial + channel.transpose(1, 2))))
 
 
 class PixelDecoder(nn.Module):
@@ -99,21 +122,26 @@ class PixelDecoder(nn.Module):
         super().__init__()
         *finer, coarsest = (2 * c for c in channels)  # blurred feature and what the blur took away
         self.enter = nn.Conv2d(coarsest, D, 1)
-        layer = nn.TransformerEncoderLayer(D, HEADS, FFN, DROPOUT, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.encoder = nn.ModuleList(TransformerLayer(D) for _ in range(3))
         self.leave = nn.Conv2d(D, D, 3, padding=1, bias=False)
         self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, D, 1), nn.GroupNorm(32, D)) for c in reversed(finer)
+            nn.Sequential(nn.Conv2d(c, D, 1, bias=False), nn.GroupNorm(32, D)) for c in reversed(finer)
         )
         self.outputs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(D, D, 3, padding=1), nn.GroupNorm(32, D), nn.ReLU()) for _ in finer
+            nn.Sequential(nn.Conv2d(D, D, 3, padding=1, bias=False), nn.GroupNorm(32, D), nn.ReLU())
+            for _ in finer
         )
+        _xavier_uniform(self.encoder)
+        for conv in (self.enter, self.leave, *(block[0] for block in (*self.laterals, *self.outputs))):
+            _scaled_uniform(conv)
         self.register_buffer("position", sine_positions(), persistent=False)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         """Stages (B, 2 C_l, h_l, w_l), fine to coarse."""
         tokens = _tokens(self.enter(inputs[-1]))
-        maps = [F.relu(self.leave(_grid(self.encoder(tokens + self.position))))]
+        for layer in self.encoder:
+            tokens = layer(tokens, self.position)
+        maps = [F.relu(self.leave(_grid(tokens)))]
         for x, lateral, output in zip(reversed(inputs[:-1]), self.laterals, self.outputs, strict=True):
             coarser = F.interpolate(maps[-1], size=x.shape[2:], mode="bilinear", align_corners=False)
             maps.append(output(lateral(x) + coarser))
@@ -132,6 +160,7 @@ class QueryMaker(nn.Module):
         )
         self.place = nn.Conv2d(2, 1, 7, padding=3)
         self.local = MGGCNN(2 * D, D)
+        _xavier_uniform(self.mlp, self.place)
 
     def forward(self, coarsest: Tensor) -> Tensor:
         """(B, D, G, G) to tokens (B, N, D)."""
@@ -140,8 +169,8 @@ class QueryMaker(nn.Module):
         summary = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
         place = self.place(summary).sigmoid().flatten(1).repeat(1, 2)  # (B, 2 N)
         gated = self.queries * (channel[:, None] + place[:, :, None])  # (B, 2 N, D)
-        both = gated.view(-1, 2, G * G, D).permute(0, 1, 3, 2).reshape(-1, 2 * D, G, G)
-        return _tokens(self.local(both))
+        # both sets of a channel side by side
+        return _tokens(self.local(gated.transpose(1, 2).reshape(-1, 2 * D, G, G)))
 
 
 class UniAS(nn.Module):
@@ -170,7 +199,14 @@ class UniAS(nn.Module):
         self.level_embedding = nn.Parameter(torch.randn(4, D))
         self.query_position = nn.Parameter(torch.randn(1, G * G, D))
         self.levels = nn.ModuleList(DecoderLevel() for _ in range(4))
-        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(4))
+        for level in self.levels:
+            _xavier_uniform(level)
+        for resize, project in self.to_grid:
+            _scaled_uniform(project)
+            if isinstance(resize, nn.Conv2d):
+                _xavier_uniform(resize)
+                nn.init.zeros_(resize.bias)
+        self.norm = nn.LayerNorm(D)  # one for all heads
         self.heads = nn.ModuleList(_head(c) for c in reversed(info.channels))
         self.register_buffer("position", sine_positions(), persistent=False)
         self.register_buffer("forbidden", neighbour_mask(), persistent=False)
@@ -197,12 +233,10 @@ class UniAS(nn.Module):
         maps = self.pixel_decoder(inputs)
         x, restored = self.query_maker(maps[0]), []
         for i, level_map in enumerate(maps):
-            level = _tokens(self.to_grid[i](level_map))
-            x = self.levels[i](
-                x, level, self.position + self.level_embedding[i], self.query_position, self.forbidden
-            )
+            level = _tokens(self.to_grid[i](level_map)) + self.level_embedding[i]
+            x = self.levels[i](x, level, self.position, self.query_position, self.forbidden)
             grid = F.interpolate(
-                _grid(self.norms[i](x)), scale_factor=float(1 << i), mode="bilinear", align_corners=True
+                _grid(self.norm(x)), scale_factor=float(1 << i), mode="bilinear", align_corners=True
             )
             restored.append(self.heads[i](grid))
         return restored[::-1]
@@ -215,12 +249,12 @@ class UniAS(nn.Module):
             return reconstruction_loss(target, restored, weight=self.loss_config.unias_weight)
 
     def predict(self, images: Tensor) -> Prediction:
-        """Images (B, 3, H, W) to maps (B, H, W), the product of four blurred distances, and scores (B,)."""
+        """Images (B, 3, H, W) to maps (B, H, W), each the product of four blurred ones, and scores (B,)."""
         target, inputs = self.targets(images)
         product = None
         for i, (g, r) in enumerate(zip(target, self.restore(inputs), strict=True)):
-            distance = (g - r.float()).square().sum(dim=1, keepdim=True).sqrt()
-            distance = F.interpolate(distance, size=(8 * G, 8 * G), mode="bilinear", align_corners=True)
+            distance = distance_map(g, r)[:, None]
+            distance = F.interpolate(distance, size=(8 * G, 8 * G), mode="bilinear", align_corners=False)
             size = 9 - 2 * i  # the finest stage is restored last and blurred most
             distance = _blur(distance, size, size / 3)
             product = distance if product is None else product * distance
@@ -257,6 +291,19 @@ def _head(channels: int) -> nn.Sequential:
     return nn.Sequential(*(nn.Conv2d(D, c, 3, padding=1) for c in (D, D, channels)))
 
 
+def _xavier_uniform(*modules: nn.Module) -> None:
+    """Xavier's uniform numbers for all matrices and kernels; biases and norms keep theirs."""
+    for weight in (p for module in modules for p in module.parameters() if p.dim() > 1):
+        nn.init.xavier_uniform_(weight)
+
+
+def _scaled_uniform(conv: nn.Conv2d) -> None:
+    """Uniform numbers of variance 1 / fan-in, bias 0."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 def _with_noise(x: Tensor) -> Tensor:
     """Normal noise, at each position as large as 20 times the feature's norm over its channels' number."""
     return x + torch.randn_like(x) * (NOISE * x.norm(dim=1, keepdim=True) / x.shape[1])
@@ -281,4 +328,5 @@ def _blur(x: Tensor, size: int, sigma: float) -> Tensor:
     at = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
     line = torch.exp(-0.5 * (at / sigma) ** 2)
     kernel = (line[:, None] * line / line.sum() ** 2).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, groups=x.shape[1])
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round away what the blur takes off
+        return F.conv2d(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, groups=x.shape[1])

@@ -23,6 +23,7 @@ from table_specs import ROOT, SPECS_DIR, Column, Table, load_table, printed, rep
 
 import train as train_command
 from datasets.build import SPECS
+from datasets.loader import batches_per_epoch
 from utils.cli import log, new_parser, overrides, run_command, say
 from utils.config import Config, ConfigError, Tree, load_config
 from utils.evaluation import COLUMNS
@@ -74,7 +75,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the runs, train nothing, need no data")
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--backbone", default="wide_resnet50_2", metavar="NAME")
+    parser.add_argument("--backbone", metavar="NAME", help="for every run; default: the published one")
     parser.add_argument("--iterations", type=int, metavar="N", help="for every run; default: as published")
     parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
     parser.add_argument(
@@ -132,7 +133,8 @@ def command_of(run: Run, args: argparse.Namespace) -> list[str]:
     """The training command, without the score settings that are applied afterwards."""
     words = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / f"configs/{run.dataset}.yaml")]
     words += ["--data-root", str((args.data or Path("DIR")) / run.dataset), "--category", run.category]
-    words += [*run.flags, "--seed", str(run.seed), "--backbone", args.backbone, "--output", str(args.runs)]
+    words += [*run.flags, "--seed", str(run.seed), "--output", str(args.runs)]
+    words += ["--backbone", args.backbone] if args.backbone else []
     words += ["--iterations", str(args.iterations)] if args.iterations else []
     return words + [word for setting in args.set for word in ("--set", setting)]
 
@@ -173,7 +175,8 @@ def _steps(command: Sequence[str]) -> int:
     counts = SPECS[config.data.name].counts
     names = [config.data.category] if config.data.category in counts else list(counts)
     images = sum(c[0] or c[3] for c in (counts[n] for n in names))
-    return round(config.train.epochs * images / config.train.batch_size) * len(config.train.scales)
+    per_epoch = batches_per_epoch(images, config.train.batch_size, config.train.last_batch)
+    return round(config.train.epochs * per_epoch) * len(config.train.scales)
 
 
 @cache
@@ -211,13 +214,21 @@ def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None
 # --- the table ----------------------------------------------------------------------------------------------
 
 
+def _backbone(table: Table, args: argparse.Namespace) -> str:
+    """The backbone of a table's runs."""
+    first = next((run for _, _, run in runs_of(table, args)), None)
+    if args.backbone or first is None:
+        return args.backbone or "no run"
+    return _resolved(tuple(command_of(first, args))).model.backbone
+
+
 def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]]:
     """The table as Markdown, and as rows of text."""
     protocols = ["fair", *(["april-2025"] if args.april else [])]
     kinds = [
         "published",
         *(["reported by others"] if table.others else []),
-        f"{FAIR} ({args.backbone}, seeds {', '.join(map(str, args.seeds))})",
+        f"{FAIR} ({_backbone(table, args)}, seeds {', '.join(map(str, args.seeds))})",
         *([APRIL] if args.april else []),
     ]
     head = ["method", "column", "metric", *kinds]

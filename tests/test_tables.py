@@ -101,6 +101,17 @@ def test_dry_run_needs_no_data(capfd):
     assert "--data DIR" in capfd.readouterr().err
 
 
+def test_each_table_takes_its_published_backbone(capfd):
+    for table, name in (("unias", "tf_efficientnet_b4"), ("02a", "wide_resnet50_2")):
+        args = tables.parse_arguments([table, "--dry-run"])
+        _, _, run = next(tables.runs_of(table_specs.load_table(table), args))
+        command = tables.command_of(run, args)
+        assert "--backbone" not in command
+        assert tables._resolved(tuple(command)).model.backbone == name
+    assert run_command(tables.main, ["unias", "--dry-run", "--step-seconds", "1"]) == 0
+    assert "2 runs, 193000 steps" in capfd.readouterr().out  # 57 batches an epoch of MVTec AD, 136 of VisA
+
+
 def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     flags = [
         "01b", "--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--categories", "01",
