@@ -19,12 +19,18 @@ HIDDEN = (
 )  # .ipynb_checkpoints, @eaDir, $RECYCLE.BIN, __MACOSX: none of the user's images
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".raw", ".dcm")  # beside Pillow's
 LFS_POINTER = "a Git LFS pointer stands in place of the file; fetch the files with git lfs pull"
+MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations"}
 SHOWN = 4  # folders or endings that are named; the others are counted
 
 
 def is_hidden(name: str) -> bool:
     """Files and folders of such a name are left alone everywhere."""
     return name.startswith(HIDDEN)
+
+
+def letters(name: str) -> str:
+    """The name's letters, in one case: Ground_Truth as groundtruth."""
+    return "".join(c for c in name.casefold() if c.isalpha())
 
 
 def is_image(path: Path) -> bool:
@@ -87,6 +93,7 @@ def unused_files(
     hidden = [p for p in left if is_hidden(p.name) and (p.is_dir() or p.suffix.lower() in IMAGE_SUFFIXES)]
     left = [p for p in left if not is_hidden(p.name)]
     places = Counter(p.parent.relative_to(root).as_posix() for p in left if is_image(p))
+    masks = Counter({place: n for place, n in places.items() if letters(place.split("/")[0]) in MASK_FOLDERS})
     endings = Counter(p.suffix.lower() for p in left if not is_image(p))
     Image.init()  # fills Pillow's table of endings
     pictures = Counter({e: n for e, n in endings.items() if e in Image.EXTENSION or e in OTHER_PICTURES})
@@ -95,7 +102,8 @@ def unused_files(
     marks = " ".join(HIDDEN)
     return Unused(
         pictures=(
-            *_phrase("images where none are looked for: ", "in", places),
+            *(f"{n} files in {printable(place)} match no image" for place, n in masks.items()),
+            *_phrase("images where none are looked for: ", "in", places - masks),
             *(phrase + read for phrase in _phrase("files of other kinds: ", "ending in", pictures)),
         ),
         others=(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.files import list_images, subfolders
+from datasets.files import MASK_FOLDERS, letters, list_images, subfolders
 from datasets.samples import ANOMALOUS, NORMAL, DatasetError, Sample
 
 NORMAL_NAMES = {"good", "ok", "normal", "pass", "passed", "io", "gut", "nodefect", "defectfree"}
+# 000_mask, 000-GT, 000_label_1: what a mask's name adds to its image's, with the number of an instance
+MASK_ENDING = re.compile(
+    r"[ _.-]+(mask|gt|ground[ _-]?truth|label|seg|segmentation|annotation)s?([ _.-]*(?P<number>\d+))?$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -58,74 +64,124 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
     """All samples of the category whose folder is `base`: training, then test, by class and name.
 
     Raises:
-        DatasetError: if a test class that counts as anomalous has a name of good ones (OK, Good, normal).
+        DatasetError: if masks lie among the images, or if a test class that counts as anomalous has a name of
+            good ones (OK, Good, normal).
     """
-    samples = []
+    samples, taken = [], {}
     for name in tree.train:
-        samples += _list_class(base, category, tree, split="train", name=name)
+        samples += _list_class(base, category, tree, taken, split="train", name=name)
     for folder in subfolders(base / "test"):
-        letters = "".join(c for c in folder.name.casefold() if c.isalpha())
-        if folder.name != tree.normal and letters in NORMAL_NAMES:
+        if letters(folder.name) in MASK_FOLDERS:
+            raise DatasetError(f"{folder} would count as a kind of defect; masks are in ground_truth/<kind>")
+        if folder.name != tree.normal and letters(folder.name) in NORMAL_NAMES:
             raise DatasetError(
                 f"{folder} would count as anomalous, as normal test images are in test/{tree.normal} alone; "
                 "rename it, or give it the name of a defect"
             )
-        samples += _list_class(base, category, tree, split="test", name=folder.name)
+        samples += _list_class(base, category, tree, taken, split="test", name=folder.name)
     return samples
 
 
-def _list_class(base: Path, category: str, tree: Tree, *, split: str, name: str) -> list[Sample]:
+def _list_class(
+    base: Path, category: str, tree: Tree, taken: dict[Path, Path], *, split: str, name: str
+) -> list[Sample]:
     label = NORMAL if name == tree.normal else ANOMALOUS
     masks = None
     if tree.masks is not None and label == ANOMALOUS and split == "test":
-        masks = Masks(base / tree.masks.format(defect=name), needed=tree.need_masks)
-    samples = []
-    for path in list_images(base / split / name / tree.images):
-        mask = masks.of(path) if masks else None
+        masks = Masks(_mask_folder(base, tree.masks, name), needed=tree.need_masks, taken=taken)
+    samples, images = [], list_images(base / split / name / tree.images)
+    _check_no_masks_among(images)
+    for path in images:
+        mask, *more = (masks.of(path) if masks else ()) or (None,)
         group = tree.group(path) if tree.group else f"{category}/{path.relative_to(base).as_posix()}"
-        samples.append(Sample(path, label, mask, category, split, name, group))
+        samples.append(Sample(path, label, mask, category, split, name, group, more_masks=tuple(more)))
     return samples
 
 
-def by_name(files: Iterable[Path], ending: str = "") -> dict[str, Path]:
-    """Files by their names without suffix and without `ending`.
+def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
+    """The folder of a defect's masks: where it should be, else in one of another name (masks, Ground_Truth).
+
+    Raises:
+        DatasetError: if there is more than one such folder.
+    """
+    expected = base / pattern.format(defect=defect)
+    if expected.is_dir() or pattern != Tree.masks:
+        return expected
+    found = []
+    for top in (p for p in subfolders(base) if letters(p.name) in MASK_FOLDERS):
+        inside = [p for p in subfolders(top) if p.name.casefold() == defect.casefold()]
+        found += inside or ([top] if list_images(top) else [])
+    if len(found) > 1:
+        raise DatasetError(f"masks of {defect} are in {found[0]} and in {found[1]}; keep them in {expected}")
+    return found[0] if found else expected
+
+
+def _check_no_masks_among(images: Iterable[Path]) -> None:
+    known = {path.stem: path for path in images}
+    for path in images:
+        ending = MASK_ENDING.search(path.stem)
+        image = known.get(path.stem[: ending.start()]) if ending else None
+        if image is not None:
+            raise DatasetError(
+                f"{path} would count as an image, but has the name of a mask of {image.name}; put masks into "
+                "ground_truth/<kind>"
+            )
+
+
+def by_name(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by their names without suffix.
 
     Raises:
         DatasetError: if two have the same name, so that an image would have two masks or a mask two images.
     """
     found: dict[str, Path] = {}
     for path in files:
-        other = found.setdefault(path.stem.removesuffix(ending), path)
-        if other != path:
-            raise DatasetError(
-                f"{other} and {path.name} have the same name, so which image and mask belong together is not "
-                "known; rename or remove one"
-            )
+        _check_one([found.setdefault(path.stem, path), path])
     return found
 
 
-class Masks:
-    """The masks in a folder, found by an image's name: 000.png, 000_mask.png or 000.bmp for 000.JPG.
+def _check_one(files: Sequence[Path]) -> None:
+    first, *others = dict.fromkeys(files)
+    if others:
+        raise DatasetError(
+            f"{first} and {others[0].name} have the same name, so which image and mask belong together is "
+            "not known; rename or remove one"
+        )
 
-    Raises:
-        DatasetError: if two masks belong to one name.
+
+class Masks:
+    """The masks in a folder, found by an image's name: 000.png, 000_mask.png or 000_GT.bmp for 000.JPG.
+
+    Numbered ones (000_mask_0.png, 000_mask_1.png) are of instances that belong together. `taken`: masks to
+    their images, of further folders, too.
     """
 
-    def __init__(self, folder: Path, *, needed: bool = True) -> None:
-        self.folder, self.needed = folder, needed
-        self.by_name = by_name(list_images(folder), "_mask")
-        self.taken: dict[Path, Path] = {}  # masks to their images
+    def __init__(self, folder: Path, *, needed: bool = True, taken: dict[Path, Path] | None = None) -> None:
+        self.folder, self.needed, self.taken = folder, needed, {} if taken is None else taken
+        self.files: dict[str, list[Path]] = {}  # of an image's name, as far as a mask's name tells
+        self.numbered: set[Path] = set()
+        for path in list_images(folder):
+            ending = MASK_ENDING.search(path.stem)
+            names = {path.stem, path.stem[: ending.start()]} if ending else {path.stem}
+            for name in names:
+                self.files.setdefault(name, []).append(path)
+            if ending and ending["number"]:
+                self.numbered.add(path)
 
-    def of(self, image: Path) -> Path | None:
-        """The mask of `image`. If there is none: the path where it is missing, or None if none is needed.
+    def of(self, image: Path) -> tuple[Path, ...]:
+        """The masks of `image`. If there are none: the path where one is missing, or none if none is needed.
 
         Raises:
-            DatasetError: if another image has it already.
+            DatasetError: if there are several that are not numbered, or if another image has one already.
         """
-        expected = self.folder / f"{image.stem}_mask.png" if self.needed else None
-        mask = self.by_name.get(image.stem, expected)
-        if mask is not None and self.taken.setdefault(mask, image) != image:
-            raise DatasetError(
-                f"{self.taken[mask]} and {image.name} would share the mask {mask}; give them different names"
-            )
-        return mask
+        expected = [self.folder / f"{image.stem}_mask.png"] if self.needed else []
+        masks = self.files.get(image.stem, expected)
+        if not self.numbered.issuperset(masks) or len({mask.stem for mask in masks}) < len(masks):
+            _check_one(masks)
+        for mask in masks:
+            if self.taken.setdefault(mask, image) != image:
+                raise DatasetError(
+                    f"{self.taken[mask]} and {image.name} would share the mask {mask}; give them "
+                    "different names"
+                )
+        return tuple(masks)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets.images import check_not_across, read_mask
+from datasets.images import UnreadableImageError, check_not_across, read_mask
 from datasets.samples import ANOMALOUS, DatasetError, Sample, printable
 from datasets.transforms import Decode, united
 
@@ -77,15 +77,19 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
 
 def _look(sample: Sample, decode: Decode) -> _Look:
     masks = [read_mask(path, decode.mask_threshold) for path in sample.masks]
-    for path in sample.masks:
-        check_not_across(path, sample.path)
     drawn = united(sample.masks, [mask.drawn for mask in masks])
+    try:
+        for path in sample.masks:
+            check_not_across(path, sample.path)
+        kept = bool(decode.fit_mask(drawn, sample.path).any())
+    except UnreadableImageError:  # of the image: decoding it tells
+        kept = True
     top = max(masks, key=lambda mask: mask.values.max())
     of = "" if top.high is None else f" of {top.high:g}"
     return _Look(
         path=sample.masks[0],
         drawn=float(drawn.mean()),
-        kept=bool(decode.fit_mask(drawn, sample.path).any()),
+        kept=kept,
         levels=max(mask.levels for mask in masks),
         highest=f"its highest value is {top.values.max():g}{of}",
     )

@@ -22,7 +22,10 @@ def list_polyp(root: Path, category: str) -> list[Sample]:
         masks = Masks(base / "masks")
         for path in list_images(base / "images"):
             group = path.relative_to(root).as_posix()
-            samples.append(Sample(path, ANOMALOUS, masks.of(path), category, split, "polyp", group))
+            mask, *more = masks.of(path)
+            samples.append(
+                Sample(path, ANOMALOUS, mask, category, split, "polyp", group, more_masks=tuple(more))
+            )
     return samples
 
 

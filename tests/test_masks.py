@@ -1,5 +1,7 @@
 """The mask that is used is the mask that was drawn; what shows nothing is found before training."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from PIL import Image
 
 from datasets.build import build_data, build_test
 from datasets.check import check_category
-from datasets.folder import FOLDER
+from datasets.folder import FOLDER, list_folder
 from datasets.images import read_mask
+from datasets.loader import ImageSet
 from datasets.masks import check_masks
 from datasets.polyp import CLINICDB
 from datasets.readable import readable
@@ -172,6 +175,75 @@ class TestCheck:
         Image.fromarray(np.zeros((48, 40), np.uint8)).save(folder / "001_mask.png")
         with pytest.raises(DatasetError, match="1 of 5 masks of .* show nothing"):
             build()
+
+
+class TestPairing:
+    """Masks of an own folder, by the names that people and tools give them."""
+
+    @pytest.fixture
+    def part(self, mvtec_like):
+        """A category without masks, with three images 000 to 002 of spots."""
+        shutil.rmtree(mvtec_like / "part/ground_truth")
+        return mvtec_like / "part"
+
+    def pairs(self, part) -> dict[str, list[str]]:
+        tested = (s for s in list_folder(part.parent, "part") if s.defect == "spot")
+        return {s.path.stem: [p.relative_to(part).as_posix() for p in s.masks] for s in tested}
+
+    @pytest.mark.parametrize(
+        "ending", ["", "_mask", "_gt", "_MASK", "-mask", ".GT", "_ground_truth", "_label", "_mask_0"]
+    )
+    @pytest.mark.parametrize(
+        "folder", ["ground_truth/spot", "masks/spot", "Ground_Truth/Spot", "GT/spot", "masks"]
+    )
+    def test_names(self, part, ending, folder):
+        for i in range(3):
+            write_mask(part / f"{folder}/00{i}{ending}.png")
+        assert self.pairs(part) == {f"00{i}": [f"{folder}/00{i}{ending}.png"] for i in range(3)}
+
+    def test_instances_are_united(self, part):
+        for i in range(2):
+            path = part / f"ground_truth/spot/000_mask_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(GREY, 16 * i, axis=1)).save(path)
+        pairs = self.pairs(part)["000"]
+        assert pairs == ["ground_truth/spot/000_mask_0.png", "ground_truth/spot/000_mask_1.png"]
+        decode = Decode((24, 32))
+        mask = decode.mask(*(part / path for path in pairs))
+        assert (mask == (DRAWN | np.roll(DRAWN, 16, axis=1))).all()
+        sample = Sample(
+            Path("a.png"), ANOMALOUS, part / pairs[0], "part", "test", "spot", "a", (), (part / pairs[1],)
+        )
+        assert (ImageSet([replace(sample, path=part / pairs[0])], decode, NORMALISE).mask(0) == mask).all()
+        write_mask(part / "ground_truth/spot/000_mask_1.png", size=(10, 12))
+        with pytest.raises(DatasetError, match="masks of one image, are 32 x 24 and 12 x 10"):
+            decode.mask(*(part / path for path in pairs))
+
+    def test_an_image_named_like_a_mask(self, part):
+        write_image(part / "test/spot/seg_1.png", np.random.default_rng(8))
+        write_mask(part / "ground_truth/spot/seg_1_mask.png")
+        assert self.pairs(part)["seg_1"] == ["ground_truth/spot/seg_1_mask.png"]
+
+    @pytest.mark.parametrize(("added", "message"), [
+        (("masks/spot/000.png", "GT/spot/000.png"), "masks of spot are in .*GT/spot and in .*masks/spot"),
+        (("masks/000.png", "test/dent/000.png"), "would share the mask"),
+        (("test/spot/000_mask.png",), "000_mask.png would count as an image, .* of a mask of 000.png"),
+        (("test/masks/000.png",), "test/masks would count as a kind of defect"),
+        (("ground_truth/spot/000_mask.png", "ground_truth/spot/000_gt.png"), "have the same name"),
+        (("ground_truth/spot/000_mask_1.png", "ground_truth/spot/000_mask_1.bmp"), "have the same name"),
+    ])  # fmt: skip
+    def test_what_is_not_clear_is_refused(self, part, added, message):
+        for path in added:
+            write_mask(part / path)
+        with pytest.raises(DatasetError, match=message):
+            self.pairs(part)
+
+    def test_what_matches_no_image_is_said(self, part):
+        for i in range(6):
+            write_mask(part / f"ground_truth/spot/{i + 2}_spot.png")
+            write_image(part / f"test/dent/{i}.png", np.random.default_rng(i))
+        row = check_category(FOLDER, part.parent, "part")
+        assert "6 files in ground_truth/spot match no image" in row.unused
 
 
 def test_no_dice_of_empty_masks(make_config):
