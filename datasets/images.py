@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets.files import LFS_POINTER
 from datasets.samples import DatasetError, printable
 from datasets.tiff import SIGNATURES, RefusedError, Samples, Tiff
 
@@ -24,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content, whatever the name says
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 274  # EXIF tag
 OTHERS = {  # beginnings of files that are found under an image's name
-    b"version https://git-lfs": "but a Git LFS pointer; fetch the file itself with `git lfs pull`",
+    b"version https://git-lfs": f"but {LFS_POINTER}",
     b"GIF8": "but a GIF; save it as PNG",
     b"RIFF": "but a WebP; save it as PNG",
     b"8BPS": "but a Photoshop file; save it as PNG",

@@ -247,8 +247,8 @@ def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> Non
     """
     pointers = []
     for sample in samples:
-        for path in (sample.path, sample.mask_path):
-            if path is None or path.is_symlink():  # a broken link is refused when it is read
+        for path in (sample.path, *sample.masks):
+            if path.is_symlink():  # a broken link is refused when it is read
                 continue
             if not path.exists():
                 problem = f"no mask for {sample.path}; expected {path} (or the same name)"

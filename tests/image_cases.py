@@ -351,7 +351,7 @@ def rows() -> Iterator[Row]:
         {
             "empty": (b"", "the file is empty"),
             "text": (b"a text, not an image", "by its content no PNG, JPEG, BMP, TIFF, or damaged"),
-            "lfs": (LFS, "by its content no PNG.* a Git LFS pointer; fetch the file itself"),
+            "lfs": (LFS, "by its content no PNG.* a Git LFS pointer .*git lfs pull"),
             "gif": (encoded(GREY, "GIF"), "by its content no PNG.* a GIF; save it as PNG"),
             "webp": (encoded(PHOTO, "WEBP"), "a WebP; save it as PNG"),
             "heic": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC, AVIF, JPEG 2000 or JPEG XL"),
