@@ -287,12 +287,12 @@ def write_polyp_originals(root: Path) -> Path:
 def write_flat_polyps(root: Path) -> Path:
     """As CVC-ColonDB is published: 20 frames N.tiff (two .tif), masks pN, contours cpN, in one folder.
 
-    The frames 2, 9 and 16 are the same, and so are 5 and 6.
+    The frames 2, 4 and 11 are the same, and so are 5 and 6.
     """
-    same = {9: 2, 16: 2, 6: 5}
+    same = {4: 2, 11: 2, 6: 5}
     for i in range(1, 21):
         write, spot = Writer(rng=np.random.default_rng(same.get(i, i))), same.get(i, i)
-        write.image(root / f"{i}.{'tif' if i in (3, 16) else 'tiff'}", spot)
+        write.image(root / f"{i}.{'tif' if i in (3, 11) else 'tiff'}", spot)
         write.mask(root / f"p{i}.tiff", spot)
         write.mask(root / f"cp{i}.tiff", spot)
     stray(root)
