@@ -71,7 +71,7 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
     for name in tree.train:
         samples += _list_class(base, category, tree, taken, split="train", name=name)
     for folder in subfolders(base / "test"):
-        if letters(folder.name) in MASK_FOLDERS:
+        if letters(folder.name) in MASK_FOLDERS - {"label", "labels"}:  # on which there are defects, too
             raise DatasetError(f"{folder} would count as a kind of defect; masks are in ground_truth/<kind>")
         if folder.name != tree.normal and letters(folder.name) in NORMAL_NAMES:
             raise DatasetError(

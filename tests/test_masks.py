@@ -238,6 +238,10 @@ class TestPairing:
         with pytest.raises(DatasetError, match=message):
             self.pairs(part)
 
+    def test_a_label_may_have_defects(self, part):
+        write_image(part / "test/label/000.png", np.random.default_rng(0))
+        assert "label" in {s.defect for s in list_folder(part.parent, "part")}
+
     def test_what_matches_no_image_is_said(self, part):
         for i in range(6):
             write_mask(part / f"ground_truth/spot/{i + 2}_spot.png")
