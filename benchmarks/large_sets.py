@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,11 +44,11 @@ def main(argv: Sequence[str]) -> None:
         run = ["--checkpoint", str(root / "run"), "--device", args.device, "--quiet"]
         predicted = ["--save", "none", "--output", str(root / "predictions")]
         for name, more in (("predict.py", [str(root / "part/test"), *predicted]), ("test.py", [])):
-            seconds, own, resident = measured([sys.executable, str(ROOT / name), *run, *more])
+            seconds, busy, own, resident = measured([sys.executable, str(ROOT / name), *run, *more])
             say(
-                f"{name}: {args.images} images of {SIDE}x{SIDE} at {args.image_size}, {seconds:.1f} s, "
-                f"{1000 * seconds / args.images:.1f} ms an image; peak {own:.2f} GB of its own, "
-                f"{resident:.2f} GB resident"
+                f"{name}: {args.images} images of {SIDE}x{SIDE} at {args.image_size}, {seconds:.1f} s "
+                f"({busy:.1f} s of processors), {1000 * seconds / args.images:.1f} ms an image; "
+                f"peak {own:.2f} GB of its own, {resident:.2f} GB resident"
             )
 
 
@@ -96,12 +97,13 @@ def write_model(path: Path, root: Path, side: int) -> None:
     Checkpoint(config, build_model(config).state_dict(), config.train.iterations).save(path)
 
 
-def measured(command: Sequence[str]) -> tuple[float, float, float]:
-    """Seconds of a command, and its peak memory in GB: of its own, and resident.
+def measured(command: Sequence[str]) -> tuple[float, float, float, float]:
+    """Seconds of a command, those of all processors, and its peak memory in GB: of its own, and resident.
 
     Raises:
         RuntimeError: if it fails.
     """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
     while process.poll() is None:
@@ -115,7 +117,9 @@ def measured(command: Sequence[str]) -> tuple[float, float, float]:
                 peaks[name] = max(peaks[name], int(value.split()[0]))
     if process.returncode:
         raise RuntimeError(f"{command[1]} ended with code {process.returncode}")
-    return time.perf_counter() - start, peaks["RssAnon"] / 2**20, peaks["VmRSS"] / 2**20
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, busy, peaks["RssAnon"] / 2**20, peaks["VmRSS"] / 2**20
 
 
 if __name__ == "__main__":
