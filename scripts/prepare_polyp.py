@@ -96,7 +96,7 @@ def plan(release: Release, source: Source) -> list[Item]:
         raise DatasetError(f"no image in {source.folder}; did you mean --source {shlex.quote(str(folder))}?")
     if not pairs:
         masks = Masks(source.require(release.masks))
-        pairs = {path: masks.of(path) for path in list_images(source.require(release.images))}
+        pairs = {path: masks.of(path)[0] for path in list_images(source.require(release.images))}
     if len(pairs) != release.number:
         raise DatasetError(
             f"found {len(pairs)} images in {source.folder}, expected {release.number}; complete the copy, or "
