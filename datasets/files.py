@@ -11,12 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff")
-HIDDEN = (
-    ".",
-    "@",
-    "$",
-    "__",
-)  # .ipynb_checkpoints, @eaDir, $RECYCLE.BIN, __MACOSX: none of the user's images
+# .ipynb_checkpoints, @eaDir, $RECYCLE.BIN, __MACOSX: not the user's images
+HIDDEN = (".", "@", "$", "__")
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".raw", ".dcm")  # beside Pillow's
 LFS_POINTER = "a Git LFS pointer stands in place of the file; fetch the files with git lfs pull"
 MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations"}

@@ -119,6 +119,8 @@ def collect(
     renamed = category not in ("all", *known) and len(known) == 1 and not spec.counts
     if category not in ("all", *known) and not renamed:
         raise DatasetError(f"no category '{category}' in {root}; found: {', '.join(known)}")
+    if renamed:
+        _log.info("%s has one category, %s: it is taken for %s", *map(printable, (root, known[0], category)))
     samples: list[Sample] = []
     for name in known if category == "all" or renamed else [category]:
         part = spec.list_samples(root, name)

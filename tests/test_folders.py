@@ -160,7 +160,8 @@ def test_the_only_category_has_any_name(part, tmp_path, said):
     before = collect(FOLDER, part.parent, "part")
     part.rename(tmp_path / "newtest")
     for root in (tmp_path / "newtest", tmp_path):
-        after, _ = said(root)
+        after, text = said(root)
+        assert "has one category, newtest: it is taken for part" in text
         assert [(s.group, s.category, s.defect) for s in after] == [
             (s.group, s.category, s.defect) for s in before
         ]  # so the same images are held out
