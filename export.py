@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     log.info("exporting (seconds to some minutes) ...")
     with torch.no_grad():
         exported = to_onnx(deployed, torch.cat([raw, raw])[:3], describe(state))
-        say(compare(exported, deployed.model, images, raw))
+        say(compare(exported, model.eval(), images, raw))  # not the deployed one: it may be wrong as well
         say(timing(exported, deployed, raw))
     output = args.output or path.parent / "model.onnx"
     write_atomically(output, lambda file: file.write(exported.content))

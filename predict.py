@@ -20,10 +20,8 @@ from datasets.loader import THREADS, ImageSet
 from datasets.readable import readable, write_skipped
 from datasets.samples import DatasetError, Sample, find_images, log_unused, printable
 from datasets.transforms import Normalise
-from model import build_model
+from model import build_model, for_inference
 from model.backbone import input_normalisation
-from model.graphs import graphed
-from model.packing import pack_convolutions
 from utils.calibration import Calibration
 from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
@@ -102,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     restore_model(model, state.model, source=path)
     precision = choose_precision(args.precision or state.config.eval.precision, device)
     predicted = predictions(
-        graphed(pack_convolutions(model.deploy(), precision=precision)),
+        for_inference(model, precision=precision),
         data,
         batch_size=state.config.eval.batch_size,
         device=device,

@@ -28,7 +28,7 @@ from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch,
 from datasets.readable import write_skipped
 from datasets.samples import NORMAL
 from datasets.transforms import Normalise
-from model import build_model
+from model import build_model, for_inference
 from model.backbone import input_normalisation
 from utils import distributed
 from utils.calibration import calibrate
@@ -352,7 +352,9 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     config, folder = run.config, run.folder
     if config.eval.select == "best" and distributed.agreed((folder / BEST).is_file()):
         restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
-    held_out = score(run, run.data.calibration) if len(run.data.calibration) else None
+    held_out = None
+    if len(run.data.calibration):  # by the very model that predict.py scores with
+        held_out = score(run, run.data.calibration, for_inference(run.model, precision=config.eval.precision))
     calibration = calibrate(held_out) if held_out else None
     if distributed.leads():
         Checkpoint(
@@ -394,11 +396,11 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     return results
 
 
-def score(run: Run, data: ImageSet) -> Scores | None:
-    """Score a set with the run's model; None in processes that do not lead."""
+def score(run: Run, data: ImageSet, model: nn.Module | None = None) -> Scores | None:
+    """Score a set with the run's model, or with a copy of it; None in processes that do not lead."""
     config = run.config
     own = score_images(
-        run.model,
+        model or run.model,
         data,
         batch_size=config.eval.batch_size,
         device=run.device,

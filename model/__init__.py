@@ -1,5 +1,5 @@
 """The models: nn.Modules that know no dataset, category or file name."""
 
-from model.build import build_model
+from model.build import build_model, for_inference
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "for_inference"]

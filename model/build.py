@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from torch import nn
+
 from model.backbone import build_backbone
 from model.decision import Decision
+from model.graphs import graphed
 from model.memory_bank import MemoryBank
+from model.packing import pack_convolutions
 from model.recontrast import ReContrast
 from model.tiled import Tiled
 from model.unias import UniAS
 from model.uninet import UniNet
 from utils.config import Config
+from utils.config_rules import scaled_side
 
 
 def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | MemoryBank | Tiled:
@@ -24,9 +29,14 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | 
     Raises:
         ValueError, OSError: as `build_backbone`.
     """
+    data = config.data
+    size = data.image_size if data.tile is None else (data.tile, data.tile)
+    scales = config.train.scales if config.model.name in ("uninet", "recontrast") else ()
     backbone, info = build_backbone(
         config.model.backbone,
         config.model.strides,
+        image_size=size,
+        other_sizes=[tuple(scaled_side(side, scale) for side in size) for scale in scales if scale != 1],
         weights=config.model.weights if pretrained else None,
         random_weights=config.model.random_weights or not pretrained,
     )
@@ -36,7 +46,15 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | 
     else:
         network = {"uninet": UniNet, "recontrast": ReContrast, "unias": UniAS}[config.model.name]
         model = network(backbone, info, config.model, loss=config.loss, decision=decision)
-    data = config.data
     if data.tile is None:
         return model
     return Tiled(model, tile=data.tile, overlap=data.tile_overlap, batch_size=config.eval.batch_size)
+
+
+def for_inference(model: nn.Module, *, precision: str) -> nn.Module:
+    """A copy that only predicts: batch norms folded, weights packed on a CPU, recorded as graphs on a GPU.
+
+    predict.py and calibration score with it, so that p-values compare like with like. precision: fp32 or
+    bf16, what it is to run in.
+    """
+    return graphed(pack_convolutions(model.deploy(), precision=precision))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_log = logging.getLogger("uninet")
 BatchNorm = nn.modules.batchnorm._BatchNorm
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+FOLDING_ERROR = {"cpu": 1e-4, "cuda": 1e-2}  # of the largest output; a GPU may convolve in TF32
 
 
 class SameConv2d(nn.Conv2d):
@@ -76,21 +83,70 @@ def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: BatchNorm) -> nn.Module:
     return conv
 
 
-def fold_batch_norms(module: nn.Module) -> None:
-    """Fold every batch norm that directly follows a convolution among the children of a module, in place.
+@torch.no_grad()
+def fold_batch_norms(module: nn.Module, *inputs: object) -> None:
+    """Fold each batch norm of a module in eval mode into the convolution that it follows, in place.
 
-    Children are taken in the order of registration, which in ResNets, EfficientNets and all models here is
-    the order of use. timm's combined norm and activation keeps its activation.
+    Which ones follow which is seen while module(*inputs) runs, not taken from the order of registration. What
+    gives something else when folded stays as it is, with a warning. timm's combined norm and activation keeps
+    its activation.
     """
-    previous: tuple[str, nn.Module] | None = None
-    for name, child in list(module.named_children()):
-        follows = isinstance(child, BatchNorm) and previous is not None
-        if follows and isinstance(previous[1], nn.Conv2d | nn.ConvTranspose2d):
-            setattr(module, previous[0], fold(previous[1], child))
-            setattr(module, name, _activation_of(child))
-        else:
-            fold_batch_norms(child)
-        previous = (name, child)
+    names = {child: name for name, child in module.named_modules()}
+    if not any(isinstance(child, BatchNorm) for child in names):
+        return
+    pairs, expected = _followed(module, inputs)
+    for conv, norm in pairs:
+        _replace(module, names[conv], fold(copy.deepcopy(conv), norm))
+        _replace(module, names[norm], _activation_of(norm))
+    if not _same(module(*copy.deepcopy(inputs)), expected):
+        _log.warning("%s gives something else with its batch norms folded: left as it is", _kind(module))
+        for child in (child for pair in pairs for child in pair):
+            _replace(module, names[child], child)
+
+
+def _followed(module: nn.Module, inputs: tuple) -> tuple[list[tuple[nn.Module, BatchNorm]], object]:
+    """Pairs of a convolution and the batch norm that takes what it gives, each used once; and the output."""
+    calls: Counter[nn.Module] = Counter()
+    given: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
+    pairs, wrong = [], []
+
+    def after_conv(conv: nn.Module, args: tuple, output: Tensor) -> None:
+        calls[conv] += 1
+        given[id(output)] = conv, args[0], output  # which keeps the output, and so its id
+
+    def after_norm(norm: BatchNorm, args: tuple, output: Tensor) -> None:
+        calls[norm] += 1
+        if norm.running_var is None or norm.weight is None or id(args[0]) not in given:
+            return
+        conv, x, _ = given.pop(id(args[0]))
+        folded = _activation_of(norm)(fold(copy.deepcopy(conv), norm).forward(x))  # not its hooks
+        (pairs if _same(folded, output) else wrong).append((conv, norm))
+
+    hooks = [m.register_forward_hook(after_conv) for m in module.modules() if isinstance(m, CONVOLUTIONS)]
+    hooks += [m.register_forward_hook(after_norm) for m in module.modules() if isinstance(m, BatchNorm)]
+    expected = module(*copy.deepcopy(inputs))
+    for hook in hooks:
+        hook.remove()
+    if wrong:
+        _log.warning("%d batch norms of %s differ when folded: left as they are", len(wrong), _kind(module))
+    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1], expected
+
+
+def _same(found: object, expected: object) -> bool:
+    """Whether outputs, tensors or sequences of them, agree up to rounding."""
+    if not isinstance(expected, Tensor):
+        return all(map(_same, found, expected))
+    error = FOLDING_ERROR[expected.device.type] * expected.abs().amax()
+    return found.shape == expected.shape and bool((found - expected).abs().amax() <= error)
+
+
+def _replace(module: nn.Module, name: str, child: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(module.get_submodule(parent), last, child)
+
+
+def _kind(module: nn.Module) -> str:
+    return f"a {type(module).__name__}"
 
 
 def _activation_of(norm: nn.Module) -> nn.Module:

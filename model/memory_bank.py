@@ -8,6 +8,7 @@ Legend: B images, C channels, P patches of an image, M patches in the bank.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -59,8 +60,8 @@ class MemoryBank(nn.Module):
         return self.decision([nearest.view(-1, *grid)], tuple(images.shape[2:]))
 
     def deploy(self) -> MemoryBank:
-        """The bank itself: there is nothing to fold that would matter."""
-        return self.eval()
+        """A copy for inference: there is nothing to fold that would matter."""
+        return copy.deepcopy(self).eval()
 
     def _patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, P, C), P positions of the second-coarsest level."""

@@ -10,6 +10,7 @@ N = G^2 tokens. Stages are resized to G, 2 G, 4 G, 8 G, what they are anyway at 
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -266,8 +267,8 @@ class UniAS(nn.Module):
         return [{"name": "decoder", "params": learnt, "lr": optim.lr}]
 
     def deploy(self) -> UniAS:
-        """The model in eval mode: there is no batch norm to fold outside of the backbone."""
-        return self.eval()
+        """A copy for inference: there is no batch norm to fold outside of the backbone."""
+        return copy.deepcopy(self).eval()
 
 
 def sine_positions() -> Tensor:

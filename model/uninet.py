@@ -218,15 +218,34 @@ class UniNet(nn.Module):
         return groups
 
     def deploy(self) -> UniNet:
-        """A copy for inference: parallel kernels merged, every batch norm folded (Eq. 3).
+        """A copy for inference: parallel kernels merged, batch norms folded (Eq. 3).
 
-        Same output, eval only.
+        Same output, which is checked part by part on a noise image; eval only.
         """
         model = copy.deepcopy(self).eval().requires_grad_(False)
         model.bottleneck.deploy()
-        fold_batch_norms(model)
+        for part, inputs in model._inputs_of_parts().items():
+            fold_batch_norms(part, *inputs)
         model.deployed, model.diagonals = True, []
         return model
+
+    @torch.no_grad()
+    def _inputs_of_parts(self) -> dict[nn.Module, tuple]:
+        """What each part takes as a noise image is predicted."""
+        weight = next(self.bottleneck.parameters())
+        noise = torch.randn(1, 3, *self.info.image_size, generator=torch.Generator().manual_seed(0))
+        noise = noise.to(weight, memory_format=torch.channels_last)
+        inputs: dict[nn.Module, tuple] = {}
+        parts = (self.teachers.source, self.teachers.target, self.bottleneck, self.student, *self.heads)
+
+        def keep(part: nn.Module, args: tuple) -> None:
+            inputs.setdefault(part, copy.deepcopy(args))
+
+        hooks = [part.register_forward_pre_hook(keep) for part in parts if part is not None]
+        self.predict(torch.stack([noise, noise], dim=1) if self.config.head == "frame" else noise)
+        for hook in hooks:
+            hook.remove()
+        return inputs
 
 
 def _halves(features: Features) -> tuple[Features, Features]:

@@ -11,7 +11,7 @@ import torch
 import export as export_command
 from datasets.build import build_test
 from datasets.transforms import Normalise
-from model import build_model
+from model import build_model, layers
 from model.backbone import input_normalisation
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model
 from utils.cli import run_command
@@ -121,6 +121,23 @@ def test_what_no_onnx_file_can_hold_is_refused_at_once(checkpoint, monkeypatch, 
     assert export(path) == 1
     err = capfd.readouterr().err
     assert "GiB, an ONNX file at most" in err and "model.bank_fraction" in err and err.count("\n") == 1
+
+
+def test_a_wrongly_deployed_model_is_not_written(checkpoint, monkeypatch, capfd):
+    """What is exported is deployed; it is compared with the model as it was trained."""
+    pytest.importorskip("onnxruntime")
+    real = layers.fold_batch_norms
+
+    def wrong(module, *inputs):
+        real(module, *inputs)
+        for conv in (m for m in module.modules() if isinstance(m, torch.nn.Conv2d)):
+            conv.weight.data *= 1.05
+
+    monkeypatch.setattr("model.uninet.fold_batch_norms", wrong)
+    path = checkpoint()
+    assert export(path) == 1
+    assert "differs from PyTorch's" in capfd.readouterr().err
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
 def test_images_of_the_run_are_gone(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):

@@ -4,13 +4,14 @@ import copy
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from model import build_model
-from model.backbone import build_backbone, load_backbone_weights
+from model.backbone import build_backbone
 from model.bottleneck import MEM, Bottleneck, LargeKernelConv
 from model.decision import Decision, decision_weight, distance_map, gaussian_blur, top_mean
 from model.dfs import DomainRelatedFeatureSelection, selection_weight
@@ -53,9 +54,51 @@ class TestFolding:
         if isinstance(block, LargeKernelConv):
             after = block.deployed()
         else:
-            fold_batch_norms(block)
+            fold_batch_norms(block.eval(), x)
             after = block
         torch.testing.assert_close(after(x), before, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize(("kind", "left"), [("order", 0), ("twice", 1), ("reused", 1), ("weights", 1)])
+    def test_what_follows_what_is_seen_as_it_runs(self, kind, left, caplog):
+        """Registered in another order than used; a convolution used twice, or whose output is; one that is no
+        plain convolution.
+        """
+
+        class Standardised(nn.Conv2d):
+            def forward(self, x):
+                return nn.functional.conv2d(x, self.weight - self.weight.mean(), padding=1)
+
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first = (Standardised if kind == "weights" else nn.Conv2d)(4, 4, 3, padding=1)
+                self.second = nn.Conv2d(4, 4, 3, padding=1)
+                self.norm = nn.BatchNorm2d(4)  # of the first
+
+            def forward(self, x):
+                y = self.first(x)
+                z = self.second(self.norm(y).relu())
+                return [self.first(z) if kind == "twice" else z, z + 1e-2 * y if kind == "reused" else z]
+
+        block, x = shake(Block()), torch.randn(2, 4, 8, 8)
+        with torch.no_grad():
+            before = block(x)
+            fold_batch_norms(block, x)
+            after = block(x)
+        for a, b in zip(after, before, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in block.modules()) == left
+        assert ("left as " in caplog.text) == (kind in ("reused", "weights"))
+
+    def test_a_backbone_that_registers_in_another_order(self):
+        net = shake(timm.create_model("repvit_m0_9", features_only=True, out_indices=(1,)))
+        x, count = torch.randn(1, 3, 64, 64), sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+        with torch.no_grad():
+            (before,) = net(x)
+            fold_batch_norms(net, x)
+            (after,) = net(x)
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) < count / 2
 
     @pytest.mark.parametrize("reparam", ["none", "parallel", "construct"])
     def test_whole_model(self, make_config, reparam):
@@ -431,18 +474,76 @@ class TestBackbone:
         assert all(v.shape == names[k].shape for k, v in net.state_dict().items())
 
     def test_weights_of_another_backbone(self, tmp_path):
-        net, _ = build_backbone("tf_efficientnet_lite0", (4,), random_weights=True)
-        with pytest.raises(ValueError, match="no state dict of this backbone"):
-            load_backbone_weights(net, {"conv1.weight": torch.ones(1)}, source="file")
+        torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="no state dict of this backbone: it lacks conv_stem"):
+            build_backbone("tf_efficientnet_lite0", (4,), weights=str(tmp_path / "other.pth"))
         with pytest.raises(OSError, match="no weights file"):
             build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "none.pth"))
         (tmp_path / "bad.pth").write_bytes(b"no tensor")
         with pytest.raises(ValueError, match="no plain PyTorch state dict"):
             build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "bad.pth"))
 
-    def test_download_that_fails_says_what_to_do(self, monkeypatch):
-        import timm
+    @pytest.mark.parametrize(("name", "other", "message"), [
+        ("resnet18", "resnet34", r"it also holds layer1\.2\.conv1\.weight"),
+        ("resnet34", "resnet18", r"it lacks layer1\.2\.conv1\.weight"),
+        ("resnet18", "resnet50", r"another shape for layer1\.0\.conv1\.weight"),
+        ("efficientnet_b0", "efficientnet_b1", r"it also holds blocks\.0\.1\."),
+        ("convnext_atto", "convnext_femto", "another shape for"),
+    ])  # fmt: skip
+    def test_weights_of_another_depth(self, tmp_path, name, other, message):
+        with torch.device("meta"):
+            state = timm.create_model(other).state_dict()
+        torch.save({k: torch.zeros(v.shape) for k, v in state.items()}, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=message):
+            build_backbone(name, (4, 8, 16), image_size=(64, 64), weights=str(tmp_path / "w.pth"))
 
+    @pytest.mark.parametrize(("name", "strides", "prefix"), [
+        ("convnext_atto", (4, 8, 16), "module._orig_mod.backbone."), ("mambaout_femto", (4, 8, 16), ""),
+        ("regnetx_002", (4, 8), "model."), ("vit_tiny_patch16_224", (16,), ""), ("levit_128s", (16, 32), ""),
+    ])  # fmt: skip
+    def test_its_own_state_dict(self, tmp_path, name, strides, prefix):
+        """As timm saves it, whatever features_only renames; in a checkpoint of a wrapped model."""
+        state = timm.create_model(name).state_dict()
+        tree = {prefix + key: value for key, value in state.items()}
+        torch.save({"model": tree | {"neck.weight": torch.ones(1)}} if prefix else tree, tmp_path / "w.pth")
+        net, _ = build_backbone(name, strides, image_size=(224, 224), weights=str(tmp_path / "w.pth"))
+        plain = {key.replace(".", "_"): value for key, value in state.items()}
+        found = net.state_dict()
+        for key, value in found.items():
+            assert torch.equal(
+                value, plain[key.removeprefix("net.").removeprefix("model.").replace(".", "_")]
+            )
+        assert len(found) > 20
+
+    def test_positions_of_another_image_size(self, tmp_path):
+        torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "w.pth")
+        weights = {"weights": str(tmp_path / "w.pth")}
+        net, info = build_backbone("vit_tiny_patch16_224", (16,), image_size=(64, 96), **weights)
+        assert net(torch.zeros(1, 3, 64, 96))[0].shape == (1, 192, 4, 6) and info.channels == (192,)
+
+    @pytest.mark.parametrize(("name", "channels"), [
+        ("swin_tiny_patch4_window7_224", (96, 192, 384)),  # one image size, channels last
+        ("mambaout_femto", (48, 96, 192)),  # channels last
+        ("dla34", (64, 128, 256)),  # its list of features begins at the second
+    ])  # fmt: skip
+    def test_layout_size_and_strides_are_as_told(self, name, channels):
+        net, info = build_backbone(name, (4, 8, 16), image_size=(96, 64), random_weights=True)
+        shapes = [tuple(f.shape[1:]) for f in net.eval()(torch.zeros(1, 3, 96, 64))]
+        assert info.channels == channels
+        assert shapes == [(c, 96 // s, 64 // s) for c, s in zip(channels, info.strides, strict=True)]
+
+    @pytest.mark.parametrize(("name", "strides", "more", "message"), [
+        ("inception_v3", (4, 8, 16), {}, r"of shape \[192, 12, 12\] at stride 4, .* need \[192, 16, 16\]"),
+        ("vit_tiny_patch16_224", (8, 16), {}, r"has strides \[16\], asked for \[8, 16\]"),
+        ("vit_tiny_patch16_224", (16,), {"other_sizes": [(96, 96)]}, "takes no images of 96 x 96"),
+        ("swin_tiny_patch4_window7_224", (4,), {"image_size": (66, 66)}, "images of 66 x 66"),
+    ])  # fmt: skip
+    def test_what_does_not_fit_is_one_line(self, name, strides, more, message):
+        with pytest.raises(ValueError, match=message) as error:
+            build_backbone(name, strides, random_weights=True, **({"image_size": (64, 64)} | more))
+        assert "\n" not in str(error.value)
+
+    def test_download_that_fails_says_what_to_do(self, monkeypatch):
         real = timm.create_model
 
         def offline(name, *args, pretrained=False, **kwargs):

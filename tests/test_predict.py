@@ -14,15 +14,15 @@ from scipy.stats import binom
 
 import predict as predict_command
 import train as train_command
-from datasets.build import SPECS, split_samples
+from datasets.build import SPECS, build_data, split_samples
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample, collect
 from datasets.transforms import Decode, Normalise
-from model import build_model
+from model import build_model, for_inference
 from model.backbone import input_normalisation
 from predict import score_and_write
 from utils.calibration import Calibration, calibrate
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, restore_model
 from utils.cli import run_command
 from utils.config import load_config
 from utils.evaluation import Predicted, Scores, score_images
@@ -161,6 +161,23 @@ def test_a_folder(run, mvtec_like, tmp_path):
     by_path = {row["path"]: float(row["score"]) for row in trained}
     for row in rows:  # one scoring path
         assert float(row["score"]) == pytest.approx(by_path[f"part/test/{row['path']}"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["memory-bank", "uninet"])
+def test_held_out_scores_are_those_of_the_model_that_predicts(mvtec_like, tmp_path, name):
+    """To the last bit: a p-value compares with >=. The state that is saved is not the packed one."""
+    flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), "--name", "r", *FLAGS]
+    small = ["--backbone", LITE0, "--iterations", "1", "--set", "model.random_weights=true", "--eval", "none"]
+    assert (
+        run_command(train_command.main, [*flags, *small, "--model", name, "--set", "model.width=0.25"]) == 0
+    )
+    state = load_checkpoint(tmp_path / RUN / "last.pt")
+    data = build_data(state.config, Normalise(*input_normalisation(LITE0))).calibration
+    model = build_model(state.config, pretrained=False)
+    restore_model(model, state.model, source=tmp_path)
+    model = for_inference(model, precision="fp32")
+    found = score_images(model, data, batch_size=16, device=torch.device("cpu"), precision="fp32", quiet=True)
+    assert tuple(found.score.tolist()) == tuple(state.calibration["scores"])
 
 
 def test_one_image_and_too_few_normals(run, mvtec_like, tmp_path):
