@@ -51,6 +51,27 @@ def the_run(tmp_path: Path) -> Path:
     return found.parent
 
 
+def test_the_loop_gives_batches_as_the_settings_say(run, monkeypatch):
+    """An epoch of twelve images in fives, the last batch kept; augmentation is told each image's category."""
+    varied, seen = train_command.varied, []
+
+    def watched(batch, config, step, categories):
+        seen.append((batch["index"].tolist(), list(categories)))
+        return varied(batch, config, step, categories)
+
+    monkeypatch.setattr(train_command, "varied", watched)
+    flags = ("--config", "configs/folder.yaml", "--eval", "none", "--set", "model.width=0.25")
+    settings = (
+        "train.batch_size=5",
+        "train.last_batch=keep",
+        "train.epochs=1",
+        "data.calibration_fraction=0",
+    )
+    assert run(*flags, *(word for setting in settings for word in ("--set", setting)))[0] == 0
+    assert sorted(i for batch, _ in seen for i in batch) == list(range(12))
+    assert [categories for _, categories in seen] == [["part"] * n for n in (5, 5, 2)]
+
+
 class TestNumbersComeBeforePictures:
     BANK = ("--config", "configs/folder.yaml", "--model", "memory-bank")
 
