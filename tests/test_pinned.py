@@ -1,0 +1,76 @@
+"""Known answers of whole networks: weights by a stated rule, one batch, and what comes out, to six digits.
+
+A later change of a network, a loss or a decision cannot go unseen, and other code can be compared.
+The rule: tensors of the state in the order of their names, each drawn from one generator of seed 0 as normal
+numbers n. Matrices and kernels are n / sqrt(fan-in), running variances 1 + 0.1 |n|, norms' weights 1 + 0.1 n,
+all else 0.1 n. The images are normal numbers of seed 1. All is in eval mode: no number depends on a batch.
+"""
+
+import math
+
+import pytest
+import torch
+
+from model import build_model
+
+
+@torch.no_grad()
+def fill(model):
+    """Weights by the rule."""
+    generator = torch.Generator().manual_seed(0)
+    norms = {name for name, m in model.named_modules() if "Norm" in type(m).__name__}
+    for name, tensor in sorted(model.state_dict().items()):
+        if not tensor.is_floating_point():
+            continue
+        n = torch.randn(tensor.shape, generator=generator)
+        owner, _, kind = name.rpartition(".")
+        if tensor.dim() > 1:
+            n = n / math.sqrt(tensor[0].numel())
+        elif kind == "running_var":
+            n = 1 + 0.1 * n.abs()
+        else:
+            n = 0.1 * n + (owner in norms and kind == "weight")
+        tensor.copy_(n)
+    return model.eval()
+
+
+def answers(config, side):
+    """Parts of the loss, and mean of the map and score of each image."""
+    model = fill(build_model(config))
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        parts = model.loss({"image": images, "label": torch.zeros(2, dtype=torch.long)}, 0.5)
+        found = model.predict(images)
+    numbers = {name: value.item() for name, value in parts.items()}
+    numbers |= {f"map {i}": m.mean().item() for i, m in enumerate(found.anomaly_map)}
+    return numbers | {f"score {i}": s.item() for i, s in enumerate(found.score)}
+
+
+PINNED = {
+    "uninet": {
+        "kd": 2.234302, "sc": 24.66252, "m": 5.827635, "total": 14.7904, "map 0": 3.165286, "map 1": 3.169034,
+        "score 0": 3.220961, "score 1": 3.221644,
+    },
+    "recontrast": {
+        "source": 1.489321, "target": 1.522943, "total": 3.012264, "map 0": 5.806577, "map 1": 5.808381,
+        "score 0": 6.094523, "score 1": 6.101193,
+    },
+    "unias": {
+        "mse": 2.901169, "cosine": 4.375195, "total": 72.76364, "map 0": 1.414968, "map 1": 1.415728,
+        "score 0": 2.248898, "score 1": 2.222949,
+    },
+}  # fmt: skip
+SETTINGS = {
+    "uninet": {"model__flavor": "released", "model__backbone": "wide_resnet50_2"},
+    "recontrast": {"model__setting": "multi-class", "model__backbone": "wide_resnet50_2"},
+    "unias": {"model__backbone": "tf_efficientnet_b4", "data__image_size": 224},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PINNED)
+def test_known_answers(make_config, monkeypatch, name):
+    config = make_config(model__name=name, **SETTINGS[name])
+    monkeypatch.setattr("model.unias.NOISE_CHANCE", 0.0)
+    found = answers(config, config.data.image_size[0])
+    assert found == pytest.approx(PINNED[name], rel=3e-6)  # other processors round otherwise
