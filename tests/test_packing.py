@@ -48,7 +48,7 @@ def test_a_deployed_model_predicts_the_same(make_config, name):
     model = build_model(config).eval()
     images = torch.randn(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     if name == "memory-bank":
-        model.fit([images], seed=0)
+        model.fit([images.flip(0, 3)], seed=0)  # near 0 distances are all rounding
     plain, packed = model.deploy(), pack_convolutions(model.deploy(), precision="fp32")
     with torch.inference_mode():
         for batch in (images, images[:1]):

@@ -1,0 +1,17 @@
+"""scripts/backbones.py, and the table that it made."""
+
+from conftest import ROOT
+
+from scripts.backbones import NAMES, row
+
+
+def test_the_table_has_every_backbone():
+    lines = (ROOT / "docs/BACKBONES.md").read_text().splitlines()
+    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == list(NAMES)
+    assert len(NAMES) == 40
+
+
+def test_rows_are_as_printed():
+    text = (ROOT / "docs/BACKBONES.md").read_text()
+    for name in ("mambaout_femto", "inception_v3"):
+        assert f"| {' | '.join(row(name, 256))} |" in text
