@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import timm
@@ -152,6 +153,7 @@ def _indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(index[s] for s in strides)
 
 
+@cache
 def _feature_info(name: str) -> FeatureInfo:
     try:  # drawing its weights is part of what a seed gives: without it all later ones are others
         return timm.create_model(name, features_only=True, pretrained=False).feature_info

@@ -20,6 +20,7 @@ SHARED = ROOT.parent / "shared"
 from utils.config import load_config  # noqa: E402
 
 LITE0 = "tf_efficientnet_lite0"
+TINY = "test_efficientnet"  # of timm, for tests: a tenth of the parameters and no weights to load
 
 
 def pytest_collection_modifyitems(items):
@@ -63,11 +64,11 @@ def _seeded():
 
 @pytest.fixture
 def make_config():
-    """A configuration of the small backbone with random weights; keyword `set` holds dotted overrides."""
+    """A configuration of a tiny backbone with random weights; keyword `set` holds dotted overrides."""
 
     def make(path="configs/mvtec.yaml", category=None, **settings):
         chosen = {
-            "model.backbone": LITE0,
+            "model.backbone": TINY,
             "model.random_weights": True,
             "model.width": 1.0,
             "data.image_size": 64,

@@ -32,7 +32,7 @@ def double_precision(patch=setattr):
 def descend(name):
     """Loss parts of each step, and the weights after the last."""
     torch.manual_seed(0)
-    chosen = {"model.name": name, "model.backbone": "tf_efficientnet_lite0", "model.random_weights": True}
+    chosen = {"model.name": name, "model.backbone": "test_efficientnet", "model.random_weights": True}
     config = load_config(ROOT / "configs/mvtec.yaml", chosen | {"model.width": 0.25, "data.image_size": 64})
     model = build_model(config, pretrained=False).train()
     loss, parts = distributed.shared_loss(model), []

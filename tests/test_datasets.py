@@ -10,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from fixtures import COUNTS, LAYOUTS
 from PIL import Image
 
@@ -373,7 +373,7 @@ def test_a_short_run(root, spec, flavor, tmp_path, capfd):
     flags = [
         "--config", str(CONFIGS / f"{spec.name}.yaml"), "--data-root", str(root), "--quiet",
         "--output", str(tmp_path / "runs"), "--category", next(iter(spec.counts)), "--flavor", flavor,
-        "--backbone", "tf_efficientnet_lite0", "--iterations", "1", "--device", "cpu", "--precision", "fp32",
+        "--backbone", TINY, "--iterations", "1", "--device", "cpu", "--precision", "fp32",
         "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set", "model.width=0.5",
         "--set", "train.batch_size=2",
     ]  # fmt: skip

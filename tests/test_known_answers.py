@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import LITE0, ROOT
+from conftest import ROOT, TINY
 from fixtures import COUNTS, labelled_batch
 from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import roc_auc_score
@@ -150,7 +150,7 @@ class TestResume:
 def test_overwriting_leaves_nothing_of_the_old_run(mvtec_like, tmp_path, capfd):
     """An old best.pt of a higher value would be restored at the end of the new run."""
     flags = ["--data-root", str(mvtec_like), "--category", "part", "--output", str(tmp_path), "--name", "r"]
-    flags += ["--model", "memory-bank", "--backbone", LITE0, "--device", "cpu", "--quiet", "--eval", "none"]
+    flags += ["--model", "memory-bank", "--backbone", TINY, "--device", "cpu", "--quiet", "--eval", "none"]
     flags += ["--set", "model.random_weights=true", "--set", "data.image_size=64"]
     assert run_command(train_command.main, flags) == 0
     (folder,) = tmp_path.glob("mvtec/*/part/r")
@@ -313,7 +313,7 @@ def test_gradients_are_clipped(mvtec_like, tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(train_command, "make_optimizer", watched)
     flags = ["--data-root", str(mvtec_like), "--category", "part", "--output", str(tmp_path), "--quiet"]
-    flags += ["--backbone", LITE0, "--device", "cpu", "--precision", "fp32", "--eval", "none"]
+    flags += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--eval", "none"]
     flags += ["--iterations", "1", "--set", "train.batch_size=2", "--set", "model.width=0.25"]
     flags += ["--set", "model.random_weights=true", "--set", "data.image_size=64"]
     assert run_command(train_command.main, [*flags, "--set", "optim.grad_clip=1e-3"]) == 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 from fixtures import COUNTS, write_ped2
 from PIL import Image
 
@@ -170,7 +170,7 @@ def test_an_exported_model_says_what_its_planes_are(config):
 
 def test_train_and_predict(ped2, tmp_path, capsys):
     words = ["--config", str(ROOT / "configs/ped2.yaml"), "--data-root", str(ped2), "--flavor", "tuned"]
-    words += ["--backbone", "tf_efficientnet_lite0", "--device", "cpu", "--precision", "fp32", "--quiet"]
+    words += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet"]
     words += ["--iterations", "2", "--output", str(tmp_path / "runs"), "--name", "run"]
     for setting in (
         "model.random_weights=true", "data.image_size=64", "data.motion=1", "train.batch_size=2",

@@ -5,6 +5,7 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from conftest import TINY
 
 import predict as predict_command
 import train as train_command
@@ -16,7 +17,7 @@ from utils.plain_yaml import MAX_CONFIG_BYTES, read_yaml
 from utils.runs import PARTIAL, locked
 
 SMALL = [
-    "--category", "part", "--backbone", "tf_efficientnet_lite0", "--precision", "fp32", "--device", "cpu",
+    "--category", "part", "--backbone", TINY, "--precision", "fp32", "--device", "cpu",
     "--quiet", "--eval", "none", "--name", "r", "--set", "data.image_size=64",
     "--set", "model.random_weights=true", "--set", "model.width=0.25", "--set", "train.batch_size=2",
     "--set", "train.save_every=2",
@@ -194,7 +195,7 @@ class TestHostileCheckpoints:
         (folder / "metrics.json").unlink()
         before = (folder / "last.pt").read_bytes()
         code, err = run(*flags, "--resume", "--backbone", "resnet18")
-        assert code == 1 and one_line(err) and "model.backbone (tf_efficientnet_lite0, now resnet18)" in err
+        assert code == 1 and one_line(err) and f"model.backbone ({TINY}, now resnet18)" in err
         assert (folder / "last.pt").read_bytes() == before
 
 

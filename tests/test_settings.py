@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import LITE0
+from conftest import TINY
 from fixtures import COUNTS
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -28,7 +28,7 @@ from utils.video import frame_metrics
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = [
-    "--backbone", LITE0, "--device", "cpu", "--precision", "fp32", "--quiet",
+    "--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet",
     "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set", "model.width=0.5",
     "--set", "train.batch_size=2",
 ]  # fmt: skip
@@ -58,7 +58,7 @@ def results_of(folder):
 
 
 def data_of(name, root, **settings):
-    chosen = {"data.root": str(root), "data.image_size": 64, "model.backbone": LITE0}
+    chosen = {"data.root": str(root), "data.image_size": 64, "model.backbone": TINY}
     config = load_config(CONFIGS / f"{name}.yaml", chosen | settings)
     return build_data(config, NORMALISE)
 
@@ -350,7 +350,7 @@ class TestCrossDataset:
     def test_its_own_size_crop_and_filter(self):
         def read(name, category="all", **settings):
             config = load_config(
-                CONFIGS / "btad.yaml", {"data.image_size": 64, "model.backbone": LITE0} | settings
+                CONFIGS / "btad.yaml", {"data.image_size": 64, "model.backbone": TINY} | settings
             )
             return read_as(name, category, config)
 

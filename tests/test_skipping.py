@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import write_image
+from conftest import TINY, write_image
 from image_cases import PHOTO, encoded
 from test_images import SEEDS
 
@@ -18,7 +18,7 @@ from utils.cli import run_command
 
 FLAGS = [
     "--category", "part", "--precision", "fp32", "--device", "cpu", "--quiet", "--model", "memory-bank",
-    "--backbone", "tf_efficientnet_lite0", "--set", "data.image_size=64",
+    "--backbone", TINY, "--set", "data.image_size=64",
     "--set", "model.random_weights=true",
 ]  # fmt: skip
 NAMES = ["two words.png", "o'quote\".png", "a,b.png", "new\nline.png", "größe-部.png", "<b>&.png", "same.bmp"]

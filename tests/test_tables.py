@@ -5,7 +5,7 @@ import sys
 
 import processes
 import pytest
-from conftest import LITE0, ROOT
+from conftest import ROOT, TINY
 
 from utils.cli import run_command
 from utils.config import load_config
@@ -115,7 +115,7 @@ def test_each_table_takes_its_published_backbone(capfd):
 def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     flags = [
         "01b", "--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--categories", "01",
-        "--rows", "1", "4", "--backbone", LITE0, "--iterations", "1", "--output", str(tmp_path / "out"),
+        "--rows", "1", "4", "--backbone", TINY, "--iterations", "1", "--output", str(tmp_path / "out"),
         "--quiet", "--april", "--set", "data.image_size=64", "--set", "model.random_weights=true",
         "--set", "train.batch_size=2", "--set", "train.precision=fp32", "--set", "model.width=0.5",
     ]  # fmt: skip
@@ -129,7 +129,7 @@ def test_end_to_end(masters, tmp_path, capfd, copied_processes):
         "column",
         "metric",
         "published",
-        f"{tables.FAIR} ({LITE0}, seeds 0)",
+        f"{tables.FAIR} ({TINY}, seeds 0)",
         tables.APRIL,
     ]
     ours = {(r[0], r[2]): r[3:] for r in rows}

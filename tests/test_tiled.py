@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from PIL import Image
 from torch import nn
 
@@ -86,21 +86,21 @@ class TestBlending:
         )
         assert edge.diff(dim=2).abs().max() == 1  # without overlap there is a seam
 
-    def test_one_tile_is_the_model_itself(self, make_config):
+    @pytest.mark.parametrize("name", ["uninet", "memory-bank", pytest.param("unias", marks=pytest.mark.slow)])
+    def test_one_tile_is_the_model_itself(self, make_config, name):
         images = torch.randn(2, 3, 64, 64)
-        for name in ("uninet", "memory-bank", "unias"):
-            whole = build_model(make_config(model__name=name)).eval()
-            tiled = build_model(make_config(model__name=name, data__tile=64)).eval()
-            tiled.load_state_dict(whole.state_dict())
-            if name == "memory-bank":
-                normal = torch.randn(2, 3, 64, 64)
-                whole.fit([normal], seed=0)
-                tiled.fit([normal], seed=0)
-                assert torch.allclose(tiled.state_dict()["bank"], whole.bank, atol=1e-3)
-            with torch.inference_mode():
-                expected, found = whole.predict(images), tiled.deploy().predict(images)
-            assert torch.allclose(found.anomaly_map, expected.anomaly_map, atol=1e-4), name
-            assert torch.allclose(found.score, expected.score, atol=1e-4), name
+        whole = build_model(make_config(model__name=name)).eval()
+        tiled = build_model(make_config(model__name=name, data__tile=64)).eval()
+        tiled.load_state_dict(whole.state_dict())
+        if name == "memory-bank":
+            normal = torch.randn(2, 3, 64, 64)
+            whole.fit([normal], seed=0)
+            tiled.fit([normal], seed=0)
+            assert torch.allclose(tiled.state_dict()["bank"], whole.bank, atol=1e-3)
+        with torch.inference_mode():
+            expected, found = whole.predict(images), tiled.deploy().predict(images)
+        assert torch.allclose(found.anomaly_map, expected.anomaly_map, atol=1e-4)
+        assert torch.allclose(found.score, expected.score, atol=1e-4)
 
     def test_image_by_image(self, make_config):
         """The result of an image does not depend on what it is predicted with, nor on the batch size."""
@@ -150,7 +150,7 @@ class TestTraining:
     def test_commands_and_exact_resume(self, mvtec_like, tmp_path, capfd):
         flags = [
             "--config", "configs/mvtec.yaml", "--data-root", str(mvtec_like), "--category", "part",
-            "--output", str(tmp_path), "--backbone", "tf_efficientnet_lite0", "--precision", "fp32",
+            "--output", str(tmp_path), "--backbone", TINY, "--precision", "fp32",
             "--device", "cpu", "--quiet", "--tile", "64", "--set", "data.image_size=[96,64]",
             "--set", "model.random_weights=true", "--set", "model.width=0.5", "--set", "train.batch_size=4",
             "--set", "train.save_every=2", "--iterations", "4",
@@ -212,6 +212,7 @@ def scratched(image: np.ndarray) -> np.ndarray:
     return np.clip(changed, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_a_small_defect_on_a_large_photograph(tmp_path, capfd):
     """1024 x 1024: lost when the image is resized to 128, found in tiles."""
     photograph = cv2.resize(read_photograph("brick.png"), None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)

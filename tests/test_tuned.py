@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from torch.nn import functional as F
 
 import train as train_command
@@ -248,7 +248,7 @@ def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
     """A run that stops and goes on ends with the weights of one that does not."""
     common = [
         "--data-root", str(mvtec_like), "--category", "part", "--flavor", "tuned", "--device", "cpu",
-        "--quiet", "--backbone", "tf_efficientnet_lite0", "--precision", "fp32", "--iterations", "6",
+        "--quiet", "--backbone", TINY, "--precision", "fp32", "--iterations", "6",
         "--set", "data.image_size=64", "--set", "model.random_weights=true",
         "--set", "model.width=0.5", "--set", "train.batch_size=4", "--set", "train.save_every=2",
     ]  # fmt: skip
