@@ -334,7 +334,7 @@ class Given(nn.Module):
 
 def bank(make_config, fraction=1.0):
     config = make_config(model__name="memory-bank", model__bank_fraction=fraction)
-    info = BackboneInfo("x", (3, 3, 3), (4, 8, 16), (0.5,) * 3, (0.5,) * 3, signed=True)
+    info = BackboneInfo("x", (3, 3, 3), (4, 8, 16), (0.5,) * 3, (0.5,) * 3, signed=True, image_size=(64, 64))
     values = {"decision": "max", "decision_values": "distance", "alpha": 0.0, "beta": 0.0}
     decision = Decision(**values, score_map="raw", score_sigma=0.0, map_sigma=0.0)
     return MemoryBank(Given(), info, config.model, decision=decision)

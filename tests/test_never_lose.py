@@ -85,7 +85,7 @@ import utils.checkpoint as checkpoint
 real = checkpoint.save_training
 def saved(*args):
     real(*args)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
 checkpoint.save_training = saved
 """
         flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), *SMALL]

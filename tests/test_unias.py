@@ -135,7 +135,9 @@ class TestAsPublished:
 
     @pytest.fixture(scope="class")
     def published(self):
-        info = BackboneInfo("", (24, 32, 56, 160), (2, 4, 8, 16), (0,) * 3, (1,) * 3, signed=True)
+        info = BackboneInfo(
+            "", (24, 32, 56, 160), (2, 4, 8, 16), (0,) * 3, (1,) * 3, signed=True, image_size=(64, 64)
+        )
         torch.manual_seed(0)
         return UniAS(nn.Identity(), info, None, loss=None, decision=None)
 
