@@ -38,7 +38,7 @@ class BackboneInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     signed: bool  # features have both signs (no ReLU at the end of a stage)
-    image_size: tuple[int, int]  # height, width of the images that it was built for
+    image_size: tuple[int, int] = (256, 256)  # height, width of the images that it was built for
 
 
 class ChannelsFirst(nn.Module):
