@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -32,6 +33,7 @@ OTHERS = {  # beginnings of files that are found under an image's name
     b"%PDF": "but a PDF; save its pictures as PNG",
     b"<": "but a text (HTML, XML or SVG)",
 }
+NOISE = 16  # of 255: below it are the traces that JPEG leaves in black
 TRANSPARENT = "it is transparent everywhere (its alpha is 0)"
 Picture = Image.Image | Tiff  # opened, not decoded
 T = TypeVar("T")
@@ -84,14 +86,15 @@ class Mask:
 def read_mask(path: Path, threshold: float = 0) -> Mask:
     """What is drawn in a mask file: pixels with any channel above `threshold`, a share of the range.
 
-    At 0 any value but zero counts, except in a JPEG, whose compression surrounds what is drawn with low
-    values: there it is half of the range. Transparent pixels are background; where nothing else is above the
+    At 0 any value but zero counts, except in JPEG (also inside of TIFF), whose compression surrounds what is
+    drawn with low values: there it is half of the highest one. Transparent pixels are background; where nothing else is above the
     threshold, the opaque ones count (strokes in black). Palettes are looked up; if all their colours are
     black, the numbers other than 0 count.
 
     Raises:
-        UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, and
-            for a palette image without black or transparent pixels, whose background is not known.
+        UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, for
+            a palette image without black or transparent pixels, whose background is not known, and for
+            colours of 16 bits in a TIFF that is compressed and turned.
     """
     return _guarded(path, lambda picture: _to_mask(picture, threshold))
 
@@ -262,25 +265,43 @@ def _over_black(image: Image.Image) -> Image.Image:
 
 
 def _to_mask(picture: Picture, threshold: float) -> Mask:
-    image = _loaded(picture)
+    image = None if isinstance(picture, Tiff) else _deep_colours(picture)
+    image = image or _loaded(picture)
     if isinstance(image, Samples):
         mask, alpha = _mask_of_samples(image, threshold), image.alpha
     else:
-        if threshold == 0 and picture.format in ("JPEG", "MPO"):
-            threshold = 0.5
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
         values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
         values = values.max(axis=2) if values.ndim == 3 else values
         if image.mode == "P" and not values.any():
             values = np.asarray(image)
+        lossy = picture.format in ("JPEG", "MPO") or picture.info.get("compression") == "jpeg"
+        if threshold == 0 and lossy:
+            threshold = max(NOISE, values.max() / 2) / 255
         mask = Mask(values > threshold * 255, values, 255)
         if image.mode == "P" and mask.drawn.all() and (alpha is None or alpha.all()):
             raise RefusedError("none of its palette's colours is black, so what is background is not known")
     if alpha is None or alpha.all():
         return mask
+    if not alpha.any():
+        raise RefusedError(TRANSPARENT)
     visible = alpha != 0
     drawn = mask.drawn & visible
     return replace(mask, drawn=drawn if drawn.any() else visible)
+
+
+def _deep_colours(picture: Image.Image) -> Samples | None:
+    """The pixels of a PNG or compressed TIFF with colours of 16 bits, of which Pillow keeps the high byte."""
+    deep = picture.format in ("PNG", "TIFF") and ";16" in str(picture.tile)
+    if not deep or picture.mode.startswith("I;16"):
+        return None
+    picture.fp.seek(0)  # to be read before Pillow does, which closes the file
+    values = cv2.imdecode(np.frombuffer(picture.fp.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim < 3:
+        raise RefusedError("its colours of 16 bits are not read in this layout; save it with 8 bits")
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        raise RefusedError("it is turned by its EXIF orientation and has colours of 16 bits; save it upright")
+    return Samples(values[..., :3], 16, values[..., 3] if values.shape[2] == 4 else None)
 
 
 def _mask_of_samples(samples: Samples, threshold: float) -> Mask:

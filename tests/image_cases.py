@@ -426,6 +426,8 @@ def mask_rows() -> Iterator[Row]:
             "red": (encoded(colours, "PNG"), DRAWN),
             "blue": (encoded(colours[..., ::-1], "TIFF", compression="tiff_lzw"), DRAWN),
             "16 bits": (encoded(DRAWN.astype(np.uint16), "PNG"), DRAWN),
+            "16-bit colours": (cv2_encoded(".png", colours.astype(np.uint16)), DRAWN),
+            "16-bit LZW": (cv2_encoded(".tiff", 255 * colours.astype(np.uint16)), DRAWN),
             "16-bit planes": (
                 tiff(planes(colours.astype(np.uint16)), "rgb", planarconfig="separate"),
                 DRAWN,
@@ -447,9 +449,13 @@ def mask_rows() -> Iterator[Row]:
     )
     yield Row(
         "JPEG",
-        "drawn is what is above half of the range: compression surrounds it with low values",
+        "also inside of TIFF: drawn is what is above half of the highest value (16 of 255 at least), as "
+        "compression surrounds it with low ones",
         {
             "grey": (encoded(grey, "JPEG", quality=80), DRAWN),
+            "dark": (encoded(grey // 2, "JPEG", quality=80), DRAWN),
+            "half a channel": (encoded(128 * colours, "JPEG", quality=75, subsampling=0), DRAWN),
+            "TIFF": (encoded(grey, "TIFF", compression="jpeg", quality=80), DRAWN),
             "colour": (encoded(255 * colours[..., ::-1], "JPEG", quality=90, subsampling=0), DRAWN),
         },
     )
@@ -466,14 +472,15 @@ def mask_rows() -> Iterator[Row]:
     )
     yield Row(
         "alpha, or a transparent colour",
-        "transparent is background; if nothing else is drawn, all that is opaque is (strokes in black)",
+        "transparent is background; if nothing else is drawn, all that is opaque is (strokes in black); refused if "
+        "all is transparent",
         {
             "white": (encoded(np.dstack([grey * 0 + 255] * 3 + [grey]), "PNG"), DRAWN),
             "black": (encoded(np.dstack([grey * 0] * 3 + [grey]), "PNG"), DRAWN),
             "black grey": (encoded(np.dstack([grey * 0, grey]), "PNG"), DRAWN),
             "opaque": (encoded(np.dstack([grey] * 3 + [grey * 0 + 255]), "PNG"), DRAWN),
             "bmp": (windows_bitmap(0, np.dstack([grey] * 3)), DRAWN),
-            "all transparent": (encoded(np.dstack([grey] * 3 + [grey * 0]), "PNG"), DRAWN & False),
+            "all transparent": (encoded(np.dstack([grey] * 3 + [grey * 0]), "PNG"), "transparent everywhere"),
         },
     )
 
