@@ -87,9 +87,9 @@ def read_mask(path: Path, threshold: float = 0) -> Mask:
     """What is drawn in a mask file: pixels with any channel above `threshold`, a share of the range.
 
     At 0 any value but zero counts, except in JPEG (also inside of TIFF), whose compression surrounds what is
-    drawn with low values: there it is half of the highest one. Transparent pixels are background; where nothing else is above the
-    threshold, the opaque ones count (strokes in black). Palettes are looked up; if all their colours are
-    black, the numbers other than 0 count.
+    drawn with low values: there it is half of the highest one. Transparent pixels are background; where
+    nothing else is above the threshold, the opaque ones count (strokes in black). Palettes are looked up; if
+    all their colours are black, the numbers other than 0 count.
 
     Raises:
         UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, for

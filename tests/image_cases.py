@@ -472,8 +472,8 @@ def mask_rows() -> Iterator[Row]:
     )
     yield Row(
         "alpha, or a transparent colour",
-        "transparent is background; if nothing else is drawn, all that is opaque is (strokes in black); refused if "
-        "all is transparent",
+        "transparent is background; if nothing else is drawn, all that is opaque is (strokes in black); "
+        "refused if all is transparent",
         {
             "white": (encoded(np.dstack([grey * 0 + 255] * 3 + [grey]), "PNG"), DRAWN),
             "black": (encoded(np.dstack([grey * 0] * 3 + [grey]), "PNG"), DRAWN),
