@@ -77,7 +77,9 @@ def main(argv: Sequence[str]) -> None:
         say(f"beside the categories: not used: {beside}")
     wrong = [row.category for row in rows if row.status in ("differs", "damaged")]
     if wrong:
-        raise DatasetError(f"{len(wrong)} of {len(rows)} categories are not as published: {', '.join(wrong)}")
+        raise DatasetError(
+            f"{len(wrong)} of {len(rows)} categories are damaged or not as published: {', '.join(wrong)}"
+        )
 
 
 def check(spec: DatasetSpec, root: Path) -> list[Row]:

@@ -16,6 +16,10 @@ HIDDEN = (".", "@", "$", "__")
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".raw", ".dcm")  # beside Pillow's
 LFS_POINTER = "a Git LFS pointer stands in place of the file; fetch the files with git lfs pull"
 MASK_FOLDERS = {"groundtruth", "gt", "mask", "masks", "label", "labels", "annotation", "annotations"}
+NORMAL_NAMES = {
+    "good", "ok", "normal", "pass", "passed", "io", "gut", "nodefect", "nodefects", "nondefective",
+    "defectfree", "faultfree", "anomalyfree", "healthy", "negative",
+}  # fmt: skip
 SHOWN = 4  # folders or endings that are named; the others are counted
 
 
@@ -90,6 +94,7 @@ def unused_files(
     left = [p for p in left if not is_hidden(p.name)]
     places = Counter(p.parent.relative_to(root).as_posix() for p in left if is_image(p))
     masks = Counter({place: n for place, n in places.items() if letters(place.split("/")[0]) in MASK_FOLDERS})
+    normal = {place: n for place, n in masks.items() if letters(place.split("/")[-1]) in NORMAL_NAMES}
     endings = Counter(p.suffix.lower() for p in left if not is_image(p))
     Image.init()  # fills Pillow's table of endings
     pictures = Counter({e: n for e, n in endings.items() if e in Image.EXTENSION or e in OTHER_PICTURES})
@@ -98,15 +103,26 @@ def unused_files(
     marks = " ".join(HIDDEN)
     return Unused(
         pictures=(
-            *(f"{n} files in {printable(place)} match no image" for place, n in masks.items()),
+            *_unmatched(masks - Counter(normal)),
             *_phrase("images where none are looked for: ", "in", places - masks),
             *(phrase + read for phrase in _phrase("files of other kinds: ", "ending in", pictures)),
         ),
         others=(
+            *(f"{n} masks of normal images in {printable(place)}" for place, n in normal.items()),
             *_phrase("other files: ", "ending in", endings - pictures),
             *([f"{len(hidden)} names that begin with {marks} ({printable(names)})"] if hidden else []),
         ),
     )
+
+
+def _unmatched(masks: Counter[str]) -> list[str]:
+    """Phrases about masks that belong to no image, for the first folders and the others."""
+    places = list(masks.items())
+    parts = [f"{n} files in {printable(place)}" for place, n in places[:SHOWN]]
+    if rest := places[SHOWN:]:
+        parts.append(f"{sum(n for _, n in rest)} files in {len(rest)} more folders of masks")
+    rule = " (the mask of 000.png is 000.png or 000_mask.png)"
+    return [f"{part} match no image{rule * (part == parts[-1])}" for part in parts]
 
 
 def _phrase(what: str, where: str, counts: Counter[str]) -> list[str]:

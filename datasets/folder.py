@@ -17,7 +17,7 @@ def list_folder_categories(root: Path) -> list[str]:
 
 
 def list_folder(root: Path, category: str) -> list[Sample]:
-    """Samples of one category; images without masks are fine (pixel metrics then need at least one mask)."""
+    """Samples of one category; images without masks are fine (pixel metrics need them all)."""
     base = root if (root / "train" / "good").is_dir() else root / category
     return list_tree(base, category, Tree(need_masks=False))
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.files import MASK_FOLDERS, letters, list_images, subfolders
+from datasets.files import MASK_FOLDERS, NORMAL_NAMES, letters, list_images, subfolders
 from datasets.samples import ANOMALOUS, NORMAL, DatasetError, Sample
 
-NORMAL_NAMES = {"good", "ok", "normal", "pass", "passed", "io", "gut", "nodefect", "defectfree"}
 # 000_mask, 000-GT, 000_label_1: what a mask's name adds to its image's, with the number of an instance
 MASK_ENDING = re.compile(
     r"[ _.-]+(mask|gt|ground[ _-]?truth|label|seg|segmentation|annotation)s?([ _.-]*(?P<number>\d+))?$",
@@ -70,8 +69,12 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
     samples, taken = [], {}
     for name in tree.train:
         samples += _list_class(base, category, tree, taken, split="train", name=name)
-    for folder in subfolders(base / "test"):
-        if letters(folder.name) in MASK_FOLDERS - {"label", "labels"}:  # on which there are defects, too
+    classes = subfolders(base / "test")
+    names = {folder.name for folder in classes}
+    for folder in classes:
+        ending = MASK_ENDING.search(folder.name)
+        beside = ending and folder.name[: ending.start()] in names  # scratch_mask beside scratch
+        if beside or letters(folder.name) in MASK_FOLDERS - {"label", "labels"}:  # these may have defects
             raise DatasetError(f"{folder} would count as a kind of defect; masks are in ground_truth/<kind>")
         if folder.name != tree.normal and letters(folder.name) in NORMAL_NAMES:
             raise DatasetError(
@@ -152,8 +155,9 @@ def _check_one(files: Sequence[Path]) -> None:
 class Masks:
     """The masks in a folder, found by an image's name: 000.png, 000_mask.png or 000_GT.bmp for 000.JPG.
 
-    Numbered ones (000_mask_0.png, 000_mask_1.png) are of instances that belong together. `taken`: masks to
-    their images, of further folders, too.
+    Numbered ones (000_mask_0.png, 000_mask_1.png) are of instances that belong together, and so are those in
+    a folder of the image's name (000/0.png, as in MVTec LOCO AD). `taken`: masks to their images, of further
+    folders, too.
     """
 
     def __init__(self, folder: Path, *, needed: bool = True, taken: dict[Path, Path] | None = None) -> None:
@@ -167,6 +171,9 @@ class Masks:
                 self.files.setdefault(name, []).append(path)
             if ending and ending["number"]:
                 self.numbered.add(path)
+        for inside in subfolders(folder):
+            self.files.setdefault(inside.name, []).extend(list_images(inside))
+            self.numbered.update(list_images(inside))
 
     def of(self, image: Path) -> tuple[Path, ...]:
         """The masks of `image`. If there are none: the path where one is missing, or none if none is needed.
@@ -175,7 +182,7 @@ class Masks:
             DatasetError: if there are several that are not numbered, or if another image has one already.
         """
         expected = [self.folder / f"{image.stem}_mask.png"] if self.needed else []
-        masks = self.files.get(image.stem, expected)
+        masks = self.files.get(image.stem) or expected
         if not self.numbered.issuperset(masks) or len({mask.stem for mask in masks}) < len(masks):
             _check_one(masks)
         for mask in masks:

@@ -54,8 +54,8 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
     grey = decode.mask_threshold == 0  # a threshold that was set is for grey levels
     kinds = (
         (
-            f"have more than two grey levels; at {threshold} all but 0 count, in JPEG those above half of the "
-            "highest",
+            f"have more than two grey levels; at {threshold} all but 0 count, in JPEG those above half of "
+            "the highest",
             [(look, f": {look.levels}") for look in looks if grey and look.levels > 2],
         ),
         (

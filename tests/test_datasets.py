@@ -309,7 +309,7 @@ class TestCheckCommand:
             ["02", "5/2/3", "-", "nothing", "published"],
             ["03", "5/2/3", "5/2/3", "ok"],
         ]
-        assert code == 1 and "error: 1 of 3 categories are not as published: 01" in err
+        assert code == 1 and "error: 1 of 3 categories are damaged or not as published: 01" in err
 
     def test_damage_and_missing(self, check, spec, root):
         shutil.rmtree(root / "03")

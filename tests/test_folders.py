@@ -57,7 +57,7 @@ def test_a_hidden_split_of_polyps(masters, tmp_path):
     assert spec.list_categories(root) == ["random", "sequence"]
 
 
-@pytest.mark.parametrize("name", ["OK", "Good", "GOOD", "normal", "ok_1", "io"])
+@pytest.mark.parametrize("name", ["OK", "Good", "GOOD", "normal", "ok_1", "io", "anomaly_free"])
 @pytest.mark.parametrize("beside", [True, False])
 def test_good_images_of_another_name_are_no_defects(part, name, beside):
     if beside:

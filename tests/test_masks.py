@@ -19,7 +19,7 @@ from datasets.loader import ImageSet
 from datasets.masks import check_masks
 from datasets.polyp import CLINICDB
 from datasets.readable import readable
-from datasets.samples import ANOMALOUS, DatasetError, Sample
+from datasets.samples import ANOMALOUS, DatasetError, Sample, unused_samples
 from datasets.transforms import Decode, Normalise, resize_mask
 from utils.evaluation import Scores, results_by_category
 
@@ -219,6 +219,21 @@ class TestPairing:
         with pytest.raises(DatasetError, match="masks of one image, are 32 x 24 and 12 x 10"):
             decode.mask(*(part / path for path in pairs))
 
+    def test_a_folder_of_instances_for_each_image(self, part):
+        """As in MVTec LOCO AD."""
+        for path in ("000/000.png", "000/001.png", "001/000.png"):
+            write_mask(part / "ground_truth/spot" / path)
+        assert {name: len(masks) for name, masks in self.pairs(part).items()} == {
+            "000": 2,
+            "001": 1,
+            "002": 0,
+        }
+
+    def test_masks_of_good_images_are_no_alarm(self, part):
+        write_mask(part / "ground_truth/good/000_mask.png", value=0)
+        unused = unused_samples(FOLDER, part.parent, "part", list_folder(part.parent, "part"))
+        assert unused.pictures == () and "1 masks of normal images in ground_truth/good" in unused.others
+
     def test_an_image_named_like_a_mask(self, part):
         write_image(part / "test/spot/seg_1.png", np.random.default_rng(8))
         write_mask(part / "ground_truth/spot/seg_1_mask.png")
@@ -229,6 +244,8 @@ class TestPairing:
         (("masks/000.png", "test/dent/000.png"), "would share the mask"),
         (("test/spot/000_mask.png",), "000_mask.png would count as an image, .* of a mask of 000.png"),
         (("test/masks/000.png",), "test/masks would count as a kind of defect"),
+        (("test/spot_mask/000.png",), "test/spot_mask would count as a kind of defect"),
+        (("ground_truth/spot/000.png", "ground_truth/spot/000/0.png"), "have the same name"),
         (("ground_truth/spot/000_mask.png", "ground_truth/spot/000_gt.png"), "have the same name"),
         (("ground_truth/spot/000_mask_1.png", "ground_truth/spot/000_mask_1.bmp"), "have the same name"),
     ])  # fmt: skip
@@ -247,7 +264,11 @@ class TestPairing:
             write_mask(part / f"ground_truth/spot/{i + 2}_spot.png")
             write_image(part / f"test/dent/{i}.png", np.random.default_rng(i))
         row = check_category(FOLDER, part.parent, "part")
-        assert "6 files in ground_truth/spot match no image" in row.unused
+        assert "6 files in ground_truth/spot match no image (the mask of 000.png is 000.png or" in row.unused
+        for i in range(9):
+            write_mask(part / f"ground_truth/x{i}/a.png")
+        row = check_category(FOLDER, part.parent, "part")
+        assert row.unused.count("match no image") == 5 and "6 files in 6 more folders of masks" in row.unused
 
 
 def test_no_dice_of_empty_masks(make_config):
