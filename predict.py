@@ -29,7 +29,7 @@ from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
 from utils.evaluation import Predicted, Scores, predictions, write_scores
 from utils.figures import overlay, write_map, write_png
-from utils.outputs import claim, discard, names_of
+from utils.outputs import begin, claim, finish, names_of
 
 SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration
 SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}
@@ -107,11 +107,12 @@ def main(argv: Sequence[str]) -> None:
         precision=precision,
         quiet=args.quiet,
     )
-    discard(earlier)
+    begin(args.output, earlier)
     scores = score_and_write(predicted, data, files, calibration)
     p_values = None if calibration is None else calibration.p_values(scores.score)
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped, root)
+    finish(args.output)
     say(summary(scores, p_values, rate, root))
     if calibration is not None and precision != state.config.eval.precision:
         log.warning(

@@ -38,7 +38,7 @@ from utils.evaluation import (
 )
 from utils.figures import write_map
 from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
-from utils.outputs import SCORES, claim, discard, names_of, write_pages
+from utils.outputs import SCORES, begin, claim, finish, names_of, write_pages
 from utils.plain_yaml import parse_override
 from utils.results import parameter_counts, protocol_notes, write_results
 from utils.runs import git_sha
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     results = results_by_category(scores, config.eval, defects)
     say(results_table(results, notes=[*protocol_notes(config), str(path)]))
     command = shlex.join(["python", "test.py", *argv])
-    discard(earlier)
+    begin(output, earlier)
     root = dataset_root(config.data)
     write_skipped(output, skipped, root)
     p_values = calibration.p_values(scores.score) if calibration else None
@@ -157,6 +157,7 @@ def main(argv: Sequence[str]) -> None:
         write_results(
             output / APRIL, config, unfair, **about, across_images=f"sigma 4 in folder order: {UNFAIR}"
         )
+    finish(output)
     log.info("written to %s", output)
 
 

@@ -22,7 +22,7 @@ from datasets.synthetic import DEFECT_KINDS, MIN_SIDE, add_defect
 RECIPE_VERSION = 1  # raise it when a change gives other files
 COUNTS = {("train", "good"): 40, ("test", "good"): 12, **{("test", kind): 6 for kind in DEFECT_KINDS}}
 TRAIN_SHARE = 0.6  # of the photograph's width, from the left; the rest is for testing
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("uninet")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import logging
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import train as train_command
 from datasets.samples import DatasetError
 from utils.cli import run_command
 from utils.figures import write_on
-from utils.outputs import LONGEST_NAME, claim, discard, names_of
+from utils.outputs import LONGEST_NAME, begin, claim, finish, names_of
 from utils.runs import RunError
 
 RNG = np.random.default_rng(3)
@@ -143,6 +145,28 @@ def test_predictions_are_never_mixed(call, run, place, tmp_path, monkeypatch):
     assert code == 1 and "is the folder of a run" in err
 
 
+def test_a_stopped_prediction(call, run, place, tmp_path, monkeypatch):
+    images, out = place / REAL / "test/good", tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_command, "write_scores", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        code, err = call(predict_command, images, "--output", out)
+    assert code == 1 and err == "stopped\n"  # nothing to resume
+    code, err = call(predict_command, images, "--output", out)
+    assert code == 1 and "holds heatmaps, unfinished of a stopped call" in err
+    assert call(predict_command, images, "--output", out, "--overwrite")[0] == 0
+    assert {p.name for p in out.iterdir()} == {"scores.csv", "heatmaps"}
+
+
+def test_libraries_speak_from_warnings_on(capfd):
+    """timm tells of each state dict that it reads."""
+
+    def main(argv):
+        for name, text in (("timm.models._builder", "Loading"), ("uninet", "ours")):
+            logging.getLogger(name).info(text)
+
+    assert run_command(main, []) == 0 and capfd.readouterr().err == "ours\n"
+
+
 class TestClaim:
     def test_what_is_not_an_earlier_call(self, tmp_path):
         assert claim(tmp_path / "none", overwrite=False) == claim(tmp_path, overwrite=True) == []
@@ -152,15 +176,24 @@ class TestClaim:
         (tmp_path / "scores.csv").write_text("path")
         with pytest.raises(RunError, match="a.png is where an output goes, and one of the images"):
             claim(tmp_path, overwrite=True, images=[tmp_path / "masks/a.png"])
-        discard(claim(tmp_path, overwrite=True))
-        assert list(tmp_path.iterdir()) == []
+        begin(tmp_path, claim(tmp_path, overwrite=True))
+        assert [p.name for p in tmp_path.iterdir()] == ["unfinished"]
 
     def test_links_are_removed_alone(self, tmp_path):
         write_image(tmp_path / "elsewhere/a.png", RNG)
         (tmp_path / "maps").symlink_to("elsewhere")
         (tmp_path / "scores.csv").write_text("path")
-        discard(claim(tmp_path, overwrite=True))
+        begin(tmp_path, claim(tmp_path, overwrite=True))
         assert [p.name for p in tmp_path.rglob("*.*")] == ["a.png"]
+
+    def test_what_a_stopped_call_left_is_replaced(self, tmp_path):
+        begin(tmp_path, [])
+        write_image(tmp_path / "masks/a.png", RNG)
+        with pytest.raises(RunError, match=r"holds masks, unfinished of a stopped call: .* --overwrite"):
+            claim(tmp_path, overwrite=False)
+        begin(tmp_path, claim(tmp_path, overwrite=True))
+        finish(tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestNames:

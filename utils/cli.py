@@ -182,7 +182,8 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command: 0 when done, 2 for wrong usage, 1 for any other failure, which is told in one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
+    # libraries speak from warnings on: timm tells of each state dict that it reads
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     log.setLevel(logging.WARNING if "--quiet" in argv else logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
@@ -198,7 +199,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         log.error("error: %s", line)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        log.error("stopped; a run's state is kept as of its last checkpoint, --resume goes on from there")
+        goes_on = "; a run's state is kept as of its last checkpoint, --resume goes on from there"
+        log.error("stopped%s", goes_on if main.__code__.co_filename.endswith("train.py") else "")
         return 1
     return 0
 

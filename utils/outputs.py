@@ -20,13 +20,14 @@ from utils.figures import Picture, clip_page, example_page, write_png
 from utils.metrics import Results
 from utils.report import Report, write_report
 from utils.results import protocol_notes
-from utils.runs import RunError, git_sha
+from utils.runs import RunError, git_sha, write_text
 
 LONGEST_NAME = 255  # bytes, of most file systems
 SCORES = "scores.csv"
+UNFINISHED = "unfinished"  # this file is there while a call writes
 WRITTEN = (  # by test.py and predict.py, below --output
     SCORES, "skipped.csv", "metrics.json", "report.html", "heatmaps.png", "clips.png", "heatmaps", "maps",
-    "masks", "april-2025",
+    "masks", "april-2025", UNFINISHED,
 )  # fmt: skip
 
 _log = logging.getLogger("uninet")
@@ -90,7 +91,7 @@ def _short(path: Path, suffix: str) -> Path:
 
 
 def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list[Path]:
-    """What an earlier call of test.py or predict.py wrote to `folder`, for `discard`; none if nothing did.
+    """What an earlier call of test.py or predict.py wrote to `folder`, for `begin`; none if nothing did.
 
     Raises:
         RunError: if there is something and it was not asked to replace it, if it is not such a call's, or if
@@ -108,26 +109,34 @@ def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list
         raise RunError(
             f"{printable(lost)} is where an output goes, and one of the images; choose another --output"
         )
-    if folder / SCORES not in there:
+    stopped = folder / UNFINISHED in there
+    if folder / SCORES not in there and not stopped:
         raise RunError(
-            f"{printable(folder)} holds {found}, but no {SCORES}: choose another --output, or remove what is "
-            "left of a stopped call"
+            f"{printable(folder)} holds {found}, but no {SCORES}, so they may be others' files: choose "
+            "another --output, or remove them"
         )
     if not overwrite:
         raise RunError(
-            f"{printable(folder)} holds {found} of an earlier call: choose another --output, "
-            "or replace all of it with --overwrite"
+            f"{printable(folder)} holds {found} of {'a stopped' if stopped else 'an earlier'} call: choose "
+            "another --output, or replace all of it with --overwrite"
         )
     return there
 
 
-def discard(paths: Sequence[Path]) -> None:
-    """Remove what `claim` found."""
-    for path in sorted(paths, key=lambda p: p.name == SCORES):  # while it is there, --overwrite works again
+def begin(folder: Path, earlier: Sequence[Path]) -> None:
+    """Remove what `claim` found, and mark the folder as unfinished until `finish`."""
+    # while one of these is there, --overwrite works again
+    for path in sorted(earlier, key=lambda p: p.name in (SCORES, UNFINISHED)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+    write_text(folder / UNFINISHED, "test.py or predict.py writes here, or was stopped; then --overwrite\n")
+
+
+def finish(folder: Path) -> None:
+    """Everything is written."""
+    (folder / UNFINISHED).unlink()
 
 
 def _report(
