@@ -4,8 +4,9 @@ python scripts/prepare_polyp.py --dataset clinicdb --source DIR --output DIR
 
 DIR of --source is the unpacked download. The output holds <split>/{train,validation,test}/{images,masks}.
 The split `random` draws frames, as published numbers do. `sequence` keeps all frames of a video on one side.
-It is written where the videos are known: for the releases of CVC-ClinicDB and CVC-ColonDB, and for others by
-a file sequences.csv with the columns frame and sequence. Byte-identical frames, as CVC-ColonDB holds, stay on
+It is written where the videos are known: for the releases of CVC-ClinicDB and CVC-ColonDB, for copies of the
+latter in images/ and masks/ whose equal frames have the release's numbers, and for others by a file
+sequences.csv with the columns frame and sequence. Byte-identical frames, as CVC-ColonDB holds, stay on
 one side in both. The splits are drawn with seed 1 from the names in order, and they are ours: the lists
 behind published numbers are not public.
 """
@@ -22,8 +23,8 @@ from pathlib import Path
 from preparation import DatasetError, Item, Source, prepare
 
 from datasets.layouts import Masks, by_name
-from datasets.samples import ANOMALOUS, Sample, list_images, tied_groups
-from utils.cli import new_parser, run_command
+from datasets.samples import ANOMALOUS, Sample, first_copies, list_images, tied_groups
+from utils.cli import log, new_parser, run_command
 
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends
 SEQUENCES = "sequences.csv"
@@ -35,6 +36,10 @@ COLONDB_STARTS = {  # the same, to the sequence's number
     1: 1, 39: 2, 61: 3, 77: 5, 98: 6, 149: 7, 156: 9, 204: 10, 209: 11, 264: 14, 274: 15, 301: 4, 321: 8,
     341: 12, 361: 13,
 }  # fmt: skip
+# frames of the release that are the same file: a copy that numbers them so numbers all as the release does
+COLONDB_COPIES = (
+    (98, 147), (99, 148), (108, 139), (183, 198), (190, 203), (242, 245), (242, 263), (264, 271), (274, 294),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Release:
 
     flat: images N.*, masks pN.* (and contours cpN.*) may lie in one folder.
     starts: first frame of each sequence to its number, where the release says so.
+    copies: pairs of frames that are the same file.
     """
 
     images: str
@@ -51,6 +57,7 @@ class Release:
     where: str
     flat: bool = False
     starts: dict[int, int] = field(default_factory=dict)
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 RELEASES = {
@@ -69,6 +76,7 @@ RELEASES = {
         "http://vi.cvc.uab.es/colon-qa/cvccolondb/ (or as repackaged elsewhere)",
         flat=True,
         starts=COLONDB_STARTS,
+        copies=COLONDB_COPIES,
     ),
 }
 
@@ -91,8 +99,9 @@ def plan(release: Release, source: Source) -> list[Item]:
         DatasetError: if a folder or a mask is missing, or the number of images is another one.
     """
     pairs = read_flat(source.folder) if release.flat else {}
+    repackaged = (source.folder / release.images).is_dir()
     deeper = (folder for folder in sorted(source.folder.glob("*/")) if release.flat and read_flat(folder))
-    if not pairs and (folder := next(deeper, None)):
+    if not pairs and not repackaged and (folder := next(deeper, None)):
         raise DatasetError(f"no image in {source.folder}; did you mean --source {shlex.quote(str(folder))}?")
     if not pairs:
         masks = Masks(source.require(release.masks))
@@ -123,9 +132,19 @@ def read_sequences(release: Release, source: Source, images: list[Path]) -> dict
         if missing:
             raise DatasetError(f"{SEQUENCES} gives no sequence for {missing[0]}; complete it")
         return {path: known[path.stem] for path in images}
-    # repackaged copies of a flat release may number the frames in another way
-    as_released = not release.flat or images[0].parent == source.folder
-    if not release.starts or not as_released or {p.stem for p in images} != set(_names(release.number)):
+    if not release.starts:
+        return {}
+    by_number = {p.stem: p for p in images}
+    as_released = by_number.keys() == set(_names(release.number))
+    if as_released and release.flat and images[0].parent != source.folder:  # repackaged
+        pairs = [(by_number[str(a)], by_number[str(b)]) for a, b in release.copies]
+        first = first_copies(path for pair in pairs for path in pair)
+        as_released = all(first[a] == first[b] for a, b in pairs)
+    if not as_released:
+        log.warning(
+            "no split sequence: the frames are not numbered as in the release; give their sequences in %s",
+            source.folder / SEQUENCES,
+        )
         return {}
     starts = sorted(release.starts)
     first = {path: max(n for n in starts if n <= int(path.stem)) for path in images}

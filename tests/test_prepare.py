@@ -173,6 +173,7 @@ class TestPreparation:
         """CVC-ColonDB as it is published, in small."""
         starts = {1: 1, 3: 2, 5: 3, 7: 4, 9: 5, 11: 6, 13: 9, 15: 8, 17: 10, 19: 7}
         release = replace(prepare_polyp.RELEASES["colondb"], number=20, starts=starts)
+        release = replace(release, copies=((2, 4), (2, 11), (5, 6)))
         monkeypatch.setitem(prepare_polyp.RELEASES, "colondb", release)
         counts = {"random": (0, 0, 2, 16, 2)}
         monkeypatch.setitem(SPECS, "colondb", replace(SPECS["colondb"], counts=counts))
@@ -197,6 +198,25 @@ class TestPreparation:
         for s in samples:
             image, mask = (np.asarray(Image.open(p).convert("L")) for p in (s.path, s.mask_path))
             assert np.array_equal(image > 200, mask > 0) and s.path.suffix in (".tif", ".tiff")
+
+    def test_a_repackaged_copy_of_one_folder(self, flat, tmp_path, caplog):
+        """Its frames have the release's sequences where its equal frames have the release's numbers."""
+        for i in range(1, 21):
+            for name, place in ((f"{i}.*", "images"), (f"p{i}.*", "masks")):
+                (path,) = flat.glob(name)
+                (flat / place).mkdir(exist_ok=True)
+                path.rename(flat / place / f"{i}{path.suffix}")
+
+        def splits():
+            source = prepare_polyp.Source(flat, "")
+            plan = prepare_polyp.plan(prepare_polyp.RELEASES["colondb"], source)
+            return {item.target.split("/")[0] for item in plan}
+
+        assert splits() == {"random", "sequence"} and caplog.text == ""
+        for a, b in (("2", "x"), ("3", "2"), ("x", "3")):
+            (path,) = (flat / "images").glob(f"{a}.*")
+            path.rename(path.with_stem(b))
+        assert splits() == {"random"} and "no split sequence: the frames are not numbered" in caplog.text
 
     def test_mistakes_in_one_folder(self, flat, tmp_path, capfd):
         def error():
