@@ -296,7 +296,9 @@ def _deep_colours(picture: Image.Image) -> Samples | None:
     if not deep or picture.mode.startswith("I;16"):
         return None
     picture.fp.seek(0)  # to be read before Pillow does, which closes the file
-    values = cv2.imdecode(np.frombuffer(picture.fp.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    content = picture.fp.read()
+    picture.load()  # raises for damage, of which OpenCV writes to stderr
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim < 3:
         raise RefusedError("its colours of 16 bits are not read in this layout; save it with 8 bits")
     if picture.getexif().get(ORIENTATION, 1) != 1:

@@ -55,11 +55,13 @@ class Tiff:
     size: (width, height) as stored. orientation: the EXIF orientation, 1 to 8. for_pillow: Pillow reads it.
 
     Raises:
-        RefusedError: for several pages.
+        RefusedError: for several pages, and for none, as in a file that was cut.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, tiff = file, tifffile.TiffFile(file)
+        if not len(tiff.pages):
+            raise RefusedError("its data is damaged or incomplete")
         if _has_second(tiff):
             raise RefusedError("it holds several pictures (animation or pages), save them one a file")
         self.page = page = tiff.pages[0]

@@ -366,6 +366,7 @@ def rows() -> Iterator[Row]:
             "jpeg": (encoded(PHOTO, "JPEG")[:-300], ""),
             "tiff": (tiff(DEEP, "rgb")[:-300], "damaged or incomplete"),
             "deflate": (tiff(DEEP, "rgb", compression="zlib")[:-300], "damaged or incomplete"),
+            "no directory": (encoded(PHOTO, "TIFF", compression="tiff_lzw")[:900], "damaged or incomplete"),
         },
     )
     whole = {kind: encoded(PHOTO, kind) for kind in ("PNG", "JPEG", "BMP")}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import ROOT, write_image, write_mask
-from image_cases import DRAWN, encoded, mask_rows, table
+from image_cases import DRAWN, cv2_encoded, encoded, mask_rows, table
 from PIL import Image
 
 from datasets.build import build_data, build_test
@@ -38,6 +38,15 @@ class TestReading:
                     read_mask(tmp_path / "x.png")
             else:
                 assert (read_mask(tmp_path / "x.png").drawn == expected).all(), name
+
+    def test_damaged_16_bit_colours(self, tmp_path, capfd):
+        """As of other files, the reason is the damage; OpenCV writes nothing to stderr."""
+        content = bytearray(cv2_encoded(".tiff", np.dstack([DRAWN] * 3).astype(np.uint16)))
+        content[12:40] = bytes(28)
+        (tmp_path / "x.tif").write_bytes(content)
+        with pytest.raises(DatasetError, match="decoder error"):
+            read_mask(tmp_path / "x.tif")
+        assert "OpenCV" not in capfd.readouterr().err
 
     def test_the_documentation_has_these_rows(self):
         assert table(CASES) in (ROOT / "docs/IMAGES.md").read_text()
