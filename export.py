@@ -21,7 +21,7 @@ from datasets.samples import DatasetError
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
-from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
+from utils.checkpoint import load_trained, restore_model
 from utils.cli import log, new_parser, run_command, say, user_path
 from utils.config import Config
 from utils.evaluation import inputs_of
@@ -55,8 +55,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Export, compare with PyTorch on real images, and only then write the file."""
     args = parse_arguments(argv)
-    path = find_checkpoint(args.checkpoint)
-    state = load_checkpoint(path)
+    path, state = load_trained(args.checkpoint)
     model = build_model(state.config, pretrained=False)
     restore_model(model, state.model, source=path)
     check_size(model)

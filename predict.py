@@ -23,7 +23,7 @@ from datasets.transforms import Normalise
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from utils.calibration import Calibration
-from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
+from utils.checkpoint import load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
@@ -76,8 +76,7 @@ def main(argv: Sequence[str]) -> None:
     rate = args.false_alarm_rate
     if not 0 < rate < 1:
         raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
-    path = find_checkpoint(args.checkpoint)
-    state = load_checkpoint(path)
+    path, state = load_trained(args.checkpoint)
     if state.config.data.time_step:
         raise ConfigError(
             "this model predicts a frame from an earlier one; predict.py reads single images: train with "
@@ -121,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
             state.config.eval.precision,
         )
     decides = calibration is not None and calibration.smallest_rate() <= rate
-    (log.info if decides else log.warning)("%s", about_decisions(calibration, rate))
+    (log.info if decides else log.warning)("%s", about_decisions(calibration, rate, finished=state.finished))
     log.info("written to %s", args.output)
 
 
@@ -214,8 +213,13 @@ def write_files(
         write_png(files["mask"][index], mask)
 
 
-def about_decisions(calibration: Calibration | None, rate: float) -> str:
-    """What a flag means here, in one sentence."""
+def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool = True) -> str:
+    """What a flag means here, in one sentence; `finished`: the state is that of the end of the training."""
+    if calibration is None and not finished:
+        return (
+            "this state is from before the end of its training, which is where calibration is done: no "
+            "p-values, colours fit these images"
+        )
     if calibration is None:
         return (
             "the model was trained without data.calibration_fraction: no p-values, and the first images make "

@@ -24,7 +24,7 @@ from model import build_model
 from model.backbone import input_normalisation
 from model.graphs import graphed
 from utils.calibration import Calibration
-from utils.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, restore_model
+from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
@@ -33,6 +33,7 @@ from utils.evaluation import (
     as_slice,
     results_by_category,
     results_table,
+    row_name,
     score_images,
     write_scores,
 )
@@ -103,8 +104,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on the test set of its own or another dataset."""
     args = parse_arguments(argv)
-    path = find_checkpoint(args.checkpoint)
-    state = load_checkpoint(path)
+    path, state = load_trained(args.checkpoint)
     device = choose_device(args.device)
     config = evaluated_config(state.config, args, device)
     output = args.output or path.parent / "test"
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
 
     scores = score()
     results = results_by_category(scores, config.eval, defects)
-    say(results_table(results, notes=[*protocol_notes(config), str(path)]))
+    say(results_table(results, notes=[*protocol_notes(config, state.iteration), str(path)]))
     command = shlex.join(["python", "test.py", *argv])
     begin(output, earlier)
     root = dataset_root(config.data)
@@ -142,9 +142,11 @@ def main(argv: Sequence[str]) -> None:
         "timing": timing,
         "parameters": parameter_counts(model),
         "code": git_sha(),
+        "identity": state.identity,
+        "step": state.iteration,
     }
     write_results(output, config, results, **about)
-    write_pages(output, config, data, scores, results, command=command)
+    write_pages(output, config, data, scores, results, command=command, step=state.iteration)
     if args.save_maps:
         write_maps(output / "maps", scores, root, quiet=args.quiet)
     if args.protocol == APRIL:
@@ -221,7 +223,7 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
         if scores.masks is not None:
             part = as_slice(np.flatnonzero(chosen))
             pro = legacy_pro(scores.maps[part], scores.masks[part])
-        results[category] = fair[category] | image | {"pro": pro, "pro_05": None}
+        results[row_name(category)] = fair[row_name(category)] | image | {"pro": pro, "pro_05": None}
     results["mean"] = mean_results(list(results.values()))
     return results
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from datasets.augment import AUGMENTATIONS, by_category, random_tile, rescale
 from datasets.build import RunData, build_data, categories_of, dataset_root
+from datasets.fingerprint import data_identity
 from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
 from datasets.readable import write_skipped
 from datasets.samples import NORMAL
@@ -32,14 +33,32 @@ from model import build_model, for_inference
 from model.backbone import input_normalisation
 from utils import distributed
 from utils.calibration import calibrate
-from utils.checkpoint import FILE, Checkpoint, load_checkpoint, restore_model, resume_training, save_training
-from utils.cli import add_setting_flags, choices, log, new_parser, overrides, run_command, say, user_path
-from utils.config import CONFIGS, Config, ConfigError, load_config
+from utils.checkpoint import (
+    BEST,
+    FILE,
+    Checkpoint,
+    load_checkpoint,
+    restore_model,
+    resume_training,
+    training_state,
+)
+from utils.cli import (
+    add_setting_flags,
+    choices,
+    log,
+    new_parser,
+    overrides,
+    run_command,
+    say,
+    user_path,
+    when_stopped,
+)
+from utils.config import CONFIGS, Config, Tree, load_config
 from utils.device import (
     autocast,
     choose_device,
-    choose_precision,
     peak_memory_gb,
+    reset_peak_memory,
     seed_everything,
 )
 from utils.evaluation import (
@@ -55,11 +74,11 @@ from utils.figures import example_page
 from utils.metrics import Results, mean_results
 from utils.optim import make_optimizer
 from utils.outputs import SCORES, write_pages
-from utils.results import finished_results, parameter_counts, protocol_notes, write_results
-from utils.runs import RunError, git_sha, locked, run_folder, write_text
+from utils.results import parameter_counts, protocol_notes, write_results
+from utils.reuse import earlier, place_of
+from utils.runs import clear_run, git_sha, identity_of, locked, write_text
 from utils.tracking import Tracker, Unwatched, show_final, validation_curve
 
-BEST = "best.pt"
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
 STATISTICS_IMAGES = 64  # that feature statistics are taken from
 
@@ -75,6 +94,9 @@ class Run:
     device: torch.device
     quiet: bool
     command: str
+    identity: Tree
+    state: Checkpoint | None  # to go on from
+    best: float | None  # of `select: best`, the value of the state that is kept so far
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -105,6 +127,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@when_stopped("a run's state is kept as of its last checkpoint, --resume goes on from there")
 def main(argv: Sequence[str]) -> None:
     """Train one run, or one a category, and print the results table."""
     args = parse_arguments(argv)
@@ -127,8 +150,8 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     folders: list[Path] = []
     for name in names:
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
-        config = resolved(config)
-        folders.append(run_folder(config, args.output, args.name))
+        config, folder = place_of(config, args.output, args.name, anew=args.overwrite)
+        folders.append(folder)
         with locked(folders[-1]) if distributed.leads() else nullcontext(folders[-1]) as folder:
             found = train_run(config, folder, args, command=command)
         results.update({k: v for k, v in found.items() if k != "mean"})
@@ -139,58 +162,44 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
         say(f"report.html, scores.csv, heatmaps.png and all else: {folder}" if results else str(folder))
 
 
-def resolved(config: Config) -> Config:
-    """Fix what `auto` and a relative root stand for here, as they are part of the run.
-
-    Raises:
-        ConfigError: if `select: best` has nothing to select from.
-    """
-    if config.eval.select == "best" and config.eval.every == 0:
-        raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
-    if config.data.root:
-        data = dataclasses.replace(config.data, root=str(dataset_root(config.data)))
-        config = dataclasses.replace(config, data=data)
-    device = choose_device(config.train.device)
-    for part in ("train", "eval"):
-        section = getattr(config, part)
-        precision = distributed.agreed(choose_precision(section.precision, device))
-        config = dataclasses.replace(config, **{part: dataclasses.replace(section, precision=precision)})
-    return config
-
-
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
     """Train, evaluate and write one run; a finished one is reported as it is."""
-    done = distributed.agreed(finished_results(folder))
-    if done is not None and not args.overwrite:
+    if args.overwrite and distributed.leads():
+        clear_run(folder)
+    device = distributed.own_device(choose_device(config.train.device))
+    reset_peak_memory(device)
+    config, data, identity = contents(config)
+    done, state, best = earlier(folder, identity, resume=args.resume)
+    if done is not None:
         log.info("%s is finished; --overwrite trains it again", folder)
         return done
-    checkpoint = folder / FILE
-    if checkpoint.is_file() and not (args.resume or args.overwrite):
-        raise RunError(
-            f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again"
-        )
-    if args.overwrite and distributed.leads():
-        for path in folder.iterdir():
-            if path.is_file() and path.name != ".lock":
-                path.unlink()
-    known = distributed.agreed(checkpoint.is_file())
-    device = distributed.own_device(choose_device(config.train.device))
-    seed_everything(config.train.seed)
-    data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
     distributed.check(config, data.train.samples)
-    if config.train.epochs is not None:
-        per_epoch = batches_per_epoch(len(data.train), config.train.batch_size, config.train.last_batch)
-        steps = math.ceil(config.train.epochs * per_epoch)
-        steps *= len(config.train.scales)
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, iterations=steps))
-    model = build_model(config, pretrained=not known).to(device, memory_format=torch.channels_last)
+    seed_everything(config.train.seed)
+    model = build_model(config, pretrained=state is None).to(device, memory_format=torch.channels_last)
+    if state is not None:
+        restore_model(model, state.model, source=folder / FILE)
     if distributed.leads():
         log.info(describe(config, data, model))
         write_skipped(folder, data.skipped, dataset_root(config.data))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    run = Run(config, folder, data, model, device, args.quiet or not distributed.leads(), command)
-    train_s = fit(run) if hasattr(model, "fit") else optimise(run)
-    return finish(run, train_s)
+    quiet = args.quiet or not distributed.leads()
+    run = Run(config, folder, data, model, device, quiet, command, identity, state, best)
+    del state  # `optimise` lets go of it
+    if run.state is not None and run.state.finished:
+        return finish(run, run.state.seconds)
+    return finish(run, fit(run) if hasattr(model, "fit") else optimise(run))
+
+
+def contents(config: Config) -> tuple[Config, RunData, Tree]:
+    """The data of a run, its configuration with the length that follows from it, and the run's identity."""
+    data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
+    train = config.train
+    if train.epochs is not None:
+        per_epoch = batches_per_epoch(len(data.train), train.batch_size, train.last_batch)
+        steps = math.ceil(train.epochs * per_epoch) * len(train.scales)
+        config = dataclasses.replace(config, train=dataclasses.replace(train, iterations=steps))
+    content = distributed.agreed(data_identity(config, data) if distributed.leads() else None)
+    return config, data, identity_of(config, content)
 
 
 def describe(config: Config, data: RunData, model: nn.Module) -> str:
@@ -239,13 +248,14 @@ def optimise(run: Run) -> float:
 
     # --- restore, or start ----------------------------------------------------------------------------------
     optimizer, schedule = make_optimizer(model, config)
-    start, seconds = resume_training(
-        run.folder / FILE, config, model=model, optimizer=optimizer, schedule=schedule
-    )
-    if start == 0:
+    start, seconds = 0, 0.0
+    if run.state is None:
         sample = statistics_sample(run.data.train)
         model.fit_statistics(image_batches(run, sample, "feature statistics"))
     else:
+        resume_training(run.state, optimizer, schedule)
+        start, seconds = run.state.iteration, run.state.seconds
+        run.state = None  # its memory is needed
         log.info("going on from step %d", start)
 
     # --- the loop -------------------------------------------------------------------------------------------
@@ -290,8 +300,9 @@ def optimise(run: Run) -> float:
             look(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
         if done % train.save_every == 0 and done < train.iterations and distributed.leads():
-            elapsed = seconds + time.perf_counter() - began
-            save_training(run.folder / FILE, config, model, done, elapsed, optimizer, schedule)
+            elapsed, moments = seconds + time.perf_counter() - began, training_state(optimizer, schedule)
+            state = Checkpoint(config, model.state_dict(), done, run.identity, elapsed, **moments)
+            state.save(run.folder / FILE)
     tracker.close()
     return seconds + time.perf_counter() - began
 
@@ -342,16 +353,20 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
     tracker.note(f"step {done}, {split}: {short(mean)}")
     if config.eval.select == "best":
         value = next(mean[name] for name in CRITERIA if mean.get(name) is not None)
-        path = run.folder / BEST
-        if not path.is_file() or value > load_checkpoint(path).value:
-            Checkpoint(config, run.model.state_dict(), done, value=value).save(path)
+        if run.best is None or value > run.best:
+            run.best = value
+            Checkpoint(config, run.model.state_dict(), done, run.identity, value=value).save(
+                run.folder / BEST
+            )
 
 
 def finish(run: Run, train_s: float) -> dict[str, Results]:
     """Keep the last (or best) state, evaluate it once, and write the run's files, numbers first."""
-    config, folder = run.config, run.folder
+    config, folder, step = run.config, run.folder, run.config.train.iterations
     if config.eval.select == "best" and distributed.agreed((folder / BEST).is_file()):
-        restore_model(run.model, load_checkpoint(folder / BEST).model, source=folder / BEST)
+        best = load_checkpoint(folder / BEST)  # of this run: `earlier` has compared
+        restore_model(run.model, best.model, source=folder / BEST)
+        step = best.iteration
     held_out = None
     if len(run.data.calibration):  # by the very model that predict.py scores with
         held_out = score(run, run.data.calibration, for_inference(run.model, precision=config.eval.precision))
@@ -360,7 +375,8 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         Checkpoint(
             config,
             run.model.state_dict(),
-            config.train.iterations,
+            step,
+            run.identity,
             train_s,
             calibration=calibration and dataclasses.asdict(calibration),
         ).save(folder / FILE)
@@ -388,10 +404,12 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         timing=timing,
         parameters=parameter_counts(run.model),
         code=git_sha(),
+        identity=run.identity,
+        step=step,
         curve=validation_curve(folder),
     )
     if results:
-        page = write_pages(folder, config, data, scores, results, command=run.command)
+        page = write_pages(folder, config, data, scores, results, command=run.command, step=step)
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
     return results
 

@@ -167,6 +167,10 @@ def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
     return {"carry": exact, "drop": math.floor(exact), "keep": math.ceil(exact)}[last_batch]
 
 
+# A DataLoader draws a number for its workers, from torch's global generator unless it has one of its own.
+# Models draw from the global one, so a resumed run, which starts one more loader, would get other numbers.
+
+
 def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | None, pin: bool) -> DataLoader:
     """Loader over the steps of `order`; `pin` for a GPU.
 
@@ -181,6 +185,7 @@ def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | Non
         collate_fn=_as_is,
         num_workers=workers,
         pin_memory=pin,
+        generator=torch.Generator(),
         persistent_workers=False,
     )
 

@@ -39,14 +39,24 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
-        """Fill the bank from training normals (B, 3, H, W): `bank_fraction` of each batch's patches."""
+        """Fill the bank from training normals (B, 3, H, W): `bank_fraction` of each image's patches.
+
+        They are drawn image by image, so the size of the batches changes nothing.
+
+        Raises:
+            FloatingPointError: if a feature is not finite.
+        """
         generator = torch.Generator().manual_seed(seed)
         kept = []
         for batch in images:
-            patches = self._patches(batch).flatten(0, 1)
-            count = max(1, round(self.config.bank_fraction * len(patches)))
-            kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
+            for patches in self._patches(batch):
+                count = max(1, round(self.config.bank_fraction * len(patches)))
+                kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
         self.bank = torch.cat(kept)
+        if not self.bank.isfinite().all():
+            raise FloatingPointError(
+                "features of the training images are not finite; use --precision fp32, or other --weights"
+            )
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""

@@ -102,8 +102,9 @@ class Tiled(nn.Module):
         return self.model.load_state_dict(state, strict=strict, assign=assign)
 
     def _fit(self, images: Iterable[Tensor], *, seed: int) -> None:
-        """The model's, on the tiles of the images."""
-        self.model.fit(self._all_tiles(images), seed=seed)
+        """The model's, on the tiles of the images, image by image: batches change nothing."""
+        one_by_one = (image for batch in images for image in batch.split(1))
+        self.model.fit(self._all_tiles(one_by_one), seed=seed)
 
     def _all_tiles(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         for batch in images:

@@ -24,11 +24,14 @@ from table_specs import ROOT
 
 import train as train_command
 from datasets.build import SPECS
-from utils.cli import log, new_parser, overrides, run_command, say
+from datasets.samples import DatasetError
+from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree, load_config
 from utils.device import choose_device, choose_precision, versions
 from utils.plain_yaml import read_yaml
-from utils.runs import RunError, run_folder
+from utils.results import finished_results
+from utils.reuse import place_of
+from utils.runs import RunError
 
 SPEC = ROOT / "scripts/accuracy.yaml"
 MEASURED = ROOT / "results/measured"
@@ -72,6 +75,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@when_stopped("the same command goes on from the last checkpoint")
 def main(argv: Sequence[str]) -> None:
     """Run what is missing, then print the table.
 
@@ -113,7 +117,7 @@ def _root(text: str) -> tuple[str, Path]:
 def cells(spec: Tree, roots: dict[str, Path], args: argparse.Namespace) -> Iterator[Cell]:
     """Every cell of the file that the command line asks for and whose data is there, seed by seed."""
     # decided once here: the probe behind `auto` could differ from run to run
-    args.precision = choose_precision(args.precision, choose_device(args.device))
+    args.machine = choose_precision("auto", choose_device(args.device))
     chosen = _chosen(spec["datasets"], args.datasets, "dataset")
     models = _chosen(spec["models"], args.models, "model")
     places = [(entry, c) for name, entry in _entries(chosen) for c in _categories(name, entry, roots, args)]
@@ -168,11 +172,11 @@ def _cell(
     words += ["--category", category, *map(str, flags), "--backbone", args.backbone, "--seed", str(seed)]
     words += ["--iterations", str(args.iterations or entry["iterations"]), *options]
     words += ["--set", "eval.aupimo=true"]  # costs little, and tells models apart where the others are full
-    if _config(words).train.precision == "auto":
-        words += ["--precision", args.precision]
     words += ["--device", args.device]
-    config = _config(words)
-    folder = run_folder(config, args.runs.resolve())
+    open_choice = _config(words).train.precision == "auto"
+    asked = [*words, "--precision", args.precision] if open_choice else words
+    config, folder = place_of(_config(asked), args.runs.resolve(), machine=args.machine)
+    words += ["--precision", config.train.precision] if open_choice else []
     return Cell(tuple(words), config, key_of(config, options), folder)
 
 
@@ -232,6 +236,10 @@ def run_all(missing: Sequence[Cell], args: argparse.Namespace) -> list[str]:
 def run_cell(cell: Cell, running: list[subprocess.Popen], jobs: int, quiet: bool) -> str:
     """Train and evaluate a cell, or go on with it; returns the last line of what went wrong, or nothing."""
     if (cell.folder / "metrics.json").is_file():
+        try:
+            finished_results(cell.folder, train_command.contents(cell.config)[2])
+        except (RunError, DatasetError) as error:
+            return str(error)
         return ""
     words = [sys.executable, "train.py", *cell.words, "--output", str(cell.folder.parents[3]), "--resume"]
     words += ["--set", f"train.save_every={SAVE_EVERY}", *(["--quiet"] if quiet or jobs > 1 else [])]

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     for path in sorted(args.runs.rglob("metrics.json")):
         tree = json.loads(path.read_text())
         tree["command"] = portable(tree["command"])
+        tree.pop("identity", None)  # it has folders of this machine
         # dataset, setting, category and run folder name the copy; what follows is an evaluation of that run
         runs["-".join(path.relative_to(args.runs).parts[:-1])] = tree
     if not runs:

@@ -27,8 +27,8 @@ from datasets.loader import ImageSet, batches
 from datasets.transforms import Normalise
 from model import build_model
 from model.backbone import input_normalisation
-from utils.checkpoint import find_checkpoint, load_checkpoint, restore_model
-from utils.cli import new_parser, run_command, say
+from utils.checkpoint import load_trained, restore_model
+from utils.cli import new_parser, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree
 from utils.device import choose_device
 from utils.evaluation import inputs_of, score_images, to_device
@@ -64,6 +64,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@when_stopped("the same command goes on from the last checkpoint")
 def main(argv: Sequence[str]) -> None:
     """Train what is missing and draw one figure.
 
@@ -148,8 +149,7 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def load_run(folder: Path, root: Path, device: torch.device) -> tuple[torch.nn.Module, ImageSet, Config]:
     """The model of a run in eval mode, its test set, its configuration."""
-    path = find_checkpoint(folder)
-    state = load_checkpoint(path)
+    path, state = load_trained(folder)
     data = dataclasses.replace(state.config.data, root=str(root))
     config = dataclasses.replace(state.config, data=data)
     model = build_model(config, pretrained=False).to(device, memory_format=torch.channels_last)

@@ -24,10 +24,11 @@ from table_specs import ROOT, SPECS_DIR, Column, Table, load_table, printed, rep
 import train as train_command
 from datasets.build import SPECS
 from datasets.loader import batches_per_epoch
-from utils.cli import log, new_parser, overrides, run_command, say
+from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree, load_config
 from utils.evaluation import COLUMNS
-from utils.runs import RunError, run_folder, write_text
+from utils.reuse import place_of
+from utils.runs import RunError, write_text
 
 NAMES = COLUMNS | {
     "image_acc": "ACC*",
@@ -83,6 +84,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@when_stopped("the same command goes on from the last checkpoint")
 def main(argv: Sequence[str]) -> None:
     """Run and print every part of a table.
 
@@ -187,8 +189,7 @@ def _resolved(command: tuple[str, ...]) -> Config:
 
 def folder_of(run: Run, args: argparse.Namespace) -> Path:
     """Where train.py keeps the run."""
-    config = _resolved(tuple(command_of(run, args)))
-    return run_folder(train_command.resolved(config), args.runs)
+    return place_of(_resolved(tuple(command_of(run, args))), args.runs)[1]
 
 
 def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None:
@@ -201,14 +202,21 @@ def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None
         settings.append(AUPIMO)
     if not settings and protocol == "fair":
         return tree
-    name = "-".join(["test", *(s.partition(".")[2].replace("=", "") for s in settings)])
+    name = "-".join(["test-tables", *(s.partition(".")[2].replace("=", "") for s in settings)])
     found = folder / name / ("april-2025/metrics.json" if protocol != "fair" else "metrics.json")
-    if not found.is_file():
+    if not _evaluates(found, tree, folder):
         words = [sys.executable, str(ROOT / "test.py"), "--checkpoint", str(folder), "--quiet"]
         words += ["--overwrite", "--output", str(folder / name), "--protocol", protocol]
         words += [word for setting in settings for word in ("--set", setting)]
         subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 (our own)
     return json.loads(found.read_text())
+
+
+def _evaluates(found: Path, run: Tree, folder: Path) -> bool:
+    """Whether metrics.json of an evaluation is there and of the model that is now in the run's folder."""
+    if not found.is_file() or found.stat().st_mtime_ns < (folder / "last.pt").stat().st_mtime_ns:
+        return False
+    return json.loads(found.read_text()).get("identity") == run.get("identity")
 
 
 # --- the table ----------------------------------------------------------------------------------------------

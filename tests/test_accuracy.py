@@ -57,6 +57,15 @@ def test_one_cell_end_to_end_and_the_second_call_skips_it(
     (tmp_path / "a.csv").unlink()
     assert run_command(accuracy.main, argv) == 0  # the folder is finished: only the row is written
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 2
+    (tmp_path / "a.csv").unlink()
+    written = folder.read_text()
+    tree["identity"]["data"]["fingerprint"] = "x"
+    folder.write_text(json.dumps(tree))
+    capfd.readouterr()
+    assert run_command(accuracy.main, argv) == 1  # of other images
+    assert "differs in the images" in capfd.readouterr().err and not (tmp_path / "a.csv").exists()
+    folder.write_text(written)
+    assert run_command(accuracy.main, argv) == 0
     capfd.readouterr()
     assert run_command(accuracy.main, ["--table", "--csv", str(tmp_path / "a.csv")]) == 0
     assert capfd.readouterr().out == out

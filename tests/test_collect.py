@@ -21,6 +21,7 @@ def write_run(folder, **changes):
     tree = {
         "command": COMMAND,
         "protocol": {"iterations": 7},
+        "identity": {"data": {"root": "/home/someone"}},
         "results": {"01": {"image_auroc": 0.5, "dsc": None}, "mean": {"image_auroc": 0.5}},
         "timing": {"train_s": 120, "s_per_iteration": 1, "ms_per_image": 12.4},
         "curve": [{"iteration": 3, "image_auroc": 0.25, "pro": None}],
@@ -34,7 +35,7 @@ def test_copies_and_tables(tmp_path, capfd):
     (copy,) = (tmp_path / "out").iterdir()
     assert copy.name == "btad-one-class-01-uninet.json"
     short = "python train.py --config configs/btad.yaml --data-root DIR --category 01 --set eval.every=3"
-    assert json.loads(copy.read_text())["command"] == short
+    assert json.loads(copy.read_text())["command"] == short and "home" not in copy.read_text()
     out = capfd.readouterr().out.splitlines()
     assert out[0] == "| run | category | steps | I-AUROC | training | ms an image |"
     assert out[2] == "| btad-one-class-01-uninet | 01 | 7 | 50.0 | 2 min | 12 |"

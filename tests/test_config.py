@@ -315,3 +315,49 @@ class TestDatasets:
         assert self.load("btad", model__flavor="released").data.resize == "lanczos"
         assert self.load("mvtec3d", model__flavor="released").data.resize == "bicubic"
         assert self.load("kolektor").data.image_size == (640, 256)
+
+
+class TestCompleteFiles:
+    """A run's config.yaml stands alone."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(category=None, without=(), **settings):
+            tree = load(category, **settings).to_dict()
+            for section, key in without:
+                del tree[section][key]
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+            return tmp_path / "config.yaml"
+
+        return write
+
+    def test_gives_the_same_settings_again(self, write):
+        for settings in ({"model__flavor": "released"}, {"model__name": "memory-bank"}, {"loss__tau": 0.5}):
+            settings |= {"data__category": "bottle"}
+            path, config = write("bottle", **settings), load("bottle", **settings)
+            assert load_config(path, {"data.category": "bottle"}, category="bottle") == config
+            assert load_config(path, {"train.iterations": 7}).train.iterations == 7
+
+    @pytest.mark.parametrize(("key", "value"), [
+        ("model.flavor", "released"), ("model.name", "memory-bank"), ("model.setting", "multi-class"),
+        ("model.backbone", "resnet18"), ("model.category_exceptions", True), ("data.name", "btad"),
+        ("data.category", "screw"),
+    ])  # fmt: skip
+    def test_refuses_what_would_choose_another_layer(self, write, key, value):
+        path = write(data__category="bottle")
+        own = load(data__category="bottle").to_dict()
+        section, _, name = key.partition(".")
+        assert load_config(path, {key: own[section][name]}) == load(data__category="bottle")
+        with pytest.raises(ConfigError, match=f"every setting of a run, with {key} .* Leave that out"):
+            load_config(path, {key: value})
+
+    def test_settings_younger_than_the_file(self, write):
+        path = write(without=[("data", "tile"), ("loss", "kd_anomalous")], model__flavor="released")
+        assert load_config(path, {}) == load(model__flavor="released")
+        with pytest.raises(ConfigError, match="every setting of a run"):
+            load_config(path, {"model.flavor": "paper"})
+
+    def test_files_of_the_repository_are_not_complete(self):
+        for path in CONFIGS.glob("*.yaml"):
+            if path.stem != "base":
+                assert load_config(path, {"model.flavor": "released"}).loss.reduction == "released"

@@ -1,7 +1,10 @@
 """Published numbers as data, and the tables made of them and of runs."""
 
+import json
+import os
 import statistics
 import sys
+from pathlib import Path
 
 import processes
 import pytest
@@ -149,6 +152,38 @@ def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     assert run_command(tables.main, ["06b", *only[1:], "--set", "eval.aupimo=true"]) == 0  # the same run
     line = next(r for r in capfd.readouterr().out.splitlines() if "| memory bank | Class 01 | AUPIMO |" in r)
     assert line.split("|")[4].strip() == "" and float(line.split("|")[5]) >= 0
+
+
+def test_evaluations_of_an_earlier_model_are_made_again(tmp_path, monkeypatch):
+    """Folders test*/ may be left by a model that is no longer there, or by test.py with other settings."""
+    args = tables.parse_arguments(["x", "--runs", str(tmp_path)])
+    run = tables.Run("btad", "01", ("--model", "memory-bank"), 0, ("score.decision=max",))
+    folder = tables.folder_of(run, args)
+    calls, own = [], {"settings": {"train.seed": 0}}
+
+    def evaluate(words, **_):
+        calls.append(words)
+        write(Path(words[words.index("--output") + 1]), len(calls), own)
+
+    def write(where, value, identity):
+        where.mkdir(parents=True, exist_ok=True)
+        tree = {"results": {"01": {"image_auroc": value}, "mean": {}}, "identity": identity}
+        (where / "metrics.json").write_text(json.dumps(tree))
+
+    monkeypatch.setattr(tables.subprocess, "run", evaluate)
+    write(folder, 0, own)
+    (folder / "last.pt").write_text("")
+    write(folder / "test", 0, own)  # test.py's own default
+    for name in ("test-decisionmax", "test-tables-decisionmax"):
+        write(folder / name, 0, {"settings": {"train.seed": 1}})
+
+    def value():
+        return tables.results_of(run, args, "fair")["results"]["01"]["image_auroc"]
+
+    assert value() == 1 and value() == 1 and len(calls) == 1
+    later = (folder / "test-tables-decisionmax/metrics.json").stat().st_mtime + 10
+    os.utime(folder / "last.pt", (later, later))  # trained again, as the same run
+    assert value() == 2
 
 
 def test_mean_and_spread_over_seeds():

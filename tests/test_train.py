@@ -18,6 +18,7 @@ from PIL import Image
 import test as test_command
 import train as train_command
 from datasets.build import SPECS
+from model import unias
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from utils.cli import run_command
 from utils.config import MODELS
@@ -274,8 +275,13 @@ class TestSameCommandSameResult:
 
 
 class TestResume:
-    def test_interrupted_equals_undisturbed(self, run, tmp_path, monkeypatch):
-        run("--iterations", "5", "--name", "whole")
+    @pytest.mark.parametrize("model", ["uninet", "recontrast", "unias"])  # memory-bank: tests/test_runs.py
+    def test_interrupted_equals_undisturbed(self, run, tmp_path, monkeypatch, model):
+        for name, value in {"D": 32, "G": 4, "FFN": 64, "NEIGHBOURS": 3}.items():
+            monkeypatch.setattr(unias, name, value)
+        flags = ("--model", model, "--setting", "one-class", "--iterations", "4")
+        flags += () if model == "uninet" else ("--eval", "none")
+        run(*flags, "--name", "whole")
         real, calls = train_command.stop_if_not_finite, []
 
         def interrupt(*args):
@@ -285,11 +291,12 @@ class TestResume:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(train_command, "stop_if_not_finite", interrupt)
-        assert run("--iterations", "5", "--name", "broken")[0] == 1
+        code, _, err = run(*flags, "--name", "broken")
+        assert code == 1 and "--resume goes on from there" in err
         monkeypatch.setattr(train_command, "stop_if_not_finite", real)
-        code, _, err = run("--iterations", "5", "--name", "broken")
+        code, _, err = run(*flags, "--name", "broken")
         assert code == 1 and "--resume goes on" in err
-        assert run("--iterations", "5", "--name", "broken", "--resume")[0] == 0
+        assert run(*flags, "--name", "broken", "--resume")[0] == 0
         folder = tmp_path / "runs/mvtec/one-class/part"
         a, b = (load_checkpoint(folder / name / "last.pt").model for name in ("whole", "broken"))
         assert all(torch.equal(a[k], b[k]) for k in a)

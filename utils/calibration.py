@@ -17,6 +17,13 @@ class Calibration:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not np.isfinite([*self.scores, self.low, self.high]).all():
+            raise FloatingPointError(
+                "scores or maps of the held-out normals are not finite; train again with a lower optim.lr or "
+                "--precision fp32"
+            )
+
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Share of normals at least as anomalous, each new image (N,) counted with them: (N,) in (0, 1].
 

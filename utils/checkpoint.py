@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from utils.config import REMOVED, Config, ConfigError, Tree, build, merge
 from utils.plain_yaml import CONFIGS, read_yaml
-from utils.runs import differences, write_atomically
+from utils.runs import write_atomically
 
 FORMAT = 1
-FILE = "last.pt"
+FILE, BEST = "last.pt", "best.pt"
 _log = logging.getLogger("uninet")
 
 
@@ -29,13 +30,15 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """A run's state after `iteration` steps; optimizer, schedule and rng are None in a finished run.
 
-    seconds: training time so far. value: of a state kept by `select: best`, the metric that made it the best.
+    identity: of the run, as `utils.runs.identity_of` gives it; None in files of older versions. seconds:
+    training time so far. value: of a state kept by `select: best`, the metric that made it the best.
     calibration: fields of `utils.calibration.Calibration`, of a finished run that held normals out for it.
     """
 
     config: Config
     model: dict[str, Tensor]
     iteration: int
+    identity: Tree | None = None
     seconds: float = 0.0
     optimizer: Tree | None = None
     schedule: Tree | None = None
@@ -43,13 +46,30 @@ class Checkpoint:
     value: float | None = None
     calibration: Tree | None = None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training has ended, and this is the state that it kept."""
+        return self.optimizer is None and self.value is None
+
     def save(self, path: Path) -> None:
-        """Write in one step: a kill at any moment leaves the previous file or this one."""
+        """Write in one step: a kill at any moment leaves the previous file or this one.
+
+        Raises:
+            FloatingPointError: if a value of the state is not finite; the previous file is kept.
+            OSError: if it cannot be written.
+        """
+        wrong = not_finite({"model": self.model, "optimizer": self.optimizer})
+        if wrong is not None:
+            raise FloatingPointError(
+                f"{wrong} is not finite after step {self.iteration}, so the state is not saved; lower "
+                "optim.lr, set optim.grad_clip, or use --precision fp32"
+            )
         tree = {
             "format": FORMAT,
             "config": self.config.to_dict(),
             "model": self.model,
             "iteration": self.iteration,
+            "identity": self.identity,
             "seconds": self.seconds,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
@@ -58,6 +78,19 @@ class Checkpoint:
             "calibration": self.calibration,
         }
         write_atomically(path, lambda file: _write(tree, file.name))
+
+
+def not_finite(tree: object, name: str = "") -> str | None:
+    """Dotted name of the first tensor or float of a tree that is not finite; None: all are."""
+    if isinstance(tree, Tensor):
+        wrong = tree.is_floating_point() and not tree.isfinite().all()
+    elif isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        found = (not_finite(value, f"{name}.{key}".lstrip(".")) for key, value in items)
+        return next((inner for inner in found if inner is not None), None)
+    else:
+        wrong = isinstance(tree, float) and not math.isfinite(tree)
+    return name if wrong else None
 
 
 def _write(tree: Tree, path: str) -> None:
@@ -94,8 +127,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint on the CPU; nothing in the file is executed.
 
     Raises:
-        CheckpointError: if it is truncated, holds anything but plain types and tensors, or is of another
-            program.
+        CheckpointError: if it is truncated, holds anything but plain types and tensors, is of another
+            program, or has values that are not finite.
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,8 +144,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), _without_removed(tree["config"])]))
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
-    keys = ("model", "iteration", "seconds", "optimizer", "schedule", "rng", "value", "calibration")
-    return Checkpoint(config, **{key: tree.get(key) for key in keys})
+    keys = [f.name for f in fields(Checkpoint) if f.name != "config"]
+    state = Checkpoint(config, **{key: tree.get(key) for key in keys})
+    wrong = not_finite({key: getattr(state, key) for key in ("model", "optimizer", "calibration")})
+    if wrong is not None:
+        raise CheckpointError(f"{path} is of no use: {wrong} has values that are not finite; train it again")
+    return state
+
+
+def load_trained(run: str | Path) -> tuple[Path, Checkpoint]:
+    """The checkpoint of a run folder, or the file itself, and what it holds, to be used and not trained on.
+
+    A warning tells that the training has not ended.
+
+    Raises:
+        CheckpointError: as `find_checkpoint` and `load_checkpoint`.
+    """
+    path = find_checkpoint(run)
+    state = load_checkpoint(path)
+    if not state.finished:
+        _log.warning(
+            "%s is not the end of its training but the state after step %d of %d",
+            path, state.iteration, state.config.train.iterations,
+        )  # fmt: skip
+    return path, state
 
 
 def _without_removed(config: Tree) -> Tree:
@@ -141,43 +196,16 @@ def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -
         raise CheckpointError(f"{source} does not fit this model: {first}") from error
 
 
-def save_training(
-    path: Path,
-    config: Config,
-    model: nn.Module,
-    iteration: int,
-    seconds: float,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-) -> None:
-    """Write all that `resume_training` needs; the data order is a function of seed and iteration."""
-    states = (optimizer.state_dict(), schedule.state_dict(), _rng_state())
-    Checkpoint(config, model.state_dict(), iteration, seconds, *states).save(path)
+def training_state(optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Tree]:
+    """What a Checkpoint needs beside the model to go on; the data order is a function of seed and step."""
+    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": _rng_state()}
 
 
-def resume_training(
-    path: Path, config: Config, *, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
-) -> tuple[int, float]:
-    """Load a run's state if there is one; return its finished steps and the seconds they took.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`, or if the state is of other settings than `config`.
-    """
-    if not path.is_file():
-        return 0, 0.0
-    state = load_checkpoint(path)
-    changed = differences(state.config, config)
-    if changed:
-        raise CheckpointError(
-            f"{path} was trained with other settings: {', '.join(changed)}; "
-            "go on with the same ones, or choose another --name, or --overwrite"
-        )
-    restore_model(model, state.model, source=path)
-    if state.optimizer is not None and state.schedule is not None and state.rng is not None:
-        optimizer.load_state_dict(state.optimizer)
-        schedule.load_state_dict(state.schedule)
-        _restore_rng(state.rng)
-    return state.iteration, state.seconds
+def resume_training(state: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
+    """Go on as `training_state` was taken; the model is restored by `restore_model`."""
+    optimizer.load_state_dict(state.optimizer)
+    schedule.load_state_dict(state.schedule)
+    _restore_rng(state.rng)
 
 
 def _rng_state() -> dict[str, Tensor]:

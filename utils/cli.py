@@ -8,7 +8,8 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -198,9 +199,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             raise
         log.error("error: %s", line)
         return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        goes_on = "; a run's state is kept as of its last checkpoint, --resume goes on from there"
-        log.error("stopped%s", goes_on if main.__code__.co_filename.endswith("train.py") else "")
+    except KeyboardInterrupt as stop:
+        log.error("stopped%s", f"; {stop}" if str(stop) else ", before the end")
         return 1
     return 0
 
@@ -226,8 +226,17 @@ def _out_of_memory(error: Exception) -> str | None:
     )
 
 
-def _interrupt(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(number)
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def when_stopped(advice: str) -> Iterator[None]:
+    """Let `run_command` add `advice` where the body is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(advice) from stop
 
 
 def say(text: str) -> None:

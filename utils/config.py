@@ -9,6 +9,8 @@ meaning; other files hold differences only.
 The dataset's blocks are `settings.NAME`, `categories.NAME` (how a category is read, whatever the flavour),
 `flavors.NAME`, `flavors.NAME.settings.NAME` and `flavors.NAME.categories.NAME` (rules by name of a flavour).
 One model for all categories has no category, so neither block by category applies to it.
+
+A run's config.yaml holds every setting and stands alone: no other layer than base.yaml and the command line.
 """
 
 from __future__ import annotations
@@ -228,11 +230,17 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         category: the category to train, for the dataset's blocks by category (None: none of them applies).
 
     Raises:
-        ConfigError: for an unknown key (the nearest one is named), a wrong type, or a value out of range.
+        ConfigError: for an unknown key (the nearest one is named), a wrong type, a value out of range, or an
+            override that chooses another layer where the file is complete.
     """
-    dataset = read_yaml(path)
+    dataset, base = read_yaml(path), read_yaml(CONFIGS / "base.yaml")
+    if _is_complete(dataset, base):
+        _check_same_layers(path, dataset, overrides)
+        config = build(Config, merge([base, dataset, _nested(overrides)]))
+        check_together(config)
+        return config
     settings, categories, flavors = (_blocks(dataset, key) for key in ("settings", "categories", "flavors"))
-    chosen, base = _nested(overrides), read_yaml(CONFIGS / "base.yaml")
+    chosen = _nested(overrides)
     models = [_mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
     names = merge([base["model"], *models])
     for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
@@ -260,6 +268,32 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     config = build(Config, tree)
     check_together(config)
     return config
+
+
+# settings that choose which layers are merged; a complete file is merged already
+LAYERS = (
+    "data.name", "data.category", "model.name", "model.flavor", "model.setting", "model.backbone",
+    "model.category_exceptions",
+)  # fmt: skip
+
+
+def _is_complete(tree: Tree, base: Tree) -> bool:
+    """Whether a file is a run's config.yaml, with every setting, or all but the few that are younger."""
+    sections = [(tree.get(name) or {}, keys) for name, keys in base.items()]
+    there = sum(key in found for found, keys in sections if isinstance(found, dict) for key in keys)
+    return there > 0.8 * sum(map(len, base.values()))
+
+
+def _check_same_layers(path: str | Path, tree: Tree, overrides: Mapping[str, object]) -> None:
+    """Stop at a flag that would choose another layer than the one that a complete file was made with."""
+    for key in LAYERS:
+        section, _, name = key.partition(".")
+        own = (tree.get(section) or {}).get(name)
+        if key in overrides and str(overrides[key]) != str(own):
+            raise ConfigError(
+                f"{path} holds every setting of a run, with {key} {own}; with {overrides[key]} the values "
+                f"that belong to {own} would stay. Leave that out, or start from a dataset's file of configs/"
+            )
 
 
 def _optional(folder: Path, name: object) -> Tree:

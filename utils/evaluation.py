@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.files import relative_to
+from datasets.files import printable, relative_to
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
 from utils.aupimo import aupimo
@@ -89,7 +89,11 @@ def predictions(
     indices: range | None = None,
     quiet: bool = False,
 ) -> Iterator[Predicted]:
-    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept."""
+    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept.
+
+    Raises:
+        FloatingPointError: naming the first image whose score or map is not finite.
+    """
     was_training = model.training
     model.eval()
     loader = batches(data, batch_size, indices=indices)
@@ -100,7 +104,13 @@ def predictions(
             prediction = model.predict(images)
         score = prediction.score.double().cpu().numpy()  # waits for the device
         seconds = time.perf_counter() - start
-        yield Predicted(batch, score, prediction.anomaly_map.float().cpu().numpy(), seconds)
+        maps = prediction.anomaly_map.float().cpu().numpy()
+        for i in np.flatnonzero(~(np.isfinite(score) & np.isfinite(maps).all(axis=(1, 2)))):
+            raise FloatingPointError(
+                f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite; use "
+                "--precision fp32, or train again with a lower optim.lr"
+            )
+        yield Predicted(batch, score, maps, seconds)
     model.train(was_training)
 
 
@@ -159,16 +169,22 @@ def results_by_category(
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
         if not chosen.any():
             continue
+        row = row_name(category)
         curve = scores.pro_curves[category] = []
-        results[category] = _results_of(scores, chosen, config, curve)
+        results[row] = _results_of(scores, chosen, config, curve)
         known = np.array([s.defect in trained_defects for s in scores.samples])
         if trained_defects and (chosen & (labels == 1) & ~known).any():
             for name, kind in (("seen", known), ("unseen", ~known)):
-                results[f"{category}/{name}"] = _results_of(scores, chosen & ((labels == 0) | kind), config)
+                results[f"{row}/{name}"] = _results_of(scores, chosen & ((labels == 0) | kind), config)
     if not results:
         raise ValueError("the test set has no labelled image, so there is nothing to measure")
     results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
     return results
+
+
+def row_name(category: str) -> str:
+    """What a category's row of the results is called: its name, or where that is "mean", not the mean's."""
+    return "mean (category)" if category == "mean" else category
 
 
 def _results_of(

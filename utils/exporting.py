@@ -81,6 +81,7 @@ def describe(state: Checkpoint) -> dict[str, str]:
         "normalisation": "inside the graph",
         "output": f"score: float32 (B,); anomaly_map: float32 (B, {height}, {width}); high is anomalous",
         "config": json.dumps(state.config.to_dict()),
+        "training": f"{state.iteration} of {state.config.train.iterations} steps",
         "code": git_sha(),
     }
     if data.motion:

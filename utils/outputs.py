@@ -41,17 +41,19 @@ def write_pages(
     results: dict[str, Results],
     *,
     command: str,
+    step: int | None = None,
 ) -> Picture | None:
     """Write the pictures and the report, after the numbers; give back the page of heatmaps.
 
-    What fails here is a warning and gives None: it must not cost a finished training.
+    `step` as in `utils.results.protocol`. What fails here is a warning and gives None: it must not cost a
+    finished training.
     """
     try:
         page = example_page(data, scores, 8)
         write_png(folder / "heatmaps.png", page)
         if scores.kind == "video":
             write_png(folder / "clips.png", clip_page(scores))
-        write_report(folder / "report.html", _report(config, data, scores, results, command))
+        write_report(folder / "report.html", _report(config, data, scores, results, command, step))
     except Exception as error:
         _log.debug("pictures and report", exc_info=True)
         _log.warning(
@@ -140,16 +142,21 @@ def finish(folder: Path) -> None:
 
 
 def _report(
-    config: Config, data: ImageSet, scores: Scores, results: dict[str, Results], command: str
+    config: Config,
+    data: ImageSet,
+    scores: Scores,
+    results: dict[str, Results],
+    command: str,
+    step: int | None,
 ) -> Report:
-    model = config.model
+    model, steps = config.model, config.train.iterations if step is None else step
     facts = {
         "command": command,
         "backbone": model.backbone,
-        "training": f"{config.train.iterations} steps of {config.train.batch_size}, {config.train.precision}",
+        "training": f"{steps} steps of {config.train.batch_size}, {config.train.precision}",
         "prediction": f"{scores.ms_per_image:.1f} ms an image",
         "code": git_sha(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     title = f"{model.name} ({model.flavor}) on {config.data.name}/{config.data.category}, {model.setting}"
-    return Report(title, scores, data.pixels, results, protocol_notes(config), facts, config.to_dict())
+    return Report(title, scores, data.pixels, results, protocol_notes(config, step), facts, config.to_dict())

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from sklearn.metrics import roc_curve
 
-from utils.evaluation import COLUMNS, FOOTNOTES, Scores
+from utils.evaluation import COLUMNS, FOOTNOTES, Scores, row_name
 from utils.figures import colour_scale, heatmap
 from utils.metrics import Curve, Results, few_points, segmentation_metrics
 from utils.runs import write_text
@@ -100,8 +100,8 @@ def _curves(report: Report) -> str:
     for i, s in enumerate(scores.samples):
         if s.label >= 0:
             by_category.setdefault(s.category, []).append(i)
-    for name, places in by_category.items():
-        part = np.array(places)
+    for category, places in by_category.items():
+        part, name = np.array(places), row_name(category)
         (what, value), labels = report.value, scores.labels[part]
         values = value[part]
         both = 0 < labels.sum() < len(labels)
@@ -111,7 +111,7 @@ def _curves(report: Report) -> str:
             text = f"{name}: ROC of images, area {100 * found:.2f} %"
             axes = ("false alarms among normal images", "found anomalous images")
             figures.append(_plot(text, few_points(fpr, tpr), axes, diagonal=True))
-        points = scores.pro_curves.get(name)  # none where all masks are empty
+        points = scores.pro_curves.get(category)  # none where all masks are empty
         if both and points and scores.kind != "segmentation":
             text = f"{name}: PRO, area to 30 % {100 * report.results[name]['pro']:.2f} %"
             axes = ("false alarms among normal pixels", "mean covered share of a defect")

@@ -10,22 +10,30 @@ from pathlib import Path
 from torch import nn
 
 from datasets.build import SPECS
-from utils.config import Config
+from utils.config import Config, Tree
 from utils.device import versions
 from utils.metrics import Results
-from utils.runs import write_json
+from utils.runs import check_same, write_json
 
 FILE = "metrics.json"
 
 
-def finished_results(folder: Path) -> dict[str, Results] | None:
-    """Results of a finished run, None if it is not finished."""
+def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
+    """Results of a finished run, None if it is not finished.
+
+    Raises:
+        RunError: if they are of another run than `identity`.
+    """
     path = folder / FILE
-    return json.loads(path.read_text())["results"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text())
+    check_same(tree.get("identity"), identity, path)
+    return tree["results"]
 
 
-def protocol_notes(config: Config) -> list[str]:
-    """What a reader must know about the numbers of the table."""
+def protocol_notes(config: Config, step: int | None = None) -> list[str]:
+    """What a reader must know about the numbers of the table; `step` as in `protocol`."""
     text = [
         f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"
     ]
@@ -37,6 +45,8 @@ def protocol_notes(config: Config) -> list[str]:
         if config.model.setting == "supervised" and not real:
             made = "held-out training images, anomalous ones too where enough are known"
         text.append(f"validation: {made}, for choosing settings only")
+    if _stopped(config, step):
+        text.append(f"NOT A FAIR PROTOCOL: the state of step {step} of {config.train.iterations}")
     if _soft(config):
         text.append("NOT A FAIR PROTOCOL: soft DSC and mIoU, maps stretched by image and not thresholded")
     return text
@@ -46,17 +56,27 @@ def _soft(config: Config) -> bool:
     return config.model.head == "mask" and config.eval.segmentation == "soft"
 
 
-def protocol(config: Config, across_images: str) -> dict[str, object]:
-    """What the numbers depend on besides the model."""
+def _stopped(config: Config, step: int | None) -> bool:
+    return step is not None and step < config.train.iterations and config.eval.select == "last"
+
+
+def protocol(config: Config, across_images: str, step: int | None = None) -> dict[str, object]:
+    """What the numbers depend on besides the model.
+
+    step: that the evaluated state is of; None: the last one.
+    """
     return {
         "select": config.eval.select,
         "evaluated_on": config.eval.split,
         "across_images": across_images,
-        "fair": config.eval.select == "last" and across_images == "none" and not _soft(config),
+        "fair": config.eval.select == "last"
+        and across_images == "none"
+        and not _soft(config)
+        and not _stopped(config, step),
         "image_size": list(config.data.image_size),
         "resize": config.data.resize,
         "center_crop": config.data.center_crop,
-        "iterations": config.train.iterations,
+        "iterations": config.train.iterations if step is None else step,
         "seed": config.train.seed,
         "precision": config.train.precision,
         "scored_in": config.eval.precision,
@@ -82,22 +102,27 @@ def write_results(
     timing: dict[str, float],
     parameters: Mapping[str, int],
     code: str,
+    identity: Tree | None,
+    step: int | None = None,
     across_images: str = "none",
     curve: Sequence[dict[str, object]] = (),
 ) -> None:
     """Write metrics.json in one step; metrics are fractions, null where undefined.
 
     parameters: as `parameter_counts` gives them.
+    identity: of the run that the model is of, as `utils.runs.identity_of` gives it.
+    step: that the evaluated state is of; None: the last one.
     curve: evaluations during training, each with its iteration, split and mean results.
     """
     tree = {
         "format": 1,
         "command": command,
-        "protocol": protocol(config, across_images),
+        "protocol": protocol(config, across_images, step),
         "results": results,
         "timing": {key: round(value, 4) for key, value in timing.items()},
         **parameters,
         **({"curve": list(curve)} if curve else {}),
         "versions": {**versions(), "code": code},
+        "identity": identity,
     }
     write_json(folder / FILE, tree)

@@ -78,7 +78,7 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, *, start: int, stop: int, log_every: int, quiet: bool) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=start if start else None)
+        self.writer = SummaryWriter(str(folder), purge_step=start)
         write_text(
             folder / LOG, "".join(line for line in _lines(folder) if json.loads(line)["iteration"] <= start)
         )
