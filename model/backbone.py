@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import timm
@@ -153,9 +152,8 @@ def _indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(index[s] for s in strides)
 
 
-@cache
 def _feature_info(name: str) -> FeatureInfo:
-    try:  # drawing its weights is part of what a seed gives: without it all later ones are others
+    try:  # drawing its weights is part of what a seed gives, so each time: later ones are others without it
         return timm.create_model(name, features_only=True, pretrained=False).feature_info
     except Exception as error:  # timm's models refuse in many ways
         reason = str(error).split("\n")[0]

@@ -562,3 +562,12 @@ class TestBackbone:
             build_backbone("wide_resnet_fifty", (4,))
         with pytest.raises(ValueError, match="has strides"):
             build_backbone("tf_efficientnet_lite0", (3, 8), random_weights=True)
+
+
+def test_a_seed_gives_the_same_model_whatever_was_built_before(make_config):
+    """The runs of several categories are built in one process, and each may be run again alone."""
+    config, found = make_config(), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(build_model(config, pretrained=False).state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
