@@ -56,9 +56,10 @@ def place_of(
 
 def _began_with(config: Config, folder: Path) -> bool:
     """Whether results or a state are in the folder, of a run with the precisions of `config`."""
-    if not any((folder / name).is_file() for name in (FILE, BEST, RESULTS)):
+    path = folder / "config.yaml"
+    if not path.is_file() or not any((folder / name).is_file() for name in (FILE, BEST, RESULTS)):
         return False
-    tree = read_yaml(folder / "config.yaml")
+    tree = read_yaml(path)
     return all(tree[part]["precision"] == getattr(config, part).precision for part in ("train", "eval"))
 
 
