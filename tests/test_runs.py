@@ -17,12 +17,13 @@ import predict as predict_command
 import test as test_command
 import train as train_command
 from datasets.build import build_test
-from datasets.fingerprint import WHOLE, content_digest
+from datasets.fingerprint import WHOLE, content_digest, data_identity
 from datasets.loader import TrainingOrder, batches, training_batches
 from datasets.samples import DatasetError
 from datasets.transforms import Normalise
 from model import build_model
 from model.decision import Prediction
+from model.memory_bank import MemoryBank
 from utils.calibration import calibrate
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_trained
 from utils.cli import run_command
@@ -173,6 +174,19 @@ class TestIdentity:
         if change == "removed":
             assert "12 train" in found and "now 11 train" in found
 
+    def test_what_is_known_of_a_sample_is_part_of_it(self, make_config, mvtec_like):
+        config = make_config(data__root=str(mvtec_like), data__category="part")
+        _, data, before = train_command.contents(config)
+        sample = data.test.samples[-1]
+        for changed in ({"label": 0}, {"category": "x"}, {"defect": "x"}, {"mask_path": None},
+                        {"more_masks": (sample.path,)}, {"earlier": (sample.path,)}):  # fmt: skip
+            data.test.samples[-1] = dataclasses.replace(sample, **changed)
+            assert data_identity(config, data)["fingerprint"] != before["data"]["fingerprint"], changed
+        data.test.samples[-1] = sample
+        assert data_identity(config, data) == before["data"]
+        data.train.samples.append(data.test.samples.pop())  # from one set to another
+        assert data_identity(config, data)["fingerprint"] != before["data"]["fingerprint"]
+
     def test_roots_count_as_what_they_stand_for(self, make_config, mvtec_like, tmp_path, monkeypatch):
         def identity(root):
             return train_command.contents(make_config(data__root=root, data__category="part"))[2]
@@ -283,6 +297,7 @@ def test_a_bank_that_was_stopped_while_it_evaluated_is_not_fitted_again(run, fol
         patch.setattr(train_command, "results_by_category", stopped)
         assert run(*flags)[0] == 1
     before = load_checkpoint(folder / "last.pt").model
+    monkeypatch.setattr(MemoryBank, "fit", stopped)
     assert run(*flags, "--resume")[0] == 0
     after = load_checkpoint(folder / "last.pt").model
     assert all(torch.equal(before[name], after[name]) for name in before)
