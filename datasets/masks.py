@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets.images import UnreadableImageError, check_not_across, read_mask
+from datasets.images import UnreadableImageError, check_not_across, read_mask, upright_size
 from datasets.samples import ANOMALOUS, DatasetError, Sample, printable
 from datasets.transforms import Decode, united
 
@@ -19,11 +19,15 @@ _log = logging.getLogger("uninet")
 
 @dataclass(frozen=True)
 class _Look:
-    """What a sample's masks show. drawn: share of the image; kept: any pixel is left at the working size."""
+    """What a sample's masks show. drawn: share of the image; kept: any pixel is left at the working size.
+
+    sizes: "30 x 20 for 20 x 20" where the mask has other proportions than its image, else empty.
+    """
 
     path: Path
     drawn: float
     kept: bool
+    sizes: str
     levels: int
     highest: str
 
@@ -33,7 +37,8 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
 
     Returns:
         Warnings: images without a mask, masks of more than two grey levels where any value counts, masks
-        that cover more than half of the image, and masks of which a centre crop leaves nothing.
+        that cover more than half of the image, masks of which a centre crop leaves nothing, and masks of
+        other proportions than their images.
 
     Raises:
         DatasetError: if masks cannot be read, or show nothing.
@@ -62,6 +67,10 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
             "cover more than half of the image",
             [(look, f": {look.drawn:.0%}") for look in looks if look.drawn > 0.5],
         ),
+        (
+            "have other proportions than their images, and are stretched onto them",
+            [(look, f": {look.sizes}") for look in looks if look.sizes],
+        ),
         ("have nothing inside of data.center_crop", [(look, "") for look in looks if not look.kept]),
     )
     found = [
@@ -79,7 +88,9 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
 def _look(sample: Sample, decode: Decode) -> _Look:
     masks = [read_mask(path, decode.mask_threshold) for path in sample.masks]
     drawn = united(sample.masks, [mask.drawn for mask in masks])
+    sizes = ""
     try:
+        sizes = _sizes(drawn.shape[::-1], upright_size(sample.path))
         for path in sample.masks:
             check_not_across(path, sample.path)
         kept = bool(decode.fit_mask(drawn, sample.path).any())
@@ -91,6 +102,14 @@ def _look(sample: Sample, decode: Decode) -> _Look:
         path=sample.masks[0],
         drawn=float(drawn.mean()),
         kept=kept,
+        sizes=sizes,
         levels=max(mask.levels for mask in masks),
         highest=f"its highest value is {top.values.max():g}{of}",
     )
+
+
+def _sizes(mask: tuple[int, int], image: tuple[int, int]) -> str:
+    """Both sizes in words if the proportions differ by more than the rounding of a side; else nothing."""
+    (width, height), (wide, high) = mask, image
+    alike = abs(width * high - wide * height) <= max(wide, high)
+    return "" if alike else f"{width} x {height} for {wide} x {high}"

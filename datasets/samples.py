@@ -119,7 +119,7 @@ def collect(
     renamed = category not in ("all", *known) and len(known) == 1 and not spec.counts
     if category not in ("all", *known) and not renamed:
         raise DatasetError(f"no category '{category}' in {root}; found: {', '.join(known)}")
-    if renamed:
+    if renamed and warn:
         _log.info("%s has one category, %s: it is taken for %s", *map(printable, (root, known[0], category)))
     samples: list[Sample] = []
     for name in known if category == "all" or renamed else [category]:
@@ -195,8 +195,8 @@ def find_root(spec: DatasetSpec, root: str | Path | None, others: Iterable[Datas
     others: datasets that a wrong root is compared with, so that its right name can be said.
 
     Raises:
-        DatasetError: if it is not, naming a folder nearby (one up, beside, or up to two down) where it is,
-            or the dataset that is there.
+        DatasetError: if it is not, naming a folder nearby where it is (up to two down; the one that has this
+            train or test; of a published dataset one up and beside, too), or the dataset that is there.
     """
     if root is None:
         raise DatasetError(f"where is {spec.name}? Give its folder with --data-root DIR")
@@ -210,8 +210,11 @@ def find_root(spec: DatasetSpec, root: str | Path | None, others: Iterable[Datas
     hints = []
     if other := _recognised(others, root):
         hints.append(f"it looks like {other}, so use --config configs/{other}.yaml (or --dataset {other})")
-    around = ("*/", "*/*/", "../*/")
-    near = (root.parent, *(d for pattern in around for d in sorted(root.glob(pattern))))
+    # above and beside own folders there are others of their kind
+    near = [d.parent for d in (root, root.parent) if d.name in ("train", "test")]
+    near += [root.parent] if spec.counts else []
+    for pattern in ("*/", "*/*/", *(["../*/"] if spec.counts else [])):
+        near += sorted(root.glob(pattern))
     if better := next((d for d in near if _holds(spec, d)), None):
         hints.append(f"did you mean --data-root {shlex.quote(str(better.resolve()))}?")
     hint = " or ".join(hints) or "see docs/DATASETS.md"

@@ -122,6 +122,18 @@ def test_an_error_says_what_is_there(part, found, moved):
             collect(FOLDER, root, "part")
 
 
+def test_hints_are_of_the_own_folder(part, tmp_path):
+    """Another part beside it is no better root; the folder that holds train/good is."""
+    for place in (part / "train/good", part / "test/good"):
+        with pytest.raises(DatasetError, match=rf"did you mean --data-root {part}\?"):
+            collect(FOLDER, place, "part")
+    shutil.copytree(part / "train", tmp_path / "lines/a/TRAIN")
+    shutil.copytree(part, tmp_path / "lines/b")
+    shutil.rmtree(tmp_path / "lines/b/test")
+    with pytest.raises(DatasetError, match="Found, but not where it is looked for.*TRAIN/good"):
+        collect(FOLDER, tmp_path / "lines/a", "part")
+
+
 def test_what_lies_beside_the_categories(part, said, caplog):
     shutil.copytree(part, part.parent / "other").joinpath("train").rename(part.parent / "other/Train")
     config = load_config("configs/folder.yaml", {"data.root": str(part.parent), "data.category": "all"})
@@ -156,12 +168,14 @@ def test_unreadable_files_are_not_compared(part):
     assert len(collect(FOLDER, part.parent, "part")) == 25
 
 
-def test_the_only_category_has_any_name(part, tmp_path, said):
+def test_the_only_category_has_any_name(part, tmp_path, said, caplog):
     before = collect(FOLDER, part.parent, "part")
     part.rename(tmp_path / "newtest")
     for root in (tmp_path / "newtest", tmp_path):
         after, text = said(root)
-        assert "has one category, newtest: it is taken for part" in text
+        assert text.count("has one category, newtest: it is taken for part") == 1
+        collect(FOLDER, root, "part", warn=False)
+        assert caplog.text.count("taken for part") == 1
         assert [(s.group, s.category, s.defect) for s in after] == [
             (s.group, s.category, s.defect) for s in before
         ]  # so the same images are held out

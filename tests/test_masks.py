@@ -141,6 +141,16 @@ class TestCheck:
         assert "4 of 5 anomalous images have masks" in found[2] and "d.png has none" in found[2]
         assert self.check(tmp_path, {"c": levels}, mask_threshold=0.01) == []
 
+    @pytest.mark.parametrize(("size", "told"), [((24, 40), 1), ((48, 64), 0), ((11, 14), 0), ((13, 16), 0)])
+    def test_other_proportions(self, tmp_path, size, told):
+        """The images have 24 x 32; masks of another crop are told, masks with rounded sides are not."""
+        mask = np.zeros(size, np.uint8)
+        mask[2:4, 2:4] = 255
+        found = self.check(tmp_path, {"a": encoded(mask, "PNG"), "b": self.GOOD})
+        assert len(found) == told
+        assert not told or "1 masks have other proportions than their images" in found[0]
+        assert not told or "a_mask.png: 40 x 24 for 32 x 24" in found[0]
+
     def test_a_crop_that_leaves_nothing(self, tmp_path):
         corner = np.zeros((24, 32), np.uint8)
         corner[:3, :3] = 255
