@@ -200,7 +200,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         log.error("error: %s", line)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as stop:
-        log.error("stopped%s", f"; {stop}" if str(stop) else ", before the end")
+        log.error("stopped%s", f"; {stop}" if str(stop) else "")
         return 1
     return 0
 
