@@ -130,6 +130,7 @@ print(int(told), most, held, resource.getrusage(resource.RUSAGE_SELF).ru_minflt 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told")
 class TestMemory:
     def seen(self, *how):

@@ -33,6 +33,9 @@ def test_a_convolution_of_any_kind(kernel, groups, bias):
 
 
 @NEEDS_ONEDNN
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor packs no bf16 weights"
+)
 def test_in_the_precision_of_autocast():
     conv = nn.Conv2d(3, 5, 3).requires_grad_(False)
     packed, x = PackedConv2d(conv), torch.randn(1, 3, 9, 9)
@@ -42,7 +45,9 @@ def test_in_the_precision_of_autocast():
 
 
 @NEEDS_ONEDNN
-@pytest.mark.parametrize("name", ["uninet", "recontrast", "unias", "memory-bank"])
+@pytest.mark.parametrize(
+    "name", ["uninet", "recontrast", pytest.param("unias", marks=pytest.mark.slow), "memory-bank"]
+)
 def test_a_deployed_model_predicts_the_same(make_config, name):
     config = make_config(model__name=name, model__width=0.5)
     model = build_model(config).eval()

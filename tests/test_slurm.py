@@ -24,7 +24,7 @@ def slurm(tmp_path):
         path = f"{first}:{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "VIRTUAL_ENV": "active", "SLURM_ARRAY_TASK_ID": str(task)}
         words = ["bash", ROOT / "scripts/slurm_tables.sh", *map(str, flags)]
-        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, check=False)
 
     return call
 

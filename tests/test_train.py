@@ -133,7 +133,10 @@ class TestFilesOfARun:
         state = torch.load(folder / "last.pt", weights_only=True)
         assert state["iteration"] == 3 and state["optimizer"] is None
 
-    @pytest.mark.parametrize(("model", "part"), [("recontrast", "source"), ("unias", "mse")])
+    @pytest.mark.parametrize(
+        ("model", "part"),
+        [("recontrast", "source"), pytest.param("unias", "mse", marks=pytest.mark.slow)],
+    )
     def test_other_models(self, run, tmp_path, model, part):
         code, out, err = run("--model", model, "--setting", "one-class", "--iterations", "2")
         assert code == 0 and "I-AUROC" in out, err
