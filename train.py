@@ -40,7 +40,7 @@ from utils.checkpoint import (
     load_checkpoint,
     restore_model,
     resume_training,
-    training_state,
+    save_training,
 )
 from utils.cli import (
     add_setting_flags,
@@ -94,9 +94,9 @@ class Run:
     device: torch.device
     quiet: bool
     command: str
-    identity: Tree
-    state: Checkpoint | None  # to go on from
-    best: float | None  # of `select: best`, the value of the state that is kept so far
+    identity: Tree | None = None
+    state: Checkpoint | None = None  # to go on from
+    best: float | None = None  # of `select: best`, the value of the state that is kept so far
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -152,7 +152,7 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
         config, folder = place_of(config, args.output, args.name, anew=args.overwrite)
         folders.append(folder)
-        with locked(folders[-1]) if distributed.leads() else nullcontext(folders[-1]) as folder:
+        with locked(folder, overwrite=args.overwrite) if distributed.leads() else nullcontext():
             found = train_run(config, folder, args, command=command)
         results.update({k: v for k, v in found.items() if k != "mean"})
     if results and distributed.leads():
@@ -300,9 +300,8 @@ def optimise(run: Run) -> float:
             look(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
         if done % train.save_every == 0 and done < train.iterations and distributed.leads():
-            elapsed, moments = seconds + time.perf_counter() - began, training_state(optimizer, schedule)
-            state = Checkpoint(config, model.state_dict(), done, run.identity, elapsed, **moments)
-            state.save(run.folder / FILE)
+            elapsed, path = seconds + time.perf_counter() - began, run.folder / FILE
+            save_training(path, config, model, done, elapsed, optimizer, schedule, run.identity)
     tracker.close()
     return seconds + time.perf_counter() - began
 

@@ -28,10 +28,11 @@ from model.decision import Decision
 from model.memory_bank import MemoryBank
 from model.unias import UniAS
 from utils.calibration import Calibration, calibrate
-from utils.checkpoint import Checkpoint, load_checkpoint, resume_training, save_training
+from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import run_command
 from utils.evaluation import Scores, results_by_category, write_scores
 from utils.optim import make_optimizer, rate_at
+from utils.reuse import earlier
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -133,18 +134,17 @@ class TestResume:
         other, fresh, again = self.saved(tmp_path / "b.pt", config)
         fresh.state.clear()
         again.step()
-        found = resume_training(tmp_path / "a.pt", config, model=other, optimizer=fresh, schedule=again)
-        assert found == (7, 12.5)
+        found = load_checkpoint(tmp_path / "a.pt")
+        restore_model(other, found.model, source=tmp_path / "a.pt")
+        resume_training(found, fresh, again)
+        assert (found.iteration, found.seconds) == (7, 12.5)
         assert torch.equal(torch.rand(3), expected) and torch.equal(other.weight, weight)
         moments = [o.state[m.weight]["exp_avg"] for o, m in ((optimizer, model), (fresh, other))]
         assert torch.equal(*moments) and moments[0].abs().sum() > 0
         assert again.last_epoch == 1 and fresh.param_groups[0]["lr"] == rate == pytest.approx(0.05)
 
-    def test_nothing_to_resume(self, tmp_path, make_config):
-        state = torch.get_rng_state()
-        parts = {"model": None, "optimizer": None, "schedule": None}
-        assert resume_training(tmp_path / "none.pt", make_config(), **parts) == (0, 0.0)
-        assert torch.equal(torch.get_rng_state(), state)
+    def test_nothing_to_resume(self, tmp_path):
+        assert earlier(tmp_path, {}, resume=True) == (None, None, None)
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(mvtec_like, tmp_path, capfd):

@@ -326,6 +326,10 @@ class TestNamesAndOverwrite:
             code, _, err = run("--iterations", "1", *flags)
             assert code == 1 and one_line(err) and "was not made by this program" in err
         assert [p.name for p in folder.iterdir()] == ["config.yaml"]
+        (folder / "last.pt").write_text("of another program")
+        assert "is no checkpoint of this program" in run("--iterations", "1", "--resume")[2]
+        assert "was not made by this program" in run("--iterations", "1", "--overwrite")[2]
+        assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "last.pt"]
 
     def test_only_what_the_program_writes_is_deleted(self, folder, tmp_path):
         with locked(folder):

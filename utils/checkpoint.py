@@ -196,13 +196,23 @@ def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -
         raise CheckpointError(f"{source} does not fit this model: {first}") from error
 
 
-def training_state(optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Tree]:
-    """What a Checkpoint needs beside the model to go on; the data order is a function of seed and step."""
-    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": _rng_state()}
+def save_training(
+    path: Path,
+    config: Config,
+    model: nn.Module,
+    iteration: int,
+    seconds: float,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    identity: Tree | None = None,
+) -> None:
+    """Write all that is needed to go on; the data order is a function of seed and iteration."""
+    states = (optimizer.state_dict(), schedule.state_dict(), _rng_state())
+    Checkpoint(config, model.state_dict(), iteration, identity, seconds, *states).save(path)
 
 
 def resume_training(state: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
-    """Go on as `training_state` was taken; the model is restored by `restore_model`."""
+    """Go on from what `save_training` wrote; the model is restored by `restore_model`."""
     optimizer.load_state_dict(state.optimizer)
     schedule.load_state_dict(state.schedule)
     _restore_rng(state.rng)

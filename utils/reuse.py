@@ -59,8 +59,11 @@ def _began_with(config: Config, folder: Path) -> bool:
     path = folder / "config.yaml"
     if not path.is_file() or not any((folder / name).is_file() for name in (FILE, BEST, RESULTS)):
         return False
-    tree = read_yaml(path)
-    return all(tree[part]["precision"] == getattr(config, part).precision for part in ("train", "eval"))
+    try:
+        tree = read_yaml(path)
+        return all(tree[part]["precision"] == getattr(config, part).precision for part in ("train", "eval"))
+    except (ConfigError, KeyError, TypeError):  # of another program
+        return False
 
 
 def earlier(

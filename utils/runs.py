@@ -137,14 +137,17 @@ def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[Path]:
+def locked(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Hold the folder for this process; made if missing. Temporary files of a killed process are removed.
+
+    overwrite: what is there is to be deleted, so a checkpoint (of a copied run) is no proof whose it is.
 
     Raises:
         RunError: if another process holds it, or if it holds files and was not made by this program.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / LOCK).is_file() and any(folder.iterdir()):
+    unmarked = not (folder / LOCK).is_file() and any(p.suffix != PARTIAL for p in folder.iterdir())
+    if unmarked and (overwrite or not (folder / "last.pt").is_file()):
         raise RunError(
             f"{folder} holds files and was not made by this program (it has no {LOCK}); choose another "
             "--name or --output"
@@ -158,7 +161,12 @@ def locked(folder: Path) -> Iterator[Path]:
             ) from error
         for left in folder.glob(f".*{PARTIAL}"):
             left.unlink()
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            if unmarked:  # and still not known to be ours
+                (folder / LOCK).unlink()
+            raise
 
 
 def clear_run(folder: Path) -> None:
