@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import timm
@@ -165,7 +166,7 @@ class TestSelectBest:
         config = make_config(eval__select="best", eval__every=1)
         model = nn.Linear(1, 1, bias=False)
         data = SimpleNamespace(evaluated=lambda split: split, trained_defects=frozenset())
-        run = train_command.Run(config, tmp_path, data, model, torch.device("cpu"), True, "")
+        run = train_command.Run(config, tmp_path, data, model, torch.device("cpu"), True, "", {}, None, None)
         asked = []
         monkeypatch.setattr(train_command, "score", lambda run, data: asked.append(data) or "scores")
         monkeypatch.setattr(train_command, "example_page", lambda *args: None)
@@ -359,6 +360,26 @@ class TestMemoryBank:
         # six channels, each off by 2 (3 x 3 averages fall off at the border alone)
         assert torch.allclose(middle, torch.tensor(24.0).sqrt(), atol=1e-4)
 
+    def test_patches_are_both_levels_averaged_and_brought_to_one_size(self, make_config):
+        """OpenCV resizes as align_corners=False does."""
+        images = torch.randn(1, 3, 64, 64)
+        fine, coarse = (
+            nn.functional.avg_pool2d(images, s)[0].permute(1, 2, 0).double().numpy() for s in (8, 16)
+        )
+        fine, coarse = (cv2.blur(f, (3, 3), borderType=cv2.BORDER_CONSTANT) for f in (fine, coarse))
+        expected = np.concatenate([fine, cv2.resize(coarse, (8, 8), interpolation=cv2.INTER_LINEAR)], axis=2)
+        found = bank(make_config)._patches(images)
+        np.testing.assert_allclose(found.numpy(), expected.reshape(1, 64, 6), atol=1e-6)
+
+    def test_an_empty_bank_is_told_and_a_stored_one_comes_back(self, make_config):
+        fitted, fresh, images = bank(make_config), bank(make_config), torch.randn(2, 3, 64, 64)
+        with pytest.raises(RuntimeError, match="the memory bank is empty"):
+            fresh.predict(images)
+        fitted.fit([images], seed=0)
+        fresh.load_state_dict(fitted.state_dict())
+        assert torch.equal(fresh.predict(images + 1).score, fitted.predict(images + 1).score)
+        assert not fresh.train().training  # nothing of it is trained
+
     def test_a_random_share_by_the_seed(self, make_config):
         images = torch.randn(2, 3, 64, 64)
         banks = []
@@ -431,19 +452,20 @@ class TestSettingsOfModels:
         assert head(feature).item() == pytest.approx(8, rel=1e-6)  # one at least
 
     def test_unias_weight_multiplies_the_whole_loss(self, make_config):
-        """Squared error 1 and cosine 0 at every position of both stages."""
+        """Features (1, 0) and (0.6, 0.8): squared error 0.4, cosine 0.6 everywhere, two stages."""
         config = make_config(model__name="unias", model__setting="multi-class", loss__unias_weight=2.5)
         stages = [torch.zeros(2, 2, n, n) for n in (4, 2)]
         restored = [x.clone() for x in stages]
         for x, y in zip(stages, restored):
-            x[:, 0], y[:, 1] = 1, 1
+            x[:, 0], y[:, 0], y[:, 1] = 1, 0.6, 0.8
         model = SimpleNamespace(
             targets=lambda images: (stages, stages),
             restore=lambda inputs: restored,
             loss_config=config.loss,
         )
         parts = UniAS.loss(model, labelled_batch(), 0.0)
-        assert [parts[name].item() for name in ("mse", "cosine", "total")] == [2, 2, 2.5 * 4]
+        found = [parts[name].item() for name in ("mse", "cosine", "total")]
+        assert found == pytest.approx([0.8, 0.8, 2.5 * 1.6])
 
 
 # --- losses -------------------------------------------------------------------------------------------------
