@@ -1,7 +1,8 @@
 """Answers worked out by hand for single lines that decide results: a changed line changes the number."""
 
 import csv
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import cv2
@@ -31,8 +32,10 @@ from model.unias import UniAS
 from utils.calibration import Calibration, calibrate
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import run_command
+from utils.config import CONFIGS
 from utils.evaluation import Scores, results_by_category, write_scores
 from utils.optim import make_optimizer, rate_at
+from utils.plain_yaml import read_yaml
 from utils.reuse import earlier
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -451,6 +454,31 @@ class TestSettingsOfModels:
         head.share = 0.01
         assert head(feature).item() == pytest.approx(8, rel=1e-6)  # one at least
 
+    def test_weight_of_the_heads_loss(self, make_config):
+        totals, images = {}, labelled_batch()
+        for weight in (0.0, 2.5):
+            torch.manual_seed(0)
+            config = make_config(
+                model__setting="supervised",
+                model__head="label",
+                loss__supervised="bce",
+                loss__head_weight=weight,
+                model__width=0.25,
+            )
+            parts = build_model(config).eval().loss(images, 0.0)
+            totals[weight] = parts["total"].item()
+        assert totals[2.5] - totals[0.0] == pytest.approx(2.5 * parts["head"].item(), rel=1e-4)
+
+    def test_the_score_section_is_the_decision(self, make_config):
+        config = make_config(score__score_map="legacy_exp", score__head_floor=0.2, model__width=0.25)
+        decision = build_model(config).decision
+        assert asdict(decision) == asdict(config.score) and decision.head_floor == 0.2
+        found = decision(
+            [torch.tensor([[[0.0, 1.0]]])], (1, 2), head_map=torch.full((1, 1, 2), 0.3)
+        )  # the map is halved, and its lowest value has the highest score
+        assert found.anomaly_map.tolist() == [[[0.0, 0.5]]]
+        assert found.score.item() == pytest.approx(1 - np.exp(-0.5))
+
     def test_unias_weight_multiplies_the_whole_loss(self, make_config):
         """Features (1, 0) and (0.6, 0.8): squared error 0.4, cosine 0.6 everywhere, two stages."""
         config = make_config(model__name="unias", model__setting="multi-class", loss__unias_weight=2.5)
@@ -488,6 +516,24 @@ def test_hardest_share_is_reached_at_the_configured_progress(make_config, start,
     assert found == pytest.approx(sum(distances) / len(distances), abs=1e-6)
 
 
+class TestTotal:
+    @pytest.mark.parametrize("which", ["both", "source", "target"])
+    def test_levels_that_the_paper_divides_by(self, make_config, which):
+        """Constant features: L_SC = log N and L_M = 1 - 1 / N; two pairs a level with both teachers."""
+        teachers = 2 if which == "both" else 1
+        pairs = [Pair(torch.ones(1, 2, n, n), torch.ones(1, 2, n, n)) for n in (8, 4) * teachers]
+        parts = uninet_loss(pairs, make_config(loss__pairs=which, loss__reduction="paper").loss)
+        assert parts["sc"].item() == pytest.approx(teachers * np.log(64 * 16) / 2, rel=1e-5)
+        assert parts["m"].item() == pytest.approx(teachers * (2 - 1 / 64 - 1 / 16) / 2, rel=1e-5)
+
+    def test_what_is_selected_is_compared(self, make_config):
+        teacher, student = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+        config = make_config(loss__pairs="source").loss
+        same = uninet_loss([Pair(teacher, student, lambda student, teacher: 2 * teacher)], config)
+        assert same["kd"].item() == pytest.approx(0, abs=1e-6) and not same["kd"].requires_grad
+        assert uninet_loss([Pair(teacher, student)], config)["kd"].item() > 0.5
+
+
 def test_structure_loss_of_the_configuration(make_config):
     """All pixels are surely right but one, which costs 30."""
     mask = torch.zeros(1, 1, 40, 40)
@@ -506,6 +552,24 @@ def test_structure_loss_of_the_configuration(make_config):
     assert found["mean"] == pytest.approx(30 / 1600 + overlap, rel=1e-5)
     expected = 30 * (weight[0, 0, 20, 19] / weight.sum()).item() + overlap
     assert found["weighted"] == pytest.approx(expected, rel=1e-5) and expected > 30 / 1600 + overlap + 1e-3
+
+
+def test_every_setting_is_set_by_a_test_or_a_configuration():
+    """What neither does is an option that nobody would miss."""
+    tree = read_yaml(CONFIGS / "base.yaml")
+
+    def blocks(found):
+        for key, value in found.items() if isinstance(found, dict) else ():
+            if key in tree and isinstance(value, dict):
+                yield from (f"{key}.{name}" for name in value)
+            yield from blocks(value)
+
+    known = {
+        key for path in CONFIGS.rglob("*.yaml") if path.stem != "base" for key in blocks(read_yaml(path))
+    }
+    text = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py")).replace("__", ".")
+    names = {f"{section}.{name}" for section, keys in tree.items() for name in keys}
+    assert not [name for name in names - known if not re.search(rf"\b{re.escape(name)}\b", text)]
 
 
 def test_statistics_are_of_normal_images_spread_over_the_set(tmp_path):
