@@ -259,7 +259,7 @@ class TestStreaming:
         monkeypatch.setattr(os, "fsync", lambda file: (flushed.append(file), fsync(file))[1])
         code, out, _ = run(str(mvtec_like / "part/test"), "--save", "overlay,map,mask")
         assert code == 0 and "9 images" in out
-        assert len(decoded) == len(set(decoded)) == 9 and len(flushed) == 1  # scores.csv
+        assert len(decoded) == len(set(decoded)) == 9 and len(flushed) == 2  # the mark and scores.csv
 
     def test_pixels_survive_normalisation(self):
         every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
