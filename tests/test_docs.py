@@ -5,6 +5,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from datasets.build import SPECS
+
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import check_docs
@@ -52,3 +54,23 @@ def test_commands_in_loops_and_lists_are_seen(tmp_path):
     (command,) = check_docs.printed_commands([page])
     check_docs.check(command)
     assert command.text == "python train.py --seed '$s'"
+
+
+def counts_table():
+    """Published counts by dataset as docs/DATASETS.md prints them; of many categories the sum."""
+    head = ("dataset", "category", "normal training", "normal test", "anomalous test",
+            "anomalous training", "validation", "must agree")  # fmt: skip
+    rows = [head, ("---",) * len(head)]
+    for spec in (s for s in SPECS.values() if s.counts):
+        must = "each" if spec.verified else "the sum" if spec.verified_total else "no: a warning"
+        shown = spec.counts
+        if len(shown) > 4:
+            shown = {f"all {len(shown)}": tuple(map(sum, zip(*shown.values(), strict=True)))}
+        for category, numbers in shown.items():
+            cells = [f"{n:,}" for n in numbers] + [""] * (5 - len(numbers))
+            rows.append((f"`{spec.name}`", category, *cells, must))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def test_counts_of_the_datasets_are_as_printed():
+    assert counts_table() in (ROOT / "docs/DATASETS.md").read_text(), counts_table()
