@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite, from a fresh machine. Further arguments go to pytest.
+# The test suite, from a fresh machine; with UNINET_SLOW_TESTS=1 its slow tests, too. Further arguments go to pytest.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 prepare requirements-dev.txt
 

@@ -104,8 +104,13 @@ def write_mask(path: Path, size=(48, 40), value: int = 255) -> None:
 @pytest.fixture
 def mvtec_like(tmp_path):
     """MVTec AD's layout, category 'part': 12 train, 4 good, 5 anomalous test images, odd files too."""
+    return write_mvtec_like(tmp_path / "data")
+
+
+def write_mvtec_like(root: Path) -> Path:
+    """What `mvtec_like` is; the same images each time."""
     rng = np.random.default_rng(0)
-    base = tmp_path / "data" / "part"
+    base = root / "part"
     for i in range(12):
         write_image(
             base / f"train/good/{i:03d}.{'PNG' if i % 2 else 'jpg'}", rng, mode="L" if i % 3 else "RGB"
@@ -120,7 +125,7 @@ def mvtec_like(tmp_path):
         write_mask(base / f"ground_truth/dot/{9 - i}.png")
     (base / "test/spot/Thumbs.db").write_bytes(b"odd")
     (base / "readme.txt").write_text("a text among the images")
-    return tmp_path / "data"
+    return root
 
 
 @pytest.fixture

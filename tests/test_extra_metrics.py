@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import TINY
 from sklearn.metrics import f1_score, precision_recall_curve
 
 from utils.aupimo import aupimo
@@ -122,7 +123,7 @@ def test_in_the_results_of_a_run_and_of_test(mvtec_like, tmp_path, capfd):
     import train as train_command
     from utils.cli import run_command
 
-    argv = ["--data-root", str(mvtec_like), "--category", "part", "--backbone", "tf_efficientnet_lite0"]
+    argv = ["--data-root", str(mvtec_like), "--category", "part", "--backbone", TINY]
     argv += ["--iterations", "1", "--output", str(tmp_path), "--quiet", "--precision", "fp32"]
     for setting in ("data.image_size=64", "model.random_weights=true", "train.batch_size=2"):
         argv += ["--set", setting]

@@ -2,13 +2,15 @@
 
 import csv
 import os
+import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import LITE0, ROOT, SHARED
+from conftest import LITE0, ROOT, SHARED, write_mvtec_like
 from PIL import Image
 from scipy.stats import binom
 
@@ -82,6 +84,7 @@ class TestPValues:
         ) <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 class TestGuaranteeOnRealImages:
     """The observed rate of false alarms lies in the binomial interval of the chosen one."""
 
@@ -133,12 +136,19 @@ class TestGuaranteeOnRealImages:
         assert low <= flagged <= high
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """The runs folder of a fitted memory bank, not to be changed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    where = ["--data-root", str(write_mvtec_like(folder / "data")), "--output", str(folder / "runs")]
+    assert run_command(train_command.main, [*where, "--name", "r", *FLAGS]) == 0
+    return folder / "runs"
+
+
 @pytest.fixture
-def run(mvtec_like, tmp_path, capfd):
+def run(fitted, tmp_path, capfd):
     """A fitted memory bank; gives a function that runs predict.py: (exit code, stdout, stderr)."""
-    train = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), "--name", "r", *FLAGS]
-    assert run_command(train_command.main, train) == 0
-    folder = tmp_path / RUN
+    folder = shutil.copytree(fitted, tmp_path / "runs") / Path(RUN).relative_to("runs")
     capfd.readouterr()
 
     def call(*flags):
