@@ -20,16 +20,16 @@ from datasets.loader import THREADS, ImageSet
 from datasets.readable import readable, write_skipped
 from datasets.samples import DatasetError, Sample, find_images, log_unused, printable
 from datasets.transforms import Normalise
+from evaluation.calibration import Calibration
+from evaluation.figures import overlay, write_map, write_png
+from evaluation.outputs import begin, claim, finish, names_of
+from evaluation.scoring import Predicted, Scores, predictions, write_scores
 from model import build_model, for_inference
 from model.backbone import input_normalisation
-from utils.calibration import Calibration
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
-from utils.evaluation import Predicted, Scores, predictions, write_scores
-from utils.figures import overlay, write_map, write_png
-from utils.outputs import begin, claim, finish, names_of
 
 SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration
 SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}

@@ -20,15 +20,12 @@ from datasets.build import SPECS, build_test, dataset_root, read_as
 from datasets.files import relative_to
 from datasets.readable import write_skipped
 from datasets.transforms import Normalise
-from model import build_model
-from model.backbone import input_normalisation
-from model.graphs import graphed
-from utils.calibration import Calibration
-from utils.checkpoint import Checkpoint, load_trained, restore_model
-from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
-from utils.config import Config, ConfigError, build
-from utils.device import choose_device, choose_precision, peak_memory_gb
-from utils.evaluation import (
+from evaluation.calibration import Calibration
+from evaluation.figures import write_map
+from evaluation.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
+from evaluation.outputs import SCORES, begin, claim, finish, names_of, write_pages
+from evaluation.results import parameter_counts, protocol_notes, write_results
+from evaluation.scoring import (
     Scores,
     as_slice,
     results_by_category,
@@ -37,12 +34,15 @@ from utils.evaluation import (
     score_images,
     write_scores,
 )
-from utils.figures import write_map
-from utils.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
-from utils.outputs import SCORES, begin, claim, finish, names_of, write_pages
-from utils.plain_yaml import parse_override
-from utils.results import parameter_counts, protocol_notes, write_results
+from model import build_model
+from model.backbone import input_normalisation
+from model.graphs import graphed
+from utils.checkpoint import Checkpoint, load_trained, restore_model
+from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
+from utils.config import Config, ConfigError, build
+from utils.device import choose_device, choose_precision, peak_memory_gb
 from utils.runs import git_sha
+from utils.yaml_io import parse_override
 
 UNFAIR = "not a fair protocol"
 APRIL = "april-2025"

@@ -29,10 +29,23 @@ from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch,
 from datasets.readable import write_skipped
 from datasets.samples import NORMAL
 from datasets.transforms import Normalise
+from evaluation.calibration import calibrate
+from evaluation.figures import example_page
+from evaluation.metrics import Results, mean_results
+from evaluation.outputs import SCORES, write_pages
+from evaluation.results import parameter_counts, protocol_notes, write_results
+from evaluation.scoring import (
+    Scores,
+    inputs_of,
+    results_by_category,
+    results_table,
+    score_images,
+    to_device,
+    write_scores,
+)
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from utils import distributed
-from utils.calibration import calibrate
 from utils.checkpoint import (
     BEST,
     FILE,
@@ -61,20 +74,7 @@ from utils.device import (
     reset_peak_memory,
     seed_everything,
 )
-from utils.evaluation import (
-    Scores,
-    inputs_of,
-    results_by_category,
-    results_table,
-    score_images,
-    to_device,
-    write_scores,
-)
-from utils.figures import example_page
-from utils.metrics import Results, mean_results
 from utils.optim import make_optimizer
-from utils.outputs import SCORES, write_pages
-from utils.results import parameter_counts, protocol_notes, write_results
 from utils.reuse import earlier, place_of
 from utils.runs import clear_run, git_sha, identity_of, locked, write_text
 from utils.tracking import Tracker, Unwatched, show_final, validation_curve

@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 from datasets.loader import ImageSet  # noqa: E402
 from datasets.samples import Sample  # noqa: E402
 from datasets.transforms import Decode, Normalise  # noqa: E402
+from evaluation.scoring import results_by_category, score_images  # noqa: E402
 from model.decision import Prediction  # noqa: E402
 from utils.cli import new_parser, run_command, say  # noqa: E402
 from utils.config import CONFIGS, load_config  # noqa: E402
 from utils.device import peak_memory_gb  # noqa: E402
-from utils.evaluation import results_by_category, score_images  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -23,11 +23,11 @@ from protocol import Reply, Spec, Workload, serve  # noqa: E402
 from shapes import configuration, uninet  # noqa: E402
 from stages import predict_stages, train_stages  # noqa: E402
 
+from evaluation.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
 from model.graphs import graphed  # noqa: E402
 from model.packing import pack_convolutions  # noqa: E402
 from utils.device import autocast, keep_freed_memory  # noqa: E402
-from utils.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
 Built = tuple[Workload, Operations]

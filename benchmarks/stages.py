@@ -12,7 +12,7 @@ from protocol import Reply, Spec, Workload, wait
 from shapes import configuration, uninet
 from torch import Tensor, nn
 
-from losses.total import uninet_loss
+from losses.uninet import uninet_loss
 from model.decision import distance_map
 from model.packing import pack_convolutions
 from utils.device import autocast

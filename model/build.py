@@ -9,11 +9,11 @@ from torch import nn
 from model.backbone import build_backbone
 from model.decision import Decision
 from model.graphs import graphed
-from model.memory_bank import MemoryBank
 from model.packing import pack_convolutions
-from model.recontrast import ReContrast
-from model.tiled import Tiled
-from model.unias import UniAS
+from model.peers.memory_bank import MemoryBank
+from model.peers.recontrast import ReContrast
+from model.peers.unias import UniAS
+from model.tiles import Tiled
 from model.uninet import UniNet
 from utils.config import Config
 from utils.config_rules import scaled_side

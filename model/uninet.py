@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from losses.similarity import Diagonal, diagonal_statistics
 from losses.supervised import supervised_loss
-from losses.total import Pair, uninet_loss
+from losses.uninet import Pair, uninet_loss
 from model.backbone import BackboneInfo, backbone_channels
 from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction, distance_map

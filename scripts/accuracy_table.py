@@ -13,8 +13,8 @@ from pathlib import Path
 
 from collect import portable
 
+from evaluation.scoring import COLUMNS
 from utils.config import Config, Tree
-from utils.evaluation import COLUMNS
 from utils.runs import write_text
 
 KEY = (

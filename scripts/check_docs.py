@@ -26,7 +26,7 @@ import train
 from datasets.demo import write_demo
 from utils.cli import log, new_parser, overrides, run_command, say
 from utils.config import ConfigError, load_config
-from utils.plain_yaml import parse_override
+from utils.yaml_io import parse_override
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = re.compile(r"(?:python|bash) ")

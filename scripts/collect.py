@@ -14,9 +14,9 @@ from pathlib import Path
 # these commands run as files, which puts scripts/ on the path but not the repository
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from evaluation.scoring import COLUMNS
 from utils.cli import new_parser, run_command, say
 from utils.config import Tree
-from utils.evaluation import COLUMNS
 from utils.runs import write_json
 
 WITH_VALUE = {"--data-root": "DIR", "--test-data-root": "DIR2", "--output": None, "--checkpoint": "RUN"}

@@ -19,10 +19,10 @@ import numpy as np
 from table_specs import ROOT
 
 from datasets.build import SPECS
+from evaluation.metrics import smooth_in_order
+from evaluation.svg import Axis, Series, document, panel
 from utils.cli import new_parser, run_command, say
-from utils.metrics import smooth_in_order
 from utils.runs import write_text
-from utils.svg import Axis, Series, document, panel
 
 Row = list[float | str]
 

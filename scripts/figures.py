@@ -25,17 +25,17 @@ from table_specs import ROOT
 from datasets.build import SPECS, build_test
 from datasets.loader import ImageSet, batches
 from datasets.transforms import Normalise
+from evaluation.figures import Picture, heatmap_page, write_on, write_png
+from evaluation.scoring import inputs_of, score_images, to_device
+from evaluation.svg import Axis, Series, document, panel
 from model import build_model
 from model.backbone import input_normalisation
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import new_parser, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree
 from utils.device import choose_device
-from utils.evaluation import inputs_of, score_images, to_device
-from utils.figures import Picture, heatmap_page, write_on, write_png
-from utils.plain_yaml import read_yaml
 from utils.runs import write_text
-from utils.svg import Axis, Series, document, panel
+from utils.yaml_io import read_yaml
 
 CALM = 12  # normal images that set the colour scale of a row
 POINTS = 400  # test images of a t-SNE

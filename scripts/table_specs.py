@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.build import SPECS
-from utils.plain_yaml import Tree, read_yaml
+from utils.yaml_io import Tree, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS_DIR, PUBLISHED = ROOT / "scripts/tables", ROOT / "results/published"

@@ -24,9 +24,9 @@ from table_specs import ROOT, SPECS_DIR, Column, Table, load_table, printed, rep
 import train as train_command
 from datasets.build import SPECS
 from datasets.loader import batches_per_epoch
+from evaluation.scoring import COLUMNS
 from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree, load_config
-from utils.evaluation import COLUMNS
 from utils.reuse import place_of
 from utils.runs import RunError, write_text
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
+from evaluation.metrics import smooth_in_order
 from utils.cli import run_command
-from utils.metrics import smooth_in_order
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import april

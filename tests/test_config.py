@@ -14,8 +14,8 @@ from conftest import ROOT
 import utils.config
 from datasets.build import SPECS
 from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge
-from utils.plain_yaml import parse_override, read_yaml
 from utils.runs import config_hash
+from utils.yaml_io import parse_override, read_yaml
 
 MVTEC = CONFIGS / "mvtec.yaml"
 COARSE = {"model__strides": [8, 16, 32]}

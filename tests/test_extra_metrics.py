@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from utils.aupimo import aupimo
-from utils.unias_dice import unias_dice
+from evaluation.aupimo import aupimo
+from evaluation.unias_dice import unias_dice
 
 LABELS = np.array([0, 0, 0, 1, 1])
 
@@ -98,7 +98,7 @@ class TestUniasDice:
 
     def test_equals_a_sort_of_all_pixels(self, monkeypatch):
         """To the last digits, also where the curves of other metrics merge neighbouring scores."""
-        monkeypatch.setattr("utils.metrics.MAX_LEVELS", 5)
+        monkeypatch.setattr("evaluation.metrics.MAX_LEVELS", 5)
         rng = np.random.default_rng(7)
         for decimals in (1, 2, 8):
             maps = rng.normal(size=(4, 9, 11)).round(decimals).astype(np.float32)

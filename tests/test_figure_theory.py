@@ -10,9 +10,9 @@ import torch
 from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
+from evaluation.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Series, document, panel
 from losses.similarity import matched_similarity
 from utils.cli import run_command
-from utils.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Series, document, panel
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import figure_theory

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from utils.cli import run_command
-from utils.plain_yaml import read_yaml
+from utils.yaml_io import read_yaml
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import figures

@@ -9,8 +9,8 @@ from fixtures import labelled_batch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from losses import total
-from losses.formed import gradients_formed
+from losses import uninet as total
+from losses.eager_backward import gradients_formed
 from model import build_model
 
 

@@ -22,21 +22,21 @@ from datasets.build import SPECS, list_samples, split_samples
 from datasets.loader import ImageSet
 from datasets.samples import DatasetError, Sample, limit
 from datasets.transforms import Decode, Normalise
+from evaluation.calibration import Calibration, calibrate
+from evaluation.scoring import Scores, results_by_category, write_scores
 from losses.supervised import supervised_loss
-from losses.total import Pair, uninet_loss
+from losses.uninet import Pair, uninet_loss
 from model import build_model
 from model.backbone import PINNED, BackboneInfo
 from model.decision import Decision
-from model.memory_bank import MemoryBank
-from model.unias import UniAS
-from utils.calibration import Calibration, calibrate
+from model.peers.memory_bank import MemoryBank
+from model.peers.unias import UniAS
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import run_command
 from utils.config import CONFIGS
-from utils.evaluation import Scores, results_by_category, write_scores
 from utils.optim import make_optimizer, rate_at
-from utils.plain_yaml import read_yaml
 from utils.reuse import earlier
+from utils.yaml_io import read_yaml
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -346,7 +346,7 @@ def bank(make_config, fraction=1.0):
 
 class TestMemoryBank:
     def test_the_nearest_of_all_parts(self, make_config, monkeypatch):
-        monkeypatch.setattr("model.memory_bank.ROWS", 2)
+        monkeypatch.setattr("model.peers.memory_bank.ROWS", 2)
         model = bank(make_config)
         model.bank = torch.tensor([[9.0, 0], [3, 0], [7, 0], [1, 4], [50, 0]])
         found = model._nearest(torch.tensor([[0.0, 0], [8, 0], [1, 1]]))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-import utils.evaluation
-import utils.metrics
+import evaluation.metrics
+import evaluation.scoring
 from datasets.loader import ImageSet, batches
 from datasets.samples import DatasetError, Sample
 from datasets.transforms import Decode, Normalise
+from evaluation.metrics import legacy_pro, pixel_metrics
+from evaluation.scoring import Scores, results_by_category, score_images
 from model.decision import Prediction
 from utils.checkpoint import Checkpoint, load_checkpoint
-from utils.evaluation import Scores, results_by_category, score_images
-from utils.metrics import legacy_pro, pixel_metrics
 from utils.runs import config_hash
 
 
@@ -27,7 +27,7 @@ def test_chunks_of_images_change_nothing(monkeypatch):
     rng = np.random.default_rng(3)
     maps, masks = rng.normal(size=(7, 12, 10)).astype(np.float32).round(2), rng.random((7, 12, 10)) < 0.1
     whole = pixel_metrics(maps, masks), legacy_pro(maps, masks, thresholds=50)
-    monkeypatch.setattr(utils.metrics, "CHUNK", 2 * 120 + 1)  # two images, the last alone
+    monkeypatch.setattr(evaluation.metrics, "CHUNK", 2 * 120 + 1)  # two images, the last alone
     assert (pixel_metrics(maps, masks), legacy_pro(maps, masks, thresholds=50)) == whole
 
 
@@ -39,7 +39,7 @@ def test_merged_levels_stay_within_their_bound(monkeypatch, levels):
     masks[:, 5:15, 5:25] = 1
     maps = rng.normal(size=masks.shape) + 1.5 * masks
     exact = pixel_metrics(maps, masks)
-    monkeypatch.setattr(utils.metrics, "MAX_LEVELS", levels)
+    monkeypatch.setattr(evaluation.metrics, "MAX_LEVELS", levels)
     merged = pixel_metrics(maps, masks)
     assert merged != exact
     for name, value in exact.items():
@@ -88,7 +88,7 @@ def test_maps_of_a_large_set_are_in_a_temporary_file(make_config, monkeypatch, t
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data, every = generated_set(8), dataclasses.replace(make_config().eval, aupimo=True, dsc_unias=True)
     small = score_images(Brightness(), data, **OPTIONS)
-    monkeypatch.setattr(utils.evaluation, "IN_MEMORY", 1000)
+    monkeypatch.setattr(evaluation.scoring, "IN_MEMORY", 1000)
     large = score_images(Brightness(), data, **OPTIONS)
     assert not isinstance(small.maps, np.memmap) and not caplog.records
     assert isinstance(large.maps, np.memmap) and isinstance(large.masks, np.memmap)
@@ -136,7 +136,7 @@ def test_an_error_in_a_thread_is_the_users_own():
 def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):
     """Metrics of twice the images take the same memory besides the maps, masks and anomalous pixels."""
     every = dataclasses.replace(make_config().eval, aupimo=True, dsc_unias=True)
-    monkeypatch.setattr(utils.metrics, "CHUNK", 1 << 16)
+    monkeypatch.setattr(evaluation.metrics, "CHUNK", 1 << 16)
     peaks = []
     for count in (64, 128):
         samples = [Sample(ROOT / "x.png", i % 2, None, "part", "test", "", "") for i in range(count)]

@@ -16,7 +16,7 @@ from losses.similarity import (
     normal_positions,
     similarity_rows,
 )
-from losses.total import Pair, uninet_loss
+from losses.uninet import Pair, uninet_loss
 
 
 def dense_similarity(student, teacher, temperature):

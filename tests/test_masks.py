@@ -21,7 +21,7 @@ from datasets.polyp import CLINICDB
 from datasets.readable import readable
 from datasets.samples import ANOMALOUS, DatasetError, Sample, unused_samples
 from datasets.transforms import Decode, Normalise, resize_mask
-from utils.evaluation import Scores, results_by_category
+from evaluation.scoring import Scores, results_by_category
 
 CASES = list(mask_rows())
 NORMALISE = Normalise((0.5,) * 3, (0.5,) * 3)

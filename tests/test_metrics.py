@@ -8,7 +8,7 @@ import pytest
 from skimage.measure import label, regionprops
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
-from utils.metrics import (
+from evaluation.metrics import (
     evaluate,
     image_metrics,
     legacy_pro,

@@ -13,8 +13,8 @@ from model.uninet import UniNet
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
 from utils.config import ConfigError
-from utils.plain_yaml import MAX_CONFIG_BYTES, read_yaml
 from utils.runs import PARTIAL, locked
+from utils.yaml_io import MAX_CONFIG_BYTES, read_yaml
 
 SMALL = [
     "--category", "part", "--backbone", TINY, "--precision", "fp32", "--device", "cpu",

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from datasets.samples import NORMAL, Sample
+from evaluation.outputs import names_of
+from evaluation.scoring import Scores
 from test import write_maps
-from utils.evaluation import Scores
-from utils.outputs import names_of
 
 
 @pytest.mark.parametrize(

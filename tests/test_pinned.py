@@ -71,6 +71,6 @@ SETTINGS = {
 @pytest.mark.parametrize("name", PINNED)
 def test_known_answers(make_config, monkeypatch, name):
     config = make_config(model__name=name, **SETTINGS[name])
-    monkeypatch.setattr("model.unias.NOISE_CHANCE", 0.0)
+    monkeypatch.setattr("model.peers.unias.NOISE_CHANCE", 0.0)
     found = answers(config, config.data.image_size[0])
     assert found == pytest.approx(PINNED[name], rel=3e-6)  # other processors round otherwise

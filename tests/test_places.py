@@ -18,9 +18,9 @@ import predict as predict_command
 import test as test_command
 import train as train_command
 from datasets.samples import DatasetError
+from evaluation.figures import write_on
+from evaluation.outputs import LONGEST_NAME, begin, claim, finish, names_of
 from utils.cli import run_command
-from utils.figures import write_on
-from utils.outputs import LONGEST_NAME, begin, claim, finish, names_of
 from utils.runs import RunError
 
 RNG = np.random.default_rng(3)

@@ -20,15 +20,15 @@ from datasets.build import SPECS, build_data, split_samples
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample, collect
 from datasets.transforms import Decode, Normalise
+from evaluation.calibration import Calibration, calibrate
+from evaluation.figures import overlay
+from evaluation.scoring import Predicted, Scores, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from predict import score_and_write
-from utils.calibration import Calibration, calibrate
 from utils.checkpoint import load_checkpoint, restore_model
 from utils.cli import run_command
 from utils.config import load_config
-from utils.evaluation import Predicted, Scores, score_images
-from utils.figures import overlay
 
 FLAGS = [
     "--config", "configs/folder.yaml", "--category", "part", "--precision", "fp32", "--device", "cpu",

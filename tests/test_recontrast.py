@@ -11,7 +11,7 @@ from losses.kd import cosine_distance
 from losses.mining import easy_positions, mined_distance, mining_alpha
 from model import build_model
 from model.decision import Decision, gaussian_blur
-from model.recontrast import ReContrast
+from model.peers.recontrast import ReContrast
 from model.student import Student
 from utils.config import ConfigError
 

@@ -8,10 +8,10 @@ import pytest
 from sklearn.metrics import auc
 
 from datasets.samples import Sample
-from utils import metrics
-from utils.evaluation import Scores, results_by_category
-from utils.metrics import evaluate, few_points
-from utils.report import GALLERY, Report, page
+from evaluation import metrics
+from evaluation.metrics import evaluate, few_points
+from evaluation.report import GALLERY, Report, page
+from evaluation.scoring import Scores, results_by_category
 
 
 class Tags(HTMLParser):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from datasets.samples import Sample
-from utils.evaluation import Scores, results_by_category, results_table, write_scores
-from utils.figures import choose_examples, colour_scale, heatmap, heatmap_page, write_png
+from evaluation.figures import choose_examples, colour_scale, heatmap, heatmap_page, write_png
+from evaluation.scoring import Scores, results_by_category, results_table, write_scores
 from utils.tracking import Tracker, validation_curve
 
 

@@ -21,16 +21,16 @@ from datasets.fingerprint import WHOLE, content_digest, data_identity
 from datasets.loader import TrainingOrder, batches, training_batches
 from datasets.samples import DatasetError
 from datasets.transforms import Normalise
+from evaluation.calibration import calibrate
+from evaluation.results import write_results
+from evaluation.scoring import score_images
 from model import build_model
 from model.decision import Prediction
-from model.memory_bank import MemoryBank
-from utils.calibration import calibrate
+from model.peers.memory_bank import MemoryBank
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_trained
 from utils.cli import run_command
 from utils.config import Config, ConfigError
 from utils.device import peak_memory_gb, reset_peak_memory
-from utils.evaluation import score_images
-from utils.results import write_results
 from utils.reuse import earlier, place_of
 from utils.runs import (
     LOCK,

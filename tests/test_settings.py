@@ -19,12 +19,12 @@ from datasets.loader import TrainingOrder
 from datasets.samples import DatasetError
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet
+from evaluation.figures import clip_page
+from evaluation.metrics import segmentation_metrics
+from evaluation.metrics_by_task import frame_metrics
+from evaluation.scoring import Scores, results_table
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
-from utils.evaluation import Scores, results_table
-from utils.figures import clip_page
-from utils.metrics import segmentation_metrics
-from utils.video import frame_metrics
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = [

@@ -17,7 +17,7 @@ from datasets.augment import random_tile
 from datasets.demo import read_photograph
 from model import build_model
 from model.decision import Prediction
-from model.tiled import Tiled, tile_starts, tile_window
+from model.tiles import Tiled, tile_starts, tile_window
 from train import varied
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command

@@ -18,7 +18,7 @@ from PIL import Image
 import test as test_command
 import train as train_command
 from datasets.build import SPECS
-from model import unias
+from model.peers import unias
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from utils.cli import run_command
 from utils.config import MODELS
@@ -95,7 +95,7 @@ class TestNumbersComeBeforePictures:
             assert list((tmp_path / "runs").rglob("metrics.json"))
             raise ValueError("no page")
 
-        monkeypatch.setattr("utils.outputs.write_report", fails)
+        monkeypatch.setattr("evaluation.outputs.write_report", fails)
         code, out, err = run(*self.BANK)
         assert code == 0 and "I-AUROC" in out and err.count("\n") == 1
         assert "report.html" in err and "not complete (ValueError: no page)" in err

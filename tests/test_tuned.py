@@ -17,7 +17,7 @@ from datasets.synthetic_sets import SyntheticTraining
 from datasets.transforms import Decode, Normalise
 from losses.kd import cosine_distance
 from losses.supervised import focal_loss
-from losses.total import Pair, uninet_loss
+from losses.uninet import Pair, uninet_loss
 from model import build_model
 from model.decision import Decision
 from model.heads import DiscrepancyHead

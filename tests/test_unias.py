@@ -15,7 +15,7 @@ from datasets.loader import batches_per_epoch
 from losses.reconstruction import reconstruction_loss
 from model import build_model, unias
 from model.backbone import PINNED, BackboneInfo
-from model.unias import MGGCNN, UniAS, _blur, _with_noise, neighbour_mask, sine_positions
+from model.peers.unias import MGGCNN, UniAS, _blur, _with_noise, neighbour_mask, sine_positions
 from train import varied
 from utils.config import Config, ConfigError, build, load_config
 

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils.config import REMOVED, Config, ConfigError, Tree, build, merge
-from utils.plain_yaml import CONFIGS, read_yaml
 from utils.runs import write_atomically
+from utils.yaml_io import CONFIGS, read_yaml
 
 FORMAT = 1
 FILE, BEST = "last.pt", "best.pt"
@@ -32,7 +32,7 @@ class Checkpoint:
 
     identity: of the run, as `utils.runs.identity_of` gives it; None in files of older versions. seconds:
     training time so far. value: of a state kept by `select: best`, the metric that made it the best.
-    calibration: fields of `utils.calibration.Calibration`, of a finished run that held normals out for it.
+    calibration: fields of `evaluation.calibration.Calibration`, of a finished run that held normals out.
     """
 
     config: Config

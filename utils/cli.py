@@ -21,8 +21,8 @@ from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
 from utils.device import keep_freed_memory
 from utils.exporting import ExportError
-from utils.plain_yaml import CONFIGS, parse_override, read_yaml
 from utils.runs import RunError
+from utils.yaml_io import CONFIGS, parse_override, read_yaml
 
 log = logging.getLogger("uninet")
 USER_ERRORS = (DatasetError, CheckpointError, ExportError, RunError, ValueError, OSError, FloatingPointError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from utils.plain_yaml import ConfigError
+from utils.yaml_io import ConfigError
 
 if TYPE_CHECKING:
     from utils.config import Config

@@ -25,8 +25,8 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets.samples import ANOMALOUS, Sample
+from evaluation.scoring import Scores
 from utils.config import Config, ConfigError
-from utils.evaluation import Scores
 
 T = TypeVar("T")
 Loss = Callable[[dict[str, Tensor], float], dict[str, Tensor]]

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.build import dataset_root
+from evaluation.metrics import Results
+from evaluation.results import FILE as RESULTS
+from evaluation.results import finished_results
 from utils import distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint
 from utils.config import Config, ConfigError, Tree
 from utils.device import choose_device, choose_precision
-from utils.metrics import Results
-from utils.plain_yaml import read_yaml
-from utils.results import FILE as RESULTS
-from utils.results import finished_results
 from utils.runs import RunError, check_same, run_folder
+from utils.yaml_io import read_yaml
 
 PRECISIONS = ("fp32", "bf16")
 _log = logging.getLogger("uninet")

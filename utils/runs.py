@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from datasets.files import printable
 from utils.config import REMOVED, Config, ConfigError
-from utils.plain_yaml import CONFIGS, Tree, read_yaml
+from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 # settings that do not change a run's results, and why; all others are part of its identity
 NO_EFFECT = {

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets.files import printable
-from utils.metrics import Results
+from evaluation.metrics import Results
 from utils.runs import write_text
 
 LOG = "log.jsonl"

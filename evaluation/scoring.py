@@ -22,13 +22,13 @@ from tqdm import tqdm
 from datasets.files import printable, relative_to
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
-from utils.aupimo import aupimo
+from evaluation.aupimo import aupimo
+from evaluation.metrics import Curve, Results, evaluate, mean_results, segmentation_metrics
+from evaluation.metrics_by_task import frame_metrics
+from evaluation.unias_dice import unias_dice
 from utils.config import EvalConfig
 from utils.device import autocast
-from utils.metrics import Curve, Results, evaluate, mean_results, segmentation_metrics
 from utils.runs import write_text
-from utils.unias_dice import unias_dice
-from utils.video import frame_metrics
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory

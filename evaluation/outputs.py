@@ -12,14 +12,14 @@ from pathlib import Path
 from datasets.files import printable
 from datasets.loader import ImageSet
 from datasets.samples import DatasetError
+from evaluation.figures import Picture, clip_page, example_page, write_png
+from evaluation.metrics import Results
+from evaluation.report import Report, write_report
+from evaluation.results import protocol_notes
+from evaluation.scoring import Scores
 from utils.checkpoint import FILE as CHECKPOINT
 from utils.config import Config
 from utils.device import versions
-from utils.evaluation import Scores
-from utils.figures import Picture, clip_page, example_page, write_png
-from utils.metrics import Results
-from utils.report import Report, write_report
-from utils.results import protocol_notes
 from utils.runs import RunError, git_sha, write_text
 
 LONGEST_NAME = 255  # bytes, of most file systems
@@ -45,8 +45,8 @@ def write_pages(
 ) -> Picture | None:
     """Write the pictures and the report, after the numbers; give back the page of heatmaps.
 
-    `step` as in `utils.results.protocol`. What fails here is a warning and gives None: it must not cost a
-    finished training.
+    `step` as in `evaluation.results.protocol`. What fails here is a warning and gives None: it must not cost
+    a finished training.
     """
     try:
         page = example_page(data, scores, 8)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.evaluation import Scores
+from evaluation.scoring import Scores
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datasets.loader import ImageSet
-from utils.evaluation import Scores
+from evaluation.scoring import Scores
 from utils.runs import write_atomically
 
 Picture = NDArray[np.uint8]

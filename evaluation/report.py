@@ -14,9 +14,9 @@ import numpy as np
 import yaml
 from sklearn.metrics import roc_curve
 
-from utils.evaluation import COLUMNS, FOOTNOTES, Scores, row_name
-from utils.figures import colour_scale, heatmap
-from utils.metrics import Curve, Results, few_points, segmentation_metrics
+from evaluation.figures import colour_scale, heatmap
+from evaluation.metrics import Curve, Results, few_points, segmentation_metrics
+from evaluation.scoring import COLUMNS, FOOTNOTES, Scores, row_name
 from utils.runs import write_text
 
 MISTAKES, GALLERY = 6, 60  # pictures of each kind of mistake, and in the gallery

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from datasets.build import SPECS
+from evaluation.metrics import Results
 from utils.config import Config, Tree
 from utils.device import versions
-from utils.metrics import Results
 from utils.runs import check_same, write_json
 
 FILE = "metrics.json"

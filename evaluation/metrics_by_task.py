@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import roc_auc_score
 
-from utils.metrics import Results
+from evaluation.metrics import Results
 
 
 def frame_metrics(scores: np.ndarray, labels: np.ndarray, clips: Sequence[str], *, sigma: float) -> Results:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from utils.metrics import counts_by_score
+from evaluation.metrics import counts_by_score
 
 
 def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from losses.formed import gradients_formed
+from losses.eager_backward import gradients_formed
 from losses.kd import cosine_distance
 from losses.similarity import Diagonal, contrastive_loss, margin_loss, matched_similarity, normal_positions
 from utils.config import LossConfig

@@ -1,0 +1,1 @@
+"""From a model's maps and scores to numbers, tables, figures and a report."""
