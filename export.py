@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from datasets.build import DEMO_ROOT, build_test, images_below
 from datasets.demo import write_demo
-from datasets.samples import DatasetError
 from datasets.transforms import Normalise
 from evaluation.scoring import inputs_of
 from model import build_model
@@ -25,6 +24,7 @@ from model.backbone import input_normalisation
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import log, new_parser, run_command, say, user_path
 from utils.config import Config
+from utils.errors import DatasetError
 from utils.exporting import OUTPUTS, Deployed, Exported, ExportError, check_size, describe, to_onnx
 from utils.runs import write_atomically
 

@@ -18,7 +18,7 @@ from datasets.build import new_images, new_samples
 from datasets.files import unused_files
 from datasets.loader import THREADS, ImageSet
 from datasets.readable import readable, write_skipped
-from datasets.samples import DatasetError, Sample, find_images, log_unused, printable
+from datasets.samples import Sample, find_images, log_unused
 from datasets.transforms import Normalise
 from evaluation.calibration import Calibration
 from evaluation.figures import overlay, write_map, write_png
@@ -30,6 +30,8 @@ from utils.checkpoint import load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError
 from utils.device import choose_device, choose_precision
+from utils.errors import DatasetError
+from utils.files import printable
 
 SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration
 SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}

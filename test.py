@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from datasets.build import SPECS, build_test, dataset_root, read_as
-from datasets.files import relative_to
 from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from evaluation.calibration import Calibration
@@ -41,6 +40,7 @@ from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config, ConfigError, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
+from utils.files import relative_to
 from utils.runs import git_sha
 from utils.yaml_io import parse_override
 

@@ -25,7 +25,6 @@ from datasets.samples import (
     IMAGE_SUFFIXES,
     NORMAL,
     UNKNOWN,
-    DatasetError,
     DatasetSpec,
     Sample,
     check_disjoint,
@@ -44,6 +43,7 @@ from datasets.synthetic_sets import SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from datasets.video import PED2, FrameSet, natural_order, with_motion
 from utils.config import CONFIGS, Config, ConfigError, DataConfig, load_config
+from utils.errors import DatasetError
 
 DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})
 INDUSTRIAL = (MVTEC, BTAD, VISA, MVTEC3D, VAD, KOLEKTOR)

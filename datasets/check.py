@@ -18,7 +18,6 @@ from datasets.masks import check_masks
 from datasets.samples import (
     NORMAL,
     Counts,
-    DatasetError,
     DatasetSpec,
     check_disjoint,
     check_files,
@@ -34,6 +33,7 @@ from datasets.samples import (
 from datasets.transforms import Decode
 from utils.cli import new_parser, run_command, say
 from utils.config import CONFIGS, load_config
+from utils.errors import DatasetError
 
 HEADER = ("category", "found", "published", "status")
 COUNTS = "counts: normal training / normal test / anomalous test (/ anomalous training (/ validation)) images"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from utils.files import printable
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff")
 # .ipynb_checkpoints, @eaDir, $RECYCLE.BIN, __MACOSX: not the user's images
 HIDDEN = (".", "@", "$", "__")
@@ -135,19 +137,9 @@ def _phrase(what: str, where: str, counts: Counter[str]) -> list[str]:
     return [f"{sum(counts.values())} {what}{', '.join(parts)}{f', {rest} {where} others' if rest else ''}"]
 
 
-def relative_to(path: Path, root: Path | None) -> Path:
-    """The path below `root`; a path elsewhere as it is."""
-    return path.relative_to(root) if root is not None and path.is_relative_to(root) else path
-
-
 def is_lfs_pointer(path: Path) -> bool:
     """Whether the file is the short text that Git LFS leaves in place of a file that was not fetched."""
     if not path.is_file() or path.stat().st_size > 1024:
         return False
     with path.open("rb") as file:
         return file.read(40).startswith(b"version https://git-lfs")
-
-
-def printable(text: str | Path) -> str:
-    """A name or path on one line, for people: control characters and bytes that are no text as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datasets.files import LFS_POINTER
-from datasets.samples import DatasetError, printable
 from datasets.tiff import SIGNATURES, RefusedError, Samples, Tiff
+from utils.errors import DatasetError
+from utils.files import printable
 
 MAX_PIXELS = 1 << 27  # 134 million: larger headers are refused before anything is decoded
 MIN_SIDE = 8  # pixels; what is smaller shows nothing when it is enlarged

@@ -9,7 +9,8 @@ import csv
 from pathlib import Path
 
 from datasets.layouts import Tree, categories_with, list_tree, one_category
-from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample
+from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
+from utils.errors import DatasetError
 
 # --- MVTec AD -----------------------------------------------------------------------------------------------
 

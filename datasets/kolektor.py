@@ -8,8 +8,9 @@ from pathlib import Path
 
 from datasets.files import is_lfs_pointer
 from datasets.layouts import by_name
-from datasets.samples import ANOMALOUS, NORMAL, DatasetError, DatasetSpec, Sample, list_images
+from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample, list_images
 from datasets.transforms import has_foreground
+from utils.errors import DatasetError
 
 LAST_TRAINED = 35  # of the commutators kos01 to kos50
 COPIES = {"kos26": "kos01", "kos34": "kos27"}  # byte-identical images under another name

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.files import MASK_FOLDERS, NORMAL_NAMES, letters, list_images, subfolders
-from datasets.samples import ANOMALOUS, NORMAL, DatasetError, Sample
+from datasets.samples import ANOMALOUS, NORMAL, Sample
+from utils.errors import DatasetError
 
 # 000_mask, 000-GT, 000_label_1: what a mask's name adds to its image's, with the number of an instance
 MASK_ENDING = re.compile(

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from datasets.samples import DatasetError, Sample
+from datasets.samples import Sample
 from datasets.transforms import Decode, Normalise
+from utils.errors import DatasetError
 
 Batch = dict[str, Tensor]
 THREADS = min(4, os.cpu_count() or 1)  # that decode ahead of a model

@@ -11,8 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.images import UnreadableImageError, check_not_across, read_mask, upright_size
-from datasets.samples import ANOMALOUS, DatasetError, Sample, printable
+from datasets.samples import ANOMALOUS, Sample
 from datasets.transforms import Decode, united
+from utils.errors import DatasetError
+from utils.files import printable
 
 _log = logging.getLogger("uninet")
 

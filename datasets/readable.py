@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datasets.files import relative_to
 from datasets.images import UnreadableImageError, check_not_across, read_image, read_mask
-from datasets.samples import DatasetError, Sample, printable
+from datasets.samples import Sample
+from utils.errors import DatasetError
+from utils.files import printable, relative_to
 from utils.runs import write_text
 
 FILE = "skipped.csv"

@@ -16,16 +16,13 @@ from pathlib import Path
 from datasets.files import IMAGE_SUFFIXES, LFS_POINTER, Unused, is_lfs_pointer, unused_files
 from datasets.files import find_images as find_images
 from datasets.files import list_images as list_images
-from datasets.files import printable as printable
+from utils.errors import DatasetError
+from utils.files import printable
 
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
 Counts = tuple[int, ...]  # see `count`
 MOST_LISTED = 10_000  # files below a wrong root, which may be a whole disk
 _log = logging.getLogger("uninet")
-
-
-class DatasetError(ValueError):
-    """The data on disk is not what the dataset needs; the message says what was expected and what to do."""
 
 
 @dataclass(frozen=True)

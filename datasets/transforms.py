@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.images import check_not_across, read_image, read_mask, upright_size
-from datasets.samples import DatasetError
+from utils.errors import DatasetError
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,

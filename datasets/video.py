@@ -15,15 +15,9 @@ from scipy.io import loadmat
 
 from datasets.files import LFS_POINTER, is_lfs_pointer, subfolders
 from datasets.loader import Batch, ImageSet
-from datasets.samples import (
-    ANOMALOUS,
-    NORMAL,
-    DatasetError,
-    DatasetSpec,
-    Sample,
-    list_images,
-)
+from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample, list_images
 from datasets.transforms import Decode, Normalise
+from utils.errors import DatasetError
 
 INTERVALS = "Test/UCSDped2.m"
 _PLACES = ("ped2.mat", "*.mat", "*.npy", "testing/*.mat", "testing/*.npy", "../ped2.mat", "../*ped2*.npy")

@@ -9,9 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.files import printable
 from datasets.loader import ImageSet
-from datasets.samples import DatasetError
 from evaluation.figures import Picture, clip_page, example_page, write_png
 from evaluation.metrics import Results
 from evaluation.report import Report, write_report
@@ -20,6 +18,8 @@ from evaluation.scoring import Scores
 from utils.checkpoint import FILE as CHECKPOINT
 from utils.config import Config
 from utils.device import versions
+from utils.errors import DatasetError
+from utils.files import printable
 from utils.runs import RunError, git_sha, write_text
 
 LONGEST_NAME = 255  # bytes, of most file systems

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.files import printable, relative_to
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
 from evaluation.aupimo import aupimo
@@ -28,6 +27,7 @@ from evaluation.metrics_by_task import frame_metrics
 from evaluation.unias_dice import unias_dice
 from utils.config import EvalConfig
 from utils.device import autocast
+from utils.files import printable, relative_to
 from utils.runs import write_text
 
 _log = logging.getLogger("uninet")

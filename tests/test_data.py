@@ -12,19 +12,11 @@ from PIL import Image
 from datasets import synthetic_sets
 from datasets.build import SPECS, build_data
 from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
-from datasets.samples import (
-    DatasetError,
-    Sample,
-    check_disjoint,
-    collect,
-    count,
-    hold_out,
-    limit,
-    tied_groups,
-)
+from datasets.samples import Sample, check_disjoint, collect, count, hold_out, limit, tied_groups
 from datasets.synthetic import DEFECT_KINDS
 from datasets.synthetic_sets import SyntheticValidation
 from datasets.transforms import Decode, Normalise
+from utils.errors import DatasetError
 
 MVTEC, FOLDER = SPECS["mvtec"], SPECS["folder"]
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -18,10 +18,11 @@ import datasets.check
 import train
 from datasets.build import SPECS, build_data
 from datasets.loader import ImageSet
-from datasets.samples import DatasetError, collect, count, hold_out
+from datasets.samples import collect, count, hold_out
 from datasets.transforms import Decode, Normalise, has_foreground
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
+from utils.errors import DatasetError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EVERY = pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,9 +12,9 @@ from conftest import ROOT
 from torch._utils import ExceptionWrapper
 
 import utils.device
-from datasets.samples import DatasetError
 from utils.cli import run_command
 from utils.device import autocast, choose_device, choose_precision, seed_everything
+from utils.errors import DatasetError
 from utils.optim import rate_at
 
 CPU = torch.device("cpu")

@@ -10,10 +10,11 @@ from conftest import write_image
 import datasets.check
 from datasets.build import SPECS, categories_of
 from datasets.files import find_images, unused_files
-from datasets.samples import DatasetError, collect, count, unused_samples
+from datasets.samples import collect, count, unused_samples
 from predict import samples_at
 from utils.cli import run_command
 from utils.config import load_config
+from utils.errors import DatasetError
 
 FOLDER, MVTEC = SPECS["folder"], SPECS["mvtec"]
 RNG = np.random.default_rng(7)

@@ -9,8 +9,10 @@ from image_cases import DEEP, PHOTO, UNIT, encoded, planes, png_header, rows, ta
 from PIL import Image
 
 from datasets.images import check_not_across, read_image, read_mask, upright_size
-from datasets.samples import DatasetError, find_images, list_images, printable
+from datasets.samples import find_images, list_images
 from datasets.transforms import Decode
+from utils.errors import DatasetError
+from utils.files import printable
 
 CASES = list(rows())
 

@@ -20,7 +20,7 @@ import test as test_command
 import train as train_command
 from datasets.build import SPECS, list_samples, split_samples
 from datasets.loader import ImageSet
-from datasets.samples import DatasetError, Sample, limit
+from datasets.samples import Sample, limit
 from datasets.transforms import Decode, Normalise
 from evaluation.calibration import Calibration, calibrate
 from evaluation.scoring import Scores, results_by_category, write_scores
@@ -34,6 +34,7 @@ from model.peers.unias import UniAS
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import run_command
 from utils.config import CONFIGS
+from utils.errors import DatasetError
 from utils.optim import make_optimizer, rate_at
 from utils.reuse import earlier
 from utils.yaml_io import read_yaml

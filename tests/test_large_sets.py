@@ -14,12 +14,13 @@ from conftest import ROOT
 import evaluation.metrics
 import evaluation.scoring
 from datasets.loader import ImageSet, batches
-from datasets.samples import DatasetError, Sample
+from datasets.samples import Sample
 from datasets.transforms import Decode, Normalise
 from evaluation.metrics import legacy_pro, pixel_metrics
 from evaluation.scoring import Scores, results_by_category, score_images
 from model.decision import Prediction
 from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.errors import DatasetError
 from utils.runs import config_hash
 
 

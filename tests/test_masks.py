@@ -19,9 +19,10 @@ from datasets.loader import ImageSet
 from datasets.masks import check_masks
 from datasets.polyp import CLINICDB
 from datasets.readable import readable
-from datasets.samples import ANOMALOUS, DatasetError, Sample, unused_samples
+from datasets.samples import ANOMALOUS, Sample, unused_samples
 from datasets.transforms import Decode, Normalise, resize_mask
 from evaluation.scoring import Scores, results_by_category
+from utils.errors import DatasetError
 
 CASES = list(mask_rows())
 NORMALISE = Normalise((0.5,) * 3, (0.5,) * 3)

@@ -12,13 +12,14 @@ from PIL import Image
 import predict as predict_command
 import train as train_command
 from datasets.build import SPECS, build_data, new_samples
-from datasets.samples import DatasetError, Sample
+from datasets.samples import Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
 from datasets.transforms import Normalise
 from datasets.video import with_motion
 from utils.checkpoint import Checkpoint
 from utils.cli import run_command
 from utils.config import ConfigError
+from utils.errors import DatasetError
 from utils.exporting import describe
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -17,10 +17,10 @@ from PIL import Image
 import predict as predict_command
 import test as test_command
 import train as train_command
-from datasets.samples import DatasetError
 from evaluation.figures import write_on
 from evaluation.outputs import LONGEST_NAME, begin, claim, finish, names_of
 from utils.cli import run_command
+from utils.errors import DatasetError
 from utils.runs import RunError
 
 RNG = np.random.default_rng(3)

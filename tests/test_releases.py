@@ -15,11 +15,12 @@ from scipy.io import savemat
 import datasets.check
 from datasets.build import SPECS, list_samples, new_samples
 from datasets.images import UnreadableImageError, read_image
-from datasets.samples import DatasetError, collect, count, find_root, first_copies
+from datasets.samples import collect, count, find_root, first_copies
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, list_ped2, natural_order, warn_of_gaps, with_motion
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
+from utils.errors import DatasetError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{:064}\nsize 860000\n"
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -19,7 +19,6 @@ import train as train_command
 from datasets.build import build_test
 from datasets.fingerprint import WHOLE, content_digest, data_identity
 from datasets.loader import TrainingOrder, batches, training_batches
-from datasets.samples import DatasetError
 from datasets.transforms import Normalise
 from evaluation.calibration import calibrate
 from evaluation.results import write_results
@@ -31,6 +30,7 @@ from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_
 from utils.cli import run_command
 from utils.config import Config, ConfigError
 from utils.device import peak_memory_gb, reset_peak_memory
+from utils.errors import DatasetError
 from utils.reuse import earlier, place_of
 from utils.runs import (
     LOCK,

@@ -16,7 +16,6 @@ import test as test_command
 import train
 from datasets.build import SPECS, build_data, read_as
 from datasets.loader import TrainingOrder
-from datasets.samples import DatasetError
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet
 from evaluation.figures import clip_page
@@ -25,6 +24,7 @@ from evaluation.metrics_by_task import frame_metrics
 from evaluation.scoring import Scores, results_table
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
+from utils.errors import DatasetError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = [

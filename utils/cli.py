@@ -16,10 +16,10 @@ import torch
 
 from datasets.build import SPECS
 from datasets.demo import DEMO_CATEGORIES
-from datasets.samples import DatasetError
 from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
 from utils.device import keep_freed_memory
+from utils.errors import DatasetError
 from utils.exporting import ExportError
 from utils.runs import RunError
 from utils.yaml_io import CONFIGS, parse_override, read_yaml

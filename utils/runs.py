@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets.files import printable
 from utils.config import REMOVED, Config, ConfigError
+from utils.files import printable
 from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 # settings that do not change a run's results, and why; all others are part of its identity

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from datasets.files import printable
 from evaluation.metrics import Results
+from utils.files import printable
 from utils.runs import write_text
 
 LOG = "log.jsonl"
