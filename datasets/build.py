@@ -363,7 +363,7 @@ def read_as(name: str, category: str, config: Config) -> DataConfig:
         DatasetError: for an unknown dataset name.
     """
     data, model = config.data, config.model
-    chosen = {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile", "tile_overlap")}
+    chosen = {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile")}
     chosen |= {"data.category": category, "model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor

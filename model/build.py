@@ -48,7 +48,7 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | 
         model = network(backbone, info, config.model, loss=config.loss, decision=decision)
     if data.tile is None:
         return model
-    return Tiled(model, tile=data.tile, overlap=data.tile_overlap, batch_size=config.eval.batch_size)
+    return Tiled(model, tile=data.tile, batch_size=config.eval.batch_size)
 
 
 def for_inference(model: nn.Module, *, precision: str) -> nn.Module:

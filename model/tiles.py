@@ -15,6 +15,7 @@ from model.decision import Decision, Prediction
 from utils.config import OptimConfig
 
 Batch = dict[str, Tensor]
+OVERLAP = 0.25  # of neighbouring tiles, share of their side
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
@@ -46,7 +47,7 @@ class Tiled(nn.Module):
     calibration takes scores the same way, so p-values hold.
     """
 
-    def __init__(self, model: nn.Module, *, tile: int, overlap: float, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> None:
         super().__init__()
         self.model, self.tile, self.overlap, self.batch_size = model, tile, overlap, batch_size
         if hasattr(model, "fit"):  # no gradient steps

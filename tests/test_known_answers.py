@@ -30,7 +30,7 @@ from model import build_model
 from model.backbone import PINNED, BackboneInfo
 from model.decision import Decision
 from model.peers.memory_bank import MemoryBank
-from model.peers.unias import UniAS
+from model.peers.unias import reconstruction_loss
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, resume_training, save_training
 from utils.cli import run_command
 from utils.config import CONFIGS
@@ -480,21 +480,15 @@ class TestSettingsOfModels:
         assert found.anomaly_map.tolist() == [[[0.0, 0.5]]]
         assert found.score.item() == pytest.approx(1 - np.exp(-0.5))
 
-    def test_unias_weight_multiplies_the_whole_loss(self, make_config):
+    def test_unias_multiplies_the_whole_loss(self):
         """Features (1, 0) and (0.6, 0.8): squared error 0.4, cosine 0.6 everywhere, two stages."""
-        config = make_config(model__name="unias", model__setting="multi-class", loss__unias_weight=2.5)
         stages = [torch.zeros(2, 2, n, n) for n in (4, 2)]
         restored = [x.clone() for x in stages]
         for x, y in zip(stages, restored):
             x[:, 0], y[:, 0], y[:, 1] = 1, 0.6, 0.8
-        model = SimpleNamespace(
-            targets=lambda images: (stages, stages),
-            restore=lambda inputs: restored,
-            loss_config=config.loss,
-        )
-        parts = UniAS.loss(model, labelled_batch(), 0.0)
+        parts = reconstruction_loss(stages, restored)
         found = [parts[name].item() for name in ("mse", "cosine", "total")]
-        assert found == pytest.approx([0.8, 0.8, 2.5 * 1.6])
+        assert found == pytest.approx([0.8, 0.8, 10 * 1.6])
 
 
 # --- losses -------------------------------------------------------------------------------------------------

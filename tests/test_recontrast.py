@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from losses.kd import cosine_distance
-from losses.mining import easy_positions, mined_distance, mining_alpha
 from model import build_model
 from model.decision import Decision, gaussian_blur
-from model.peers.recontrast import ReContrast
+from model.peers.recontrast import ReContrast, easy_positions, mined_distance, mining_alpha
 from model.student import Student
 from utils.config import ConfigError
 

@@ -240,7 +240,6 @@ def test_a_small_defect_on_a_large_photograph(tmp_path, capfd):
         return max(rows, key=lambda row: float(row["score"]))["path"]
 
     small = ("--set", "data.image_size=128", "--set", "model.bank_fraction=1")
-    tiles = ("--set", "data.image_size=1024", "--tile", "384", "--set", "data.tile_overlap=0.1",
-             "--set", "model.bank_fraction=0.02")  # fmt: skip
+    tiles = ("--set", "data.image_size=1024", "--tile", "448", "--set", "model.bank_fraction=0.02")
     assert most_anomalous("resized", *small) != "scratch.png"
     assert most_anomalous("tiles", *tiles) == "scratch.png"

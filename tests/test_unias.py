@@ -12,10 +12,18 @@ from torch import nn
 
 from datasets.augment import by_category
 from datasets.loader import batches_per_epoch
-from losses.reconstruction import reconstruction_loss
-from model import build_model, unias
+from model import build_model
 from model.backbone import PINNED, BackboneInfo
-from model.peers.unias import MGGCNN, UniAS, _blur, _with_noise, neighbour_mask, sine_positions
+from model.peers import unias
+from model.peers.unias import (
+    MGGCNN,
+    UniAS,
+    _blur,
+    _with_noise,
+    neighbour_mask,
+    reconstruction_loss,
+    sine_positions,
+)
 from train import varied
 from utils.config import Config, ConfigError, build, load_config
 
@@ -267,10 +275,10 @@ def test_map_is_the_product_of_blurred_distances(model, monkeypatch):
 
 def test_loss_by_hand_and_its_sign():
     t, r = [torch.randn(2, 3, 4, 4)], [torch.randn(2, 3, 4, 4)]
-    parts = reconstruction_loss(t, r, weight=10)
+    parts = reconstruction_loss(t, r)
     expected = ((t[0] - r[0]) ** 2).mean() + (1 - F.cosine_similarity(t[0], r[0], dim=1)).mean()
     torch.testing.assert_close(parts["total"], 10 * expected)
-    assert reconstruction_loss(t, t, weight=1)["total"].abs() < 1e-5
+    assert reconstruction_loss(t, t)["total"].abs() < 1e-5
 
 
 def test_a_few_steps_lower_the_loss_and_leave_the_backbone(model):
@@ -309,7 +317,6 @@ def test_settings(make_config):
     published = load_config("configs/mvtec.yaml", {"model.name": "unias"})
     assert published.model.backbone == "tf_efficientnet_b4" and published.data.image_size == (224, 224)
     assert published.train.epochs * batches_per_epoch(3629, 64, published.train.last_batch) == 57_000
-    assert load_config("configs/visa.yaml", {"model.name": "unias"}).loss.unias_weight == 1
 
 
 class TestAugmentation:

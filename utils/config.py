@@ -63,7 +63,6 @@ class DataConfig:
     category: str
     image_size: tuple[int, int] = field(metadata=_number(32, 4096))
     tile: int | None = field(metadata=_number(32, 4096))
-    tile_overlap: float = field(metadata=_number(0, 0.75))
     resize: Literal["bilinear", "bicubic", "lanczos"]
     center_crop: float | None = field(metadata=_number(0.1, 8192))
     mask_threshold: float = field(metadata=_number(0, 1))
@@ -140,7 +139,6 @@ class LossConfig:
     supervised: Literal["none", "bce", "dice", "structure", "focal", "mse"]
     structure_bce: Literal["mean", "weighted"]
     head_weight: float = field(metadata=_number(0, 1e4))
-    unias_weight: float = field(metadata=_number(0, 1e4))
 
 
 @dataclass(frozen=True)

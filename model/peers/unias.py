@@ -18,14 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.reconstruction import reconstruction_loss
 from model.backbone import BackboneInfo
 from model.decision import Decision, Prediction, distance_map
 from utils.config import LossConfig, ModelConfig, OptimConfig
 
 D, G, HEADS, FFN, DROPOUT = 256, 14, 4, 2048, 0.1
+Mask = Tensor | None
 NEIGHBOURS = 7  # side of the neighbourhood that a position must not look at
 NOISE, NOISE_CHANCE = 20.0, 0.5
+LOSS_WEIGHT = 10.0  # as the public code has it for MVTec AD (1 for VisA: AdamW sees no constant factor)
 
 
 class MGGCNN(nn.Module):
@@ -56,12 +57,10 @@ class ResidualAttention(nn.Module):
         self.attention = nn.MultiheadAttention(width, HEADS, DROPOUT, batch_first=True)
         self.drop, self.norm = nn.Dropout(DROPOUT), nn.LayerNorm(width)
 
-    def forward(
-        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Mask = None) -> Tensor:
         """Tokens x, query, key, value (B, T, width); mask (T, T), True where forbidden."""
-        found = self.attention(query, key, value, attn_mask=mask, need_weights=False)[0]
-        return self.norm(x + self.drop(found))
+        attended, _ = self.attention(query, key, value, attn_mask=mask, need_weights=False)
+        return self.norm(x + self.drop(attended))
 
 
 class FeedForward(nn.Module):
@@ -69,9 +68,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, FFN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(FFN, width)
-        )
+        hidden = nn.Sequential(nn.Linear(width, FFN), nn.ReLU(), nn.Dropout(DROPOUT))
+        self.layers = hidden.append(nn.Linear(FFN, width))
         self.drop, self.norm = nn.Dropout(DROPOUT), nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +84,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = ResidualAttention(width), FeedForward(width)
 
-    def forward(self, x: Tensor, position: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor | None = None, mask: Mask = None) -> Tensor:
         """Tokens x (B, T, width), position (1, T, width), mask (T, T)."""
         placed = x if position is None else x + position
         return self.feed_forward(self.attention(x, placed, placed, x, mask))
@@ -105,11 +103,9 @@ class DecoderLevel(nn.Module):
         self.spatial, self.channel = TransformerLayer(D), TransformerLayer(G * G)
         self.local = MGGCNN(D, D)
 
-    def forward(
-        self, x: Tensor, level: Tensor, level_position: Tensor, position: Tensor, mask: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, key_position: Tensor, position: Tensor, mask: Mask) -> Tensor:
         """Tokens x and level (B, N, D), positions (1, N, D), mask (N, N), True where forbidden; (B, N, D)."""
-        key = level + level_position
+        key = level + key_position
         spatial = self.spatial(self.spatial_cross(x, x + position, key, level, mask), position, mask)
         x, key, level = (t.transpose(1, 2) for t in (x, key, level))
         channel = self.channel(self.channel_cross(x, x, key, level))
@@ -208,7 +204,10 @@ class UniAS(nn.Module):
                 _xavier_uniform(resize)
                 nn.init.zeros_(resize.bias)
         self.norm = nn.LayerNorm(D)  # one for all heads
-        self.heads = nn.ModuleList(_head(c) for c in reversed(info.channels))
+        self.heads = nn.ModuleList(
+            nn.Sequential(*(nn.Conv2d(D, c, 3, padding=1) for c in (D, D, channels)))
+            for channels in reversed(info.channels)
+        )
         self.register_buffer("position", sine_positions(), persistent=False)
         self.register_buffer("forbidden", neighbour_mask(), persistent=False)
 
@@ -236,18 +235,17 @@ class UniAS(nn.Module):
         for i, level_map in enumerate(maps):
             level = _tokens(self.to_grid[i](level_map)) + self.level_embedding[i]
             x = self.levels[i](x, level, self.position, self.query_position, self.forbidden)
-            grid = F.interpolate(
-                _grid(self.norm(x)), scale_factor=float(1 << i), mode="bilinear", align_corners=True
-            )
+            grid, scale = _grid(self.norm(x)), float(1 << i)
+            grid = F.interpolate(grid, scale_factor=scale, mode="bilinear", align_corners=True)
             restored.append(self.heads[i](grid))
         return restored[::-1]
 
     def loss(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        """Squared error and cosine distance over the four stages; noise on some of the inputs."""
-        target, inputs = self.targets(batch["image"])
+        """`reconstruction_loss` of the four stages of image (B, 3, H, W), noise on some of the inputs."""
+        targets, inputs = self.targets(batch["image"])
         restored = self.restore([_with_noise(x) if torch.rand(()) < NOISE_CHANCE else x for x in inputs])
         with torch.autocast(batch["image"].device.type, enabled=False):
-            return reconstruction_loss(target, restored, weight=self.loss_config.unias_weight)
+            return reconstruction_loss(targets, restored)
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W), each the product of four blurred ones, and scores (B,)."""
@@ -271,6 +269,17 @@ class UniAS(nn.Module):
         return copy.deepcopy(self).eval()
 
 
+def reconstruction_loss(targets: list[Tensor], restored: list[Tensor]) -> dict[str, Tensor]:
+    """Squared error plus cosine distance, summed over stages, times 10; each stage (B, C_l, h_l, w_l).
+
+    The public code minimises the mean cosine itself, which pushes the wrong way; here it is 1 - cosine.
+    """
+    pairs = [(t.float(), r.float()) for t, r in zip(targets, restored, strict=True)]
+    mse = torch.stack([F.mse_loss(r, t) for t, r in pairs]).sum()
+    cosine = torch.stack([1 - F.cosine_similarity(r, t, dim=1).mean() for t, r in pairs]).sum()
+    return {"mse": mse, "cosine": cosine, "total": LOSS_WEIGHT * (mse + cosine)}
+
+
 def sine_positions() -> Tensor:
     """Sine positions of the grid, normalised to 2 pi: (1, N, D), half of the channels for each axis."""
     step = (torch.arange(G, dtype=torch.float32) + 1) / G * 2 * math.pi
@@ -286,10 +295,6 @@ def neighbour_mask() -> Tensor:
     place = torch.stack(torch.meshgrid(torch.arange(G), torch.arange(G), indexing="ij")).flatten(1)
     apart = (place[:, :, None] - place[:, None]).abs().amax(dim=0)
     return apart <= NEIGHBOURS // 2
-
-
-def _head(channels: int) -> nn.Sequential:
-    return nn.Sequential(*(nn.Conv2d(D, c, 3, padding=1) for c in (D, D, channels)))
 
 
 def _xavier_uniform(*modules: nn.Module) -> None:
