@@ -45,6 +45,7 @@ from evaluation.scoring import (
 )
 from model import build_model, for_inference
 from model.backbone import input_normalisation
+from model.base import AnomalyModel
 from utils import distributed
 from utils.checkpoint import (
     BEST,
@@ -90,7 +91,7 @@ class Run:
     config: Config
     folder: Path
     data: RunData
-    model: nn.Module
+    model: AnomalyModel
     device: torch.device
     quiet: bool
     command: str
@@ -187,7 +188,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     del state  # `optimise` lets go of it
     if run.state is not None and run.state.finished:
         return finish(run, run.state.seconds)
-    return finish(run, fit(run) if hasattr(model, "fit") else optimise(run))
+    return finish(run, fit(run) if model.one_pass else optimise(run))
 
 
 def contents(config: Config) -> tuple[Config, RunData, Tree]:
@@ -202,10 +203,10 @@ def contents(config: Config) -> tuple[Config, RunData, Tree]:
     return config, data, identity_of(config, content)
 
 
-def describe(config: Config, data: RunData, model: nn.Module) -> str:
+def describe(config: Config, data: RunData, model: AnomalyModel) -> str:
     """One line that identifies a run."""
     total, train = sum(p.numel() for p in model.parameters()), config.train
-    steps = "one pass" if hasattr(model, "fit") else f"{train.iterations} steps of {train.batch_size}"
+    steps = "one pass" if model.one_pass else f"{train.iterations} steps of {train.batch_size}"
     tiles = f" in tiles of {config.data.tile}" if config.data.tile else ""
     measured = "validation" if config.eval.split == "validation" else "test"
     images = f"{len(data.train)} training and {len(data.evaluated(measured))} {measured} images{tiles}"
@@ -275,7 +276,6 @@ def optimise(run: Run) -> float:
         tracker = Tracker(
             run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
         )
-    diagnose = getattr(model, "diagnostics", dict)  # of models that have more to show than their losses
     loss = distributed.shared_loss(model)
     model.train()
     began = time.perf_counter()
@@ -294,7 +294,9 @@ def optimise(run: Run) -> float:
         schedule.step()
 
         done = step + 1
-        tracker.step(done, distributed.averaged(parts), lr=rates, images=train.batch_size, diagnose=diagnose)
+        tracker.step(
+            done, distributed.averaged(parts), lr=rates, images=train.batch_size, diagnose=model.diagnostics
+        )
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
             look(run, tracker, done)
@@ -381,7 +383,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         ).save(folder / FILE)
     results: dict[str, Results] = {}
     timing = {"train_s": train_s}
-    if not hasattr(run.model, "fit"):
+    if not run.model.one_pass:
         timing["s_per_iteration"] = train_s / config.train.iterations
     if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
         data = run.data.evaluated(config.eval.split)
@@ -413,7 +415,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     return results
 
 
-def score(run: Run, data: ImageSet, model: nn.Module | None = None) -> Scores | None:
+def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores | None:
     """Score a set with the run's model, or with a copy of it; None in processes that do not lead."""
     config = run.config
     own = score_images(

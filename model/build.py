@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from torch import nn
-
 from model.backbone import build_backbone
+from model.base import AnomalyModel
 from model.decision import Decision
 from model.graphs import graphed
 from model.packing import pack_convolutions
@@ -19,7 +18,7 @@ from utils.config import Config
 from utils.config_rules import scaled_side
 
 
-def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | MemoryBank | Tiled:
+def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
     """Build the model of `config.model.name`, on tiles if `config.data.tile` says so.
 
     Args:
@@ -51,10 +50,12 @@ def build_model(config: Config, *, pretrained: bool = True) -> UniNet | UniAS | 
     return Tiled(model, tile=data.tile, batch_size=config.eval.batch_size)
 
 
-def for_inference(model: nn.Module, *, precision: str) -> nn.Module:
+def for_inference(model: AnomalyModel, *, precision: str) -> AnomalyModel:
     """A copy that only predicts: batch norms folded, weights packed on a CPU, recorded as graphs on a GPU.
 
     predict.py and calibration score with it, so that p-values compare like with like. precision: fp32 or
     bf16, what it is to run in.
     """
-    return graphed(pack_convolutions(model.deploy(), precision=precision))
+    deployed = model.deploy()
+    pack_convolutions(deployed, precision=precision)
+    return graphed(deployed)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.base import AnomalyModel
 from model.decision import Prediction
 from model.uninet import UniNet
 
@@ -14,14 +15,14 @@ log = logging.getLogger("uninet")
 WARM_UP = 3  # calls before a recording, so that libraries have chosen their kernels and made their workspaces
 
 
-class GraphedPredictor(nn.Module):
+class GraphedPredictor(AnomalyModel):
     """A deployed model whose `predict` is recorded once for each kind of input, and replayed after that.
 
     The kind is shape, type and autocast. What is seen once, as the last batch of a folder, is computed as it
     is; the second time it is recorded. The model's weights must stay where they are.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnomalyModel) -> None:
         super().__init__()
         self.model = model
         self._seen: set[tuple] = set()
@@ -61,7 +62,7 @@ class GraphedPredictor(nn.Module):
         return graph, own, found
 
 
-def graphed(model: nn.Module) -> nn.Module:
+def graphed(model: AnomalyModel) -> AnomalyModel:
     """A deployed UniNet or ReContrast on a CUDA device as a `GraphedPredictor`; any other model as it is."""
     on_gpu = all(w.device.type == "cuda" for w in model.parameters())
     return GraphedPredictor(model) if on_gpu and isinstance(model, UniNet) else model

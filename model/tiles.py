@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.base import AnomalyModel, Batch
 from model.decision import Decision, Prediction
 from utils.config import OptimConfig
 
-Batch = dict[str, Tensor]
 OVERLAP = 0.25  # of neighbouring tiles, share of their side
 
 
@@ -37,7 +37,7 @@ def tile_window(tile: int) -> Tensor:
     return line[:, None] * line
 
 
-class Tiled(nn.Module):
+class Tiled(AnomalyModel):
     """A model on tiles, in the place of the model itself: same methods, same state dict.
 
     The map is the mean of the tiles' maps under `tile_window`. The score is the highest of the tiles' scores:
@@ -47,11 +47,10 @@ class Tiled(nn.Module):
     calibration takes scores the same way, so p-values hold.
     """
 
-    def __init__(self, model: nn.Module, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> None:
+    def __init__(self, model: AnomalyModel, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> None:
         super().__init__()
         self.model, self.tile, self.overlap, self.batch_size = model, tile, overlap, batch_size
-        if hasattr(model, "fit"):  # no gradient steps
-            self.fit = self._fit
+        self.info, self.config, self.one_pass = model.info, model.config, model.one_pass
 
     @property
     def decision(self) -> Decision:
@@ -81,6 +80,11 @@ class Tiled(nn.Module):
         """The model's, on a batch of tiles (datasets/augment.random_tile cuts them)."""
         return self.model.loss(batch, progress)
 
+    def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
+        """The model's, on the tiles of the images, image by image: batches change nothing."""
+        one_by_one = (image for batch in images for image in batch.split(1))
+        self.model.fit(self._all_tiles(one_by_one), seed=seed)
+
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """The model's, from the tiles of the images."""
         self.model.fit_statistics(self._all_tiles(images))
@@ -88,6 +92,10 @@ class Tiled(nn.Module):
     def parameter_groups(self, optim: OptimConfig) -> list[dict]:
         """The model's."""
         return self.model.parameter_groups(optim)
+
+    def diagnostics(self) -> dict[str, float]:
+        """The model's."""
+        return self.model.diagnostics()
 
     def deploy(self) -> Tiled:
         """The model's own, on tiles."""
@@ -101,11 +109,6 @@ class Tiled(nn.Module):
     def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:
         """The model's."""
         return self.model.load_state_dict(state, strict=strict, assign=assign)
-
-    def _fit(self, images: Iterable[Tensor], *, seed: int) -> None:
-        """The model's, on the tiles of the images, image by image: batches change nothing."""
-        one_by_one = (image for batch in images for image in batch.split(1))
-        self.model.fit(self._all_tiles(one_by_one), seed=seed)
 
     def _all_tiles(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         for batch in images:

@@ -17,6 +17,7 @@ from losses.similarity import Diagonal, diagonal_statistics
 from losses.supervised import supervised_loss
 from losses.uninet import Pair, uninet_loss
 from model.backbone import BackboneInfo, backbone_channels
+from model.base import AnomalyModel, Batch
 from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
@@ -26,13 +27,12 @@ from model.student import Student
 from model.teachers import Features, FeatureScale, Teachers
 from utils.config import LossConfig, ModelConfig, OptimConfig
 
-Batch = dict[str, Tensor]
 STATISTICS = ("min", "mean", "max")
 TRUTHS = {"label": "label", "mask": "mask", "discrepancy": "mask"}  # what each head learns, of the batch
 Pairs = list[tuple[int, Tensor, Tensor]]
 
 
-class UniNet(nn.Module):
+class UniNet(AnomalyModel):
     """The model of the paper, with a head where a task needs one.
 
     Both teachers' features pass the bottleneck and the student as one batch of 2B, target first. What was

@@ -8,7 +8,6 @@ Legend: B images, C channels, P patches of an image, M patches in the bank.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -16,14 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone import BackboneInfo
+from model.base import AnomalyModel
 from model.decision import Decision, Prediction
 from utils.config import ModelConfig
 
 ROWS = 1 << 10  # of the bank, compared at once: with 16 images of 1024 patches 64 MB
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(AnomalyModel):
     """Frozen backbone and a bank (M, C) of training patches, drawn at random with a fixed seed."""
+
+    one_pass = True
 
     def __init__(
         self, backbone: nn.Module, info: BackboneInfo, config: ModelConfig, *, decision: Decision
@@ -68,10 +70,6 @@ class MemoryBank(nn.Module):
         nearest = self._nearest(patches.flatten(0, 1))
         grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]
         return self.decision([nearest.view(-1, *grid)], tuple(images.shape[2:]))
-
-    def deploy(self) -> MemoryBank:
-        """A copy for inference: there is nothing to fold that would matter."""
-        return copy.deepcopy(self).eval()
 
     def _patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, P, C), P positions of the second-coarsest level."""

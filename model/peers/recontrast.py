@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.kd import cosine_distance
-from model.uninet import Batch, UniNet
+from model.base import Batch
+from model.uninet import UniNet
 
 ALPHA_START, ALPHA_END = -3.0, 1.0  # standard deviations above the mean distance
 

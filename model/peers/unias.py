@@ -10,7 +10,6 @@ N = G^2 tokens. Stages are resized to G, 2 G, 4 G, 8 G, what they are anyway at 
 
 from __future__ import annotations
 
-import copy
 import math
 from itertools import pairwise
 
@@ -19,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone import BackboneInfo
+from model.base import AnomalyModel, Batch
 from model.decision import Decision, Prediction, distance_map
-from utils.config import LossConfig, ModelConfig, OptimConfig
+from utils.config import LossConfig, ModelConfig
 
 D, G, HEADS, FFN, DROPOUT = 256, 14, 4, 2048, 0.1
 Mask = Tensor | None
@@ -170,7 +170,7 @@ class QueryMaker(nn.Module):
         return _tokens(self.local(gated.transpose(1, 2).reshape(-1, 2 * D, G, G)))
 
 
-class UniAS(nn.Module):
+class UniAS(AnomalyModel):
     """The whole model; the backbone is frozen."""
 
     def __init__(
@@ -217,9 +217,6 @@ class UniAS(nn.Module):
         self.backbone.eval()
         return self
 
-    def fit_statistics(self, images: object) -> None:
-        """Nothing: features are taken as they come."""
-
     def targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Blurred stages, which are restored, and the inputs (B, 2 C_l, h_l, w_l), fine to coarse."""
         with torch.no_grad():
@@ -240,7 +237,7 @@ class UniAS(nn.Module):
             restored.append(self.heads[i](grid))
         return restored[::-1]
 
-    def loss(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """`reconstruction_loss` of the four stages of image (B, 3, H, W), noise on some of the inputs."""
         targets, inputs = self.targets(batch["image"])
         restored = self.restore([_with_noise(x) if torch.rand(()) < NOISE_CHANCE else x for x in inputs])
@@ -258,15 +255,6 @@ class UniAS(nn.Module):
             distance = _blur(distance, size, size / 3)
             product = distance if product is None else product * distance
         return self.decision([product[:, 0]], tuple(images.shape[2:]))
-
-    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
-        """All but the backbone at one rate."""
-        learnt = [p for p in self.parameters() if p.requires_grad]
-        return [{"name": "decoder", "params": learnt, "lr": optim.lr}]
-
-    def deploy(self) -> UniAS:
-        """A copy for inference: there is no batch norm to fold outside of the backbone."""
-        return copy.deepcopy(self).eval()
 
 
 def reconstruction_loss(targets: list[Tensor], restored: list[Tensor]) -> dict[str, Tensor]:
