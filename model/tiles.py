@@ -50,7 +50,7 @@ class Tiled(AnomalyModel):
     def __init__(self, model: AnomalyModel, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> None:
         super().__init__()
         self.model, self.tile, self.overlap, self.batch_size = model, tile, overlap, batch_size
-        self.info, self.config, self.one_pass = model.info, model.config, model.one_pass
+        self.one_pass = model.one_pass
 
     @property
     def decision(self) -> Decision:

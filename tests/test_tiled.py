@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 from PIL import Image
-from torch import nn
 
 import predict as predict_command
 import test as test_command
@@ -16,6 +15,7 @@ import train as train_command
 from datasets.augment import random_tile
 from datasets.demo import read_photograph
 from model import build_model
+from model.base import AnomalyModel
 from model.decision import Prediction
 from model.tiles import Tiled, tile_starts, tile_window
 from train import varied
@@ -24,14 +24,14 @@ from utils.cli import run_command
 from utils.config import ConfigError
 
 
-class Mirror(nn.Module):
+class Mirror(AnomalyModel):
     """A model whose map is its input's first channel; the score is the map's maximum."""
 
     def predict(self, images):
         return Prediction(images[:, 0], images[:, 0].amax(dim=(1, 2)))
 
 
-class Constant(nn.Module):
+class Constant(AnomalyModel):
     """Maps that are 1 for a tile with anything in it, else 0."""
 
     def predict(self, images):
