@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -21,15 +20,13 @@ from datasets.readable import write_skipped
 from datasets.transforms import Normalise
 from evaluation.calibration import Calibration
 from evaluation.figures import write_map
-from evaluation.metrics import Results, image_metrics, legacy_pro, mean_results, smooth_in_order
 from evaluation.outputs import SCORES, begin, claim, finish, names_of, write_pages
+from evaluation.published_protocol import april_decision, april_results
 from evaluation.results import parameter_counts, protocol_notes, write_results
 from evaluation.scoring import (
     Scores,
-    as_slice,
     results_by_category,
     results_table,
-    row_name,
     score_images,
     write_scores,
 )
@@ -150,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
     if args.save_maps:
         write_maps(output / "maps", scores, root, quiet=args.quiet)
     if args.protocol == APRIL:
-        model.decision = dataclasses.replace(model.decision, score_map="legacy_exp", score_sigma=0.0)
+        model.decision = april_decision(model.decision)
         unfair = april_results(score(), config)
         title = (
             f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"
@@ -205,27 +202,6 @@ def calibration_of(state: Checkpoint, config: Config) -> Calibration | None:
             config.eval.precision, trained.eval.precision,
         )  # fmt: skip
     return Calibration(**state.calibration) if state.calibration else None
-
-
-def april_results(scores: Scores, config: Config) -> dict[str, Results]:
-    """Metrics as the first public evaluation computed them; not a fair protocol.
-
-    Scores are smoothed along the list of each category's test images in folder order, where neighbours share
-    their label; PRO takes 800 thresholds and stretches the false-positive rate; DSC and mIoU are soft. Pixel
-    AUROC and AP are not touched.
-    """
-    fair = results_by_category(scores, dataclasses.replace(config.eval, segmentation="soft"))
-    results: dict[str, Results] = {}
-    for category in dict.fromkeys(s.category for s in scores.samples):
-        chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
-        image = image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
-        pro = None
-        if scores.masks is not None:
-            part = as_slice(np.flatnonzero(chosen))
-            pro = legacy_pro(scores.maps[part], scores.masks[part])
-        results[row_name(category)] = fair[row_name(category)] | image | {"pro": pro, "pro_05": None}
-    results["mean"] = mean_results(list(results.values()))
-    return results
 
 
 def write_maps(folder: Path, scores: Scores, root: Path, *, quiet: bool) -> None:

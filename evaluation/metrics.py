@@ -7,7 +7,7 @@ fix every curve. The anomalous pixels are sorted as (score, region) packed in 64
 counted against their scores chunk by chunk of images, as 32-bit keys sorted in one piece a core. So memory
 beyond the maps is that of one chunk and of the anomalous pixels. Counts are integers and lose no precision.
 
-Scores of pixels are compared as float32. Only `smooth_in_order` depends on the order of the images.
+Scores of pixels are compared as float32. Nothing depends on the order of the images.
 """
 
 import itertools
@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 Results = dict[str, float | int | None]
@@ -92,7 +91,7 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be 1-D and of equal length")
-    scores, labels = _finite(scores, "scores").astype(np.float64), _binary(labels, "labels")
+    scores, labels = check_finite(scores, "scores").astype(np.float64), _binary(labels, "labels")
     n_anomalous = int(np.count_nonzero(labels))
     results: Results = dict.fromkeys(("image_auroc", "image_ap", "image_f1", "image_acc"))
     results |= {"n_normal": labels.size - n_anomalous, "n_anomalous": n_anomalous}
@@ -132,7 +131,7 @@ def pixel_metrics(
     if not all(0 < limit <= 1 for limit in pro_limits):
         raise ValueError(f"pro_limits {pro_limits} must lie in (0, 1]: give fractions such as 0.3")
     names = _pixel_names(pro_limits)
-    pixels = _split_pixels(maps, masks)
+    pixels = split_pixels(maps, masks)
     n_normal, n_anomalous = pixels.n_normal, pixels.anomalous.size
     if not (n_normal and n_anomalous):
         return dict.fromkeys(names)
@@ -163,12 +162,12 @@ def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
     Raises:
         ValueError: As `pixel_metrics`, or no pixel is anomalous.
     """
-    pixels = _split_pixels(maps, masks)
+    pixels = split_pixels(maps, masks)
     if not pixels.anomalous.size:
         raise ValueError("no pixel is anomalous")
     curve = _curve(pixels, maps, masks, most=pixels.anomalous.size)
     keys = pixels.anomalous[::-1][curve.hits - 1]
-    bits = np.where(keys >> 31, keys ^ np.uint32(0x80000000), ~keys)  # `_ordered_keys` backwards
+    bits = np.where(keys >> 31, keys ^ np.uint32(0x80000000), ~keys)  # `ordered_keys` backwards
     return bits.astype(np.uint32).view(np.float32), curve.hits, curve.alarms
 
 
@@ -187,7 +186,10 @@ def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bo
     Raises:
         ValueError: Empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
     """
-    p, g = _finite(np.asarray(probability, np.float64), "probability"), _binary(np.asarray(masks), "masks")
+    p, g = (
+        check_finite(np.asarray(probability, np.float64), "probability"),
+        _binary(np.asarray(masks), "masks"),
+    )
     if p.shape != g.shape or p.ndim != 3 or p.min() < 0 or p.max() > 1:
         raise ValueError(f"probability {p.shape} in [0, 1] and masks {g.shape} must have one shape (N, H, W)")
     if soft:
@@ -201,56 +203,6 @@ def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bo
     dice = np.where(empty, 1, (2 * both + smooth) / np.where(empty, 1, sums + smooth))
     union = np.where(empty, 1, sums - both + smooth)
     return {"dsc": float(dice.mean()), "miou": float(np.where(empty, 1, (both + smooth) / union).mean())}
-
-
-def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) -> float | None:
-    """PRO as the first public evaluation of the UniNet code had it: not a fair protocol, for comparison only.
-
-    Thresholds are evenly spaced from the global minimum to the maximum; a pixel above one is positive. Points
-    of false positive rate below 0.3 are kept (strictly, nothing is interpolated) and their rates stretched to
-    [0, 1] before the area is taken. So the number depends on outliers and on where the thresholds fall.
-
-    Args:
-        maps: (N, H, W) as for `pixel_metrics`.
-        masks: (N, H, W) as for `pixel_metrics`.
-        thresholds: Their number.
-
-    Returns:
-        A fraction; None where it is undefined: a class is absent, a constant map, fewer than two rates kept.
-
-    Raises:
-        ValueError: As `pixel_metrics`, or thresholds below 1.
-    """
-    if thresholds < 1:
-        raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
-    pixels = _split_pixels(maps, masks)
-    low, high = np.float32(np.min(maps)), np.float32(np.max(maps))  # the published step is rounded to float32
-    if low == high or not (pixels.n_normal and pixels.anomalous.size):
-        return None
-    levels = _ordered_keys(np.arange(low, high, (high - low) / thresholds))
-    _, at_most = _count_below(maps, masks, levels)
-    fpr = (pixels.n_normal - at_most) / pixels.n_normal
-    missed = np.searchsorted(pixels.anomalous, levels, side="right")
-    overlap = 1 - np.append(0, np.cumsum(pixels.share))[missed]
-    kept = fpr < 0.3
-    if not kept.any() or np.ptp(fpr[kept]) == 0:
-        return None
-    return float(auc((fpr[kept] - fpr[kept].min()) / np.ptp(fpr[kept]), overlap[kept]))
-
-
-def smooth_in_order(scores: np.ndarray, sigma: float = 4.0) -> np.ndarray:
-    """Image scores (N,) after a 1-D Gaussian along the list, as the first public evaluation of UniNet had it.
-
-    It leaks labels between neighbours, which in folder order mostly share a class, so shuffling the images
-    changes the result. Not a fair protocol, for comparison only.
-
-    Raises:
-        ValueError: Empty input, not 1-D, not finite, or sigma not positive.
-    """
-    scores = np.asarray(scores)
-    if scores.ndim != 1 or not sigma > 0:
-        raise ValueError(f"scores {scores.shape} must be 1-D and sigma {sigma} positive")
-    return gaussian_filter1d(_finite(scores, "scores").astype(np.float64), sigma)
 
 
 def region_labels(masks: np.ndarray) -> np.ndarray:
@@ -284,7 +236,8 @@ class _Curve(NamedTuple):
     covered: np.ndarray  # (K,) mean covered share of the regions
 
 
-def _split_pixels(maps: np.ndarray, masks: np.ndarray) -> _Pixels:
+def split_pixels(maps: np.ndarray, masks: np.ndarray) -> _Pixels:
+    """What the curves of maps and masks (N, H, W) are made of."""
     maps, masks = np.asarray(maps), np.asarray(masks)
     if maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have the same shape (N, H, W)")
@@ -311,11 +264,11 @@ def _chunks(maps: np.ndarray, masks: np.ndarray) -> Iterator[tuple[np.ndarray, n
     images = max(1, CHUNK // (maps.shape[1] * maps.shape[2]))
     for i in range(0, len(maps), images):
         with np.errstate(over="ignore"):  # too large for float32 is reported as not finite
-            part = _finite(maps[i : i + images].astype(np.float32, copy=False), "maps")
-        yield _ordered_keys(part), masks[i : i + images]
+            part = check_finite(maps[i : i + images].astype(np.float32, copy=False), "maps")
+        yield ordered_keys(part), masks[i : i + images]
 
 
-def _ordered_keys(values: np.ndarray) -> np.ndarray:
+def ordered_keys(values: np.ndarray) -> np.ndarray:
     """Flat uint32 in the order of the floats: all bits of negatives flip, only the sign bit of the others."""
     bits = np.add(values, 0, dtype=np.float32).reshape(-1).view(np.uint32)  # -0 + 0 is +0: they tie
     flip = (bits.view(np.int32) >> 31).view(np.uint32)
@@ -324,7 +277,7 @@ def _ordered_keys(values: np.ndarray) -> np.ndarray:
     return bits
 
 
-def _count_below(maps: np.ndarray, masks: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_below(maps: np.ndarray, masks: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many normal pixels lie below each level, and how many not above it."""
     cores = min(os.cpu_count() or 1, 8)
     counts = np.zeros((2, levels.size), np.int64)
@@ -349,7 +302,7 @@ def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray, most: int | Non
     last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))  # of each run of ties
     step = -(-last.size // (most or MAX_LEVELS))
     last = last[::-step][::-1]  # the lowest score stays
-    below, at_most = _count_below(maps, masks, keys[last][::-1])  # ascending levels are kinder to the cache
+    below, at_most = count_below(maps, masks, keys[last][::-1])  # ascending levels are kinder to the cache
     covered = np.cumsum(pixels.share[::-1])[last]
     alarms = pixels.n_normal - below[::-1]
     # where neighbours were merged, all above the next kept score counts as tied with it
@@ -395,7 +348,8 @@ def _three_dimensional(masks: np.ndarray) -> np.ndarray:
     return masks
 
 
-def _finite(values: np.ndarray, name: str) -> np.ndarray:
+def check_finite(values: np.ndarray, name: str) -> np.ndarray:
+    """The values; ValueError if there is none, or if one is not finite."""
     if not (values.size and np.isfinite(values).all()):
         raise ValueError(f"{name} {values.shape} must hold finite {values.dtype} values, at least one")
     return values

@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 from table_specs import ROOT
 
-from evaluation.metrics import smooth_in_order
+from evaluation.published_protocol import smooth_in_order
 from evaluation.scoring import COLUMNS
 from train import CRITERIA
 from utils.cli import new_parser, run_command, say

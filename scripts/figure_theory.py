@@ -19,7 +19,7 @@ import numpy as np
 from table_specs import ROOT
 
 from datasets.build import SPECS
-from evaluation.metrics import smooth_in_order
+from evaluation.published_protocol import smooth_in_order
 from evaluation.svg import Axis, Series, document, panel
 from utils.cli import new_parser, run_command, say
 from utils.runs import write_text

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
-from evaluation.metrics import smooth_in_order
+from evaluation.published_protocol import smooth_in_order
 from utils.cli import run_command
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -16,13 +16,13 @@ from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-import test as test_command
 import train as train_command
 from datasets.build import SPECS, list_samples, split_samples
 from datasets.loader import ImageSet
 from datasets.samples import Sample, limit
 from datasets.transforms import Decode, Normalise
 from evaluation.calibration import Calibration, calibrate
+from evaluation.published_protocol import april_results
 from evaluation.scoring import Scores, results_by_category, write_scores
 from losses.supervised import supervised_loss
 from losses.uninet import Pair, uninet_loss
@@ -207,7 +207,7 @@ def test_april_protocol_smooths_scores_within_each_category(make_config):
     score = rng.normal(size=120) + labels
     samples = [sample(int(y), "ab"[i // 60]) for i, y in enumerate(labels)]
     scores = Scores(samples, score, np.zeros((120, 1, 1), np.float32), None, 1.0)
-    found = test_command.april_results(scores, make_config())
+    found = april_results(scores, make_config())
     for name, part in (("a", slice(0, 60)), ("b", slice(60, 120))):
         smoothed = gaussian_filter1d(score[part], 4)
         assert found[name]["image_auroc"] == pytest.approx(roc_auc_score(labels[part], smoothed))

@@ -16,7 +16,8 @@ import evaluation.scoring
 from datasets.loader import ImageSet, batches
 from datasets.samples import Sample
 from datasets.transforms import Decode, Normalise
-from evaluation.metrics import legacy_pro, pixel_metrics
+from evaluation.metrics import pixel_metrics
+from evaluation.published_protocol import legacy_pro
 from evaluation.scoring import Scores, results_by_category, score_images
 from model.decision import Prediction
 from utils.checkpoint import Checkpoint, load_checkpoint

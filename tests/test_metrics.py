@@ -11,12 +11,11 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from evaluation.metrics import (
     evaluate,
     image_metrics,
-    legacy_pro,
     mean_results,
     pixel_metrics,
     region_labels,
-    smooth_in_order,
 )
+from evaluation.published_protocol import legacy_pro, smooth_in_order
 
 PIXEL = ("pixel_auroc", "pixel_ap", "pixel_f1", "pro", "pro_05")
 IMAGE = ("image_auroc", "image_ap", "image_f1", "image_acc")

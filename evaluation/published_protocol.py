@@ -1,0 +1,101 @@
+"""Numbers as the first public evaluation of UniNet computed them, to compare with published tables: not fair.
+
+docs/REPRODUCTION.md says how they differ from the fair protocol, and by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from sklearn.metrics import auc
+
+from evaluation.metrics import (
+    Results,
+    check_finite,
+    count_below,
+    image_metrics,
+    mean_results,
+    ordered_keys,
+    split_pixels,
+)
+from evaluation.scoring import Scores, as_slice, results_by_category, row_name
+from model.decision import Decision
+from utils.config import Config
+
+
+def april_decision(decision: Decision) -> Decision:
+    """The score was that of 1 - exp(map - its maximum), not blurred: the highest of it are low distances."""
+    return dataclasses.replace(decision, score_map="legacy_exp", score_sigma=0.0)
+
+
+def april_results(scores: Scores, config: Config) -> dict[str, Results]:
+    """Metrics as the first public evaluation computed them; not a fair protocol.
+
+    Scores are smoothed along the list of each category's test images in folder order, where neighbours share
+    their label; PRO takes 800 thresholds and stretches the false-positive rate; DSC and mIoU are soft. Pixel
+    AUROC and AP are not touched.
+    """
+    fair = results_by_category(scores, dataclasses.replace(config.eval, segmentation="soft"))
+    results: dict[str, Results] = {}
+    for category in dict.fromkeys(s.category for s in scores.samples):
+        chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
+        image = image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
+        pro = None
+        if scores.masks is not None:
+            part = as_slice(np.flatnonzero(chosen))
+            pro = legacy_pro(scores.maps[part], scores.masks[part])
+        results[row_name(category)] = fair[row_name(category)] | image | {"pro": pro, "pro_05": None}
+    results["mean"] = mean_results(list(results.values()))
+    return results
+
+
+def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) -> float | None:
+    """PRO as the first public evaluation of the UniNet code had it: not a fair protocol, for comparison only.
+
+    Thresholds are evenly spaced from the global minimum to the maximum; a pixel above one is positive. Points
+    of false positive rate below 0.3 are kept (strictly, nothing is interpolated) and their rates stretched to
+    [0, 1] before the area is taken. So the number depends on outliers and on where the thresholds fall.
+
+    Args:
+        maps: (N, H, W) as for `pixel_metrics`.
+        masks: (N, H, W) as for `pixel_metrics`.
+        thresholds: Their number.
+
+    Returns:
+        A fraction; None where it is undefined: a class is absent, a constant map, fewer than two rates kept.
+
+    Raises:
+        ValueError: As `pixel_metrics`, or thresholds below 1.
+    """
+    if thresholds < 1:
+        raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
+    pixels = split_pixels(maps, masks)
+    low, high = np.float32(np.min(maps)), np.float32(np.max(maps))  # the published step is rounded to float32
+    if low == high or not (pixels.n_normal and pixels.anomalous.size):
+        return None
+    levels = ordered_keys(np.arange(low, high, (high - low) / thresholds))
+    _, at_most = count_below(maps, masks, levels)
+    fpr = (pixels.n_normal - at_most) / pixels.n_normal
+    missed = np.searchsorted(pixels.anomalous, levels, side="right")
+    overlap = 1 - np.append(0, np.cumsum(pixels.share))[missed]
+    kept = fpr < 0.3
+    if not kept.any() or np.ptp(fpr[kept]) == 0:
+        return None
+    return float(auc((fpr[kept] - fpr[kept].min()) / np.ptp(fpr[kept]), overlap[kept]))
+
+
+def smooth_in_order(scores: np.ndarray, sigma: float = 4.0) -> np.ndarray:
+    """Image scores (N,) after a 1-D Gaussian along the list, as the first public evaluation of UniNet had it.
+
+    It leaks labels between neighbours, which in folder order mostly share a class, so shuffling the images
+    changes the result. Not a fair protocol, for comparison only.
+
+    Raises:
+        ValueError: Empty input, not 1-D, not finite, or sigma not positive.
+    """
+    scores = np.asarray(scores)
+    if scores.ndim != 1 or not sigma > 0:
+        raise ValueError(f"scores {scores.shape} must be 1-D and sigma {sigma} positive")
+    return gaussian_filter1d(check_finite(scores, "scores").astype(np.float64), sigma)
