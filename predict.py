@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.build import new_images, new_samples
-from datasets.files import unused_files
+from datasets.build import image_set, new_samples
+from datasets.files import find_images, unused_files
 from datasets.loader import THREADS, ImageSet
-from datasets.readable import readable, write_skipped
-from datasets.samples import Sample, find_images, log_unused
+from datasets.masks import filter_unreadable, write_skipped
+from datasets.samples import Sample, log_unused
 from datasets.transforms import Normalise
 from evaluation.calibration import Calibration
 from evaluation.figures import overlay, write_map, write_png
@@ -89,13 +89,13 @@ def main(argv: Sequence[str]) -> None:
     root = (args.images if args.images.is_dir() else args.images.parent).resolve()
     samples = samples_at(root if args.images.is_dir() else root / args.images.name, args.output, state.config)
     earlier = claim(args.output, overwrite=args.overwrite, images=[s.path for s in samples])
-    samples, skipped = readable(samples) if args.skip_unreadable else (samples, {})
+    samples, skipped = filter_unreadable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
     inside = [s.path.relative_to(root) for s in samples]
     files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(inside, SUFFIXES[kind])]
              for kind in kinds}  # fmt: skip
-    data = new_images(samples, state.config, Normalise(*input_normalisation(state.config.model.backbone)))
+    data = image_set(state.config, Normalise(*input_normalisation(state.config.model.backbone)), samples)
     device = choose_device(args.device)
     model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)

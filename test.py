@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from datasets.build import SPECS, build_test, dataset_root, read_as
-from datasets.readable import write_skipped
+from datasets.build import build_test, dataset_root, read_as
+from datasets.masks import write_skipped
+from datasets.registry import SPECS
 from datasets.transforms import Normalise
 from evaluation.calibration import Calibration
 from evaluation.figures import write_map

@@ -22,13 +22,12 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.augment import AUGMENTATIONS, by_category, random_tile, rescale
 from datasets.build import RunData, build_data, categories_of, dataset_root
 from datasets.fingerprint import data_identity
 from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
-from datasets.readable import write_skipped
+from datasets.masks import write_skipped
 from datasets.samples import NORMAL
-from datasets.transforms import Normalise
+from datasets.transforms import AUGMENTATIONS, Normalise, by_category, random_tile, rescale
 from evaluation.calibration import calibrate
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results

@@ -1,65 +1,44 @@
-"""From a resolved configuration to the sets of a run: training, calibration, and what is evaluated."""
+"""From a configuration to the sets of a run: training, calibration, validation and test."""
 
 from __future__ import annotations
 
 import logging
-import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from datasets.demo import write_demo
-from datasets.files import unused_files
-from datasets.folder import FOLDER
-from datasets.industrial import BTAD, MVTEC, MVTEC3D, VAD, VISA, list_categories, list_mvtec
-from datasets.kolektor import KOLEKTOR
+from datasets.files import IMAGE_SUFFIXES, find_images, natural_order, unused_files
 from datasets.loader import ImageSet
-from datasets.masks import check_masks
-from datasets.medical import APTOS, ISIC2018, OCT2017
-from datasets.polyp import CLINICDB, COLONDB, KVASIR
-from datasets.readable import Skipped, readable
-from datasets.samples import (
-    ANOMALOUS,
-    IMAGE_SUFFIXES,
-    NORMAL,
-    UNKNOWN,
-    DatasetSpec,
-    Sample,
+from datasets.masks import Skipped, check_masks, filter_unreadable
+from datasets.registry import collect, spec_of
+from datasets.samples import ANOMALOUS, NORMAL, UNKNOWN, Sample, check_splits, with_unused
+from datasets.splits import (
     check_disjoint,
-    check_splits,
-    collect,
-    find_images,
     first_copies,
     hold_out,
     limit,
+    move_anomalies,
     tied_groups,
-    with_unused,
     without_copies,
 )
-from datasets.synthetic import DEFECT_KINDS
-from datasets.synthetic_sets import SyntheticTraining, SyntheticValidation
+from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
-from datasets.video import PED2, FrameSet, natural_order, with_motion
+from datasets.video import FrameSet, with_motion
 from utils.config import CONFIGS, Config, ConfigError, DataConfig, load_config
 from utils.errors import DatasetError
 
-DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})
-INDUSTRIAL = (MVTEC, BTAD, VISA, MVTEC3D, VAD, KOLEKTOR)
-MEDICAL = (APTOS, OCT2017, ISIC2018)
-POLYP = (KVASIR, CLINICDB, COLONDB)
-SPECS = {spec.name: spec for spec in (*INDUSTRIAL, *MEDICAL, *POLYP, PED2, FOLDER, DEMO)}
-_log = logging.getLogger("uninet")
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
+_log = logging.getLogger("uninet")
 
 
 @dataclass
 class RunData:
     """The disjoint sets of a run.
 
-    `validation` is built only where it is asked for, as it costs training images. `trained_defects` are the
-    kinds of anomaly that training sees. `skipped`: unreadable files that were left out, with the reason.
+    validation: None unless it is asked for, as it costs training images. trained_defects: the kinds of
+    anomaly that training sees. skipped: unreadable files that were left out, with the reason.
     """
 
     train: ImageSet
@@ -77,38 +56,9 @@ class RunData:
         return self.test
 
 
-def dataset_root(data: DataConfig) -> Path | None:
-    """The dataset's folder, resolved; the demo is written where it is missing.
-
-    Raises:
-        DatasetError: for an unknown dataset name.
-    """
-    spec_of(data.name)
-    if data.name == "demo":
-        return write_demo(Path(data.root).expanduser().resolve() if data.root else DEMO_ROOT)
-    return Path(data.root).expanduser().resolve() if data.root else None
-
-
-def spec_of(name: str) -> DatasetSpec:
-    """The dataset of that name.
-
-    Raises:
-        DatasetError: for an unknown one.
-    """
-    if name not in SPECS:
-        raise DatasetError(f"unknown dataset '{name}'; choose one of {', '.join(SPECS)}")
-    return SPECS[name]
-
-
-def categories_of(data: DataConfig) -> list[str]:
-    """Names of the categories that `data.category` stands for, in order."""
-    samples = _collect(data, warn=False)  # build_data warns
-    return list(dict.fromkeys(s.category for s in samples))
-
-
 @dataclass
 class Parts:
-    """The samples of a run, disjoint; `synthetic`: validation is of normals that are to be given defects."""
+    """The disjoint samples of a run. synthetic: validation is of normals that are to be given defects."""
 
     train: list[Sample]
     calibration: list[Sample]
@@ -128,75 +78,23 @@ class Parts:
         return frozenset(s.defect for s in self.train if s.label == ANOMALOUS)
 
 
-def build_data(config: Config, normalise: Normalise) -> RunData:
-    """List, check and split the samples of a run; of the files only masks are decoded yet, to look at them.
+# --- what is on disk ----------------------------------------------------------------------------------------
+
+
+def dataset_root(data: DataConfig) -> Path | None:
+    """The dataset's folder, resolved; the demo is written where it is missing.
 
     Raises:
-        DatasetError: as `collect` and `check_masks`, or if a part would be empty, the loss lacks masks that
-            it needs, or a test image is trained on.
-        ConfigError: if settings of the data do not go together.
+        DatasetError: for an unknown dataset name.
     """
-    data, parts = config.data, split_samples(config)
-    images = partial(_images, config, normalise)
-    train = images(parts.train, cache_gb=data.cache_gb, training=True)
-    masked_head = config.model.head in ("mask", "discrepancy")
-    if (masked_head or config.loss.anomalous == "mask") and not train.has_masks:
-        lacking = next(s.path for s in train.samples if s.label == ANOMALOUS and s.mask_path is None)
-        raise DatasetError(
-            f"{data.name} lacks masks of anomalous training images, which the loss needs (of {lacking}, for "
-            "one); add them, or learn from labels alone: --set loss.anomalous=label"
-            + (" --set model.head=label --set loss.supervised=bce" if masked_head else "")
-        )
-    if data.tile and parts.defects and not train.has_masks:
-        raise DatasetError(
-            f"{data.name} lacks masks of anomalous training images, so which of their tiles are is unknown"
-        )
-    check_disjoint(parts.seen, parts.test)
-    left = data.cache_gb - train.cached * train.image_bytes / 2**30
-    validation = images(parts.validation, cache_gb=left) if parts.validation else None
-    if parts.synthetic:
-        validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
-    calibration, test = images(parts.calibration), images(parts.test)
-    _look_at_masks(data, [*parts.train, *parts.validation, *parts.test], test.decode)
-    return RunData(train, calibration, test, validation, parts.defects, parts.skipped)
+    root = Path(data.root).expanduser().resolve() if data.root else None
+    return write_demo(root or DEMO_ROOT) if spec_of(data.name).name == "demo" else root
 
 
-def build_test(
-    config: Config, trained: Config, normalise: Normalise
-) -> tuple[ImageSet, frozenset[str], Skipped]:
-    """The test set of `config` for a model that was trained as `trained` says, the defects it has seen, and
-    the unreadable files that were left out.
-
-    Raises:
-        DatasetError: as `collect`, or if a test image was trained on.
-    """
-    data = config.data
-    keys = ("name", "category", "moved_anomalies")
-    same = all(getattr(data, key) == getattr(trained.data, key) for key in keys)
-    root, tested_root = dataset_root(trained.data), dataset_root(data)
-    if trained.data.name == data.name and not root.is_dir():  # the dataset has moved
-        trained, root = replace(trained, data=replace(trained.data, root=data.root)), tested_root
-    parts = split_samples(trained) if root.is_dir() else None
-    if parts is None:
-        _log.warning("the training images are not at %s: overlap with them is not checked", root)
-    if same and parts is not None and root == tested_root:
-        test, skipped = parts.test, parts.skipped
-        if data.skip_unreadable and not trained.data.skip_unreadable:
-            test, skipped = _without_unreadable(data, test)
-    else:
-        samples, skipped = list_samples(data)
-        test, _ = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
-    if parts is not None:
-        check_disjoint(parts.seen, test)
-    defects = parts.defects if same and parts is not None else frozenset()
-    images = _images(config, normalise, test)
-    _look_at_masks(data, test, images.decode)
-    return images, defects, skipped
-
-
-def _look_at_masks(data: DataConfig, samples: Sequence[Sample], decode: Decode) -> None:
-    for warning in check_masks(data.name, samples, decode):
-        _log.warning("%s", warning)
+def categories_of(data: DataConfig) -> list[str]:
+    """Names of the categories that `data.category` stands for, in order; all are checked."""
+    samples = _collect(data, warn=False)  # build_data warns
+    return list(dict.fromkeys(s.category for s in samples))
 
 
 def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
@@ -208,23 +106,16 @@ def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
     samples = _collect(data)
     if data.motion:
         samples = with_motion(samples, data.motion)
-    return _without_unreadable(data, samples) if data.skip_unreadable else (samples, {})
+    return _readable(data, samples) if data.skip_unreadable else (samples, {})
 
 
 def _collect(data: DataConfig, *, warn: bool = True) -> list[Sample]:
-    return collect(
-        spec_of(data.name),
-        dataset_root(data),
-        data.category,
-        warn=warn,
-        incomplete=data.skip_unreadable,
-        others=SPECS.values(),
-    )
+    root = dataset_root(data)
+    return collect(spec_of(data.name), root, data.category, warn=warn, incomplete=data.skip_unreadable)
 
 
-def _without_unreadable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Skipped]:
-    spec = spec_of(data.name)
-    kept, skipped = readable(samples, data.mask_threshold)
+def _readable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Skipped]:
+    spec, (kept, skipped) = spec_of(data.name), filter_unreadable(samples, data.mask_threshold)
     for category in dict.fromkeys(s.category for s in samples) if skipped else ():
         if any(s.split == "train" for s in samples):  # else only the test set is asked for
             check_splits(spec, category, [s for s in kept if s.category == category])
@@ -237,41 +128,33 @@ def _without_unreadable(data: DataConfig, samples: list[Sample]) -> tuple[list[S
     return kept, skipped
 
 
-def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
-    """The image at `where`, or all below that folder, decoded as in training.
-
-    Raises:
-        DatasetError: if there is none.
-    """
-    return new_images(new_samples(find_images(where), where, config), config, normalise)
-
-
-def new_samples(found: Sequence[Path], where: Path, config: Config) -> list[Sample]:
+def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Sample]:
     """Images that were found at `where`, as samples of unknown label.
 
     Raises:
         DatasetError: if there is none.
     """
-    if not found:
+    data = config.data
+    if not paths:
         message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
         raise DatasetError(with_unused(message, unused_files(where, ())) if where.is_dir() else message)
-    motion = config.data.motion  # a folder is a clip
-    if motion:
-        found = sorted(found, key=lambda path: (path.parent, natural_order(path)))
-    samples = [
-        Sample(p, UNKNOWN, None, config.data.category, "predict", "", str(p.parent if motion else p))
-        for p in found
-    ]
-    return with_motion(samples, motion) if motion else samples
+    if not data.motion:
+        return [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p)) for p in paths]
+    frames = sorted(paths, key=lambda path: (path.parent, natural_order(path)))  # a folder is a clip
+    clips = [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p.parent)) for p in frames]
+    return with_motion(clips, data.motion)
 
 
-def new_images(samples: Sequence[Sample], config: Config, normalise: Normalise) -> ImageSet:
-    """Samples of unknown label, decoded as in training."""
-    return _images(config, normalise, list(samples))
+# --- parts of a run -----------------------------------------------------------------------------------------
 
 
 def split_samples(config: Config) -> Parts:
-    """The parts of the dataset that is trained on."""
+    """The parts of the dataset that is trained on.
+
+    Raises:
+        DatasetError: as `list_samples`, or if there is nothing to train on or to validate with.
+        ConfigError: if settings of the data do not go together.
+    """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
     if data.time_step and (data.train_limit or data.moved_anomalies or data.skip_unreadable):
         raise ConfigError(
@@ -297,7 +180,8 @@ def split_samples(config: Config) -> Parts:
     train = [*normal, *anomalous] if supervised else normal
     validation = [s for s in samples if s.split == "validation"]
     synthetic = False
-    if _wants_validation(config) and not validation:
+    during_training = config.eval.every > 0 and config.eval.select == "last"
+    if (config.eval.split == "validation" or during_training) and not validation:
         if spec.segmentation or config.model.head == "frame":
             raise ConfigError(f"{spec.name} has no validation images: no eval.every, no --eval validation")
         train, validation = hold_out(train, data.validation_fraction, seed=seed)
@@ -316,23 +200,88 @@ def split_samples(config: Config) -> Parts:
     return Parts(train, calibration, validation, synthetic, test, skipped)
 
 
-def validation_kinds(data: DataConfig) -> tuple[str, ...]:
-    """Kinds of synthetic defects to validate on: those that are not trained on, all if that leaves none."""
-    if data.validation_kinds is not None:
-        return data.validation_kinds
-    trained = data.synthetic_kinds if data.synthetic else ()
-    return tuple(kind for kind in DEFECT_KINDS if kind not in trained) or DEFECT_KINDS
+# --- sets ---------------------------------------------------------------------------------------------------
 
 
-def _wants_validation(config: Config) -> bool:
-    watched = config.eval.every > 0 and config.eval.select == "last"
-    return config.eval.split == "validation" or watched
+def build_data(config: Config, normalise: Normalise) -> RunData:
+    """List, check and split the samples of a run; of the files only masks are decoded yet, to look at them.
+
+    Raises:
+        DatasetError: as `split_samples` and `check_masks`, or if the loss lacks masks that it needs, or a
+            test image is trained on.
+        ConfigError: if settings of the data do not go together.
+    """
+    data, parts = config.data, split_samples(config)
+    images = partial(image_set, config, normalise)
+    train = images(parts.train, cache_gb=data.cache_gb, training=True)
+    _check_masks_are_there(config, train)
+    check_disjoint(parts.seen, parts.test)
+    left = data.cache_gb - train.cached * train.image_bytes / 2**30
+    validation = images(parts.validation, cache_gb=left) if parts.validation else None
+    if validation is not None and parts.synthetic:
+        validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
+    calibration, test = images(parts.calibration), images(parts.test)
+    _look_at_masks(data, [*parts.train, *parts.validation, *parts.test], test.decode)
+    return RunData(train, calibration, test, validation, parts.defects, parts.skipped)
 
 
-def _images(
+def _check_masks_are_there(config: Config, train: ImageSet) -> None:
+    lacking = [s.path for s in train.samples if s.label == ANOMALOUS and s.mask_path is None]
+    if not lacking:
+        return
+    lacks = f"{config.data.name} lacks masks of anomalous training images"
+    masked_head = config.model.head in ("mask", "discrepancy")
+    if masked_head or config.loss.anomalous == "mask":
+        raise DatasetError(
+            f"{lacks}, which the loss needs (of {lacking[0]}, for one); add them, or learn from labels "
+            "alone: --set loss.anomalous=label"
+            + (" --set model.head=label --set loss.supervised=bce" if masked_head else "")
+        )
+    if config.data.tile:
+        raise DatasetError(f"{lacks}, so which of their tiles are is unknown")
+
+
+def build_test(
+    config: Config, trained: Config, normalise: Normalise
+) -> tuple[ImageSet, frozenset[str], Skipped]:
+    """The test set of `config` for a model that was trained as `trained` says, the defects it has seen, and
+    the unreadable files that were left out.
+
+    Raises:
+        DatasetError: as `collect`, or if a test image was trained on.
+    """
+    data = config.data
+    keys = ("name", "category", "moved_anomalies")
+    same = all(getattr(data, key) == getattr(trained.data, key) for key in keys)
+    root, tested_root = dataset_root(trained.data), dataset_root(data)
+    if trained.data.name == data.name and not (root and root.is_dir()):  # the dataset has moved
+        trained, root = replace(trained, data=replace(trained.data, root=data.root)), tested_root
+    parts = split_samples(trained) if root and root.is_dir() else None
+    if parts is None:
+        _log.warning("the training images are not at %s: overlap with them is not checked", root)
+    if same and parts is not None and root == tested_root:
+        test, skipped = parts.test, parts.skipped
+        if data.skip_unreadable and not trained.data.skip_unreadable:
+            test, skipped = _readable(data, test)
+    else:
+        samples, skipped = list_samples(data)
+        test, _ = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
+    if parts is not None:
+        check_disjoint(parts.seen, test)
+    images = image_set(config, normalise, test)
+    _look_at_masks(data, test, images.decode)
+    return images, parts.defects if same and parts is not None else frozenset(), skipped
+
+
+def _look_at_masks(data: DataConfig, samples: Sequence[Sample], decode: Decode) -> None:
+    for warning in check_masks(data.name, samples, decode):
+        _log.warning("%s", warning)
+
+
+def image_set(
     config: Config,
     normalise: Normalise,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     *,
     cache_gb: float = 0,
     training: bool = False,
@@ -340,6 +289,7 @@ def _images(
     """The samples as a set, read as the configuration says."""
     data = config.data
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
+    images: ImageSet
     if config.model.head == "frame":
         images = FrameSet(samples, decode, normalise, time_step=data.time_step, cache_gb=cache_gb)
     elif training and data.synthetic:
@@ -349,11 +299,28 @@ def _images(
         )
     else:
         images = ImageSet(samples, decode, normalise, cache_gb=cache_gb)
-    if SPECS[data.name].video:
+    if spec_of(data.name).video:
         images.kind = "video"
     elif config.model.head == "mask":
         images.kind = "segmentation"
     return images
+
+
+def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
+    """The image at `where`, or all below that folder, as a set.
+
+    Raises:
+        DatasetError: if there is none.
+    """
+    return image_set(config, normalise, new_samples(find_images(where), where, config))
+
+
+def validation_kinds(data: DataConfig) -> tuple[str, ...]:
+    """Kinds of synthetic defects to validate on: those that are not trained on, all if that leaves none."""
+    if data.validation_kinds is not None:
+        return data.validation_kinds
+    trained = data.synthetic_kinds if data.synthetic else ()
+    return tuple(kind for kind in DEFECT_KINDS if kind not in trained) or DEFECT_KINDS
 
 
 def read_as(name: str, category: str, config: Config) -> DataConfig:
@@ -368,35 +335,3 @@ def read_as(name: str, category: str, config: Config) -> DataConfig:
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
     return load_config(CONFIGS / f"{spec_of(name).name}.yaml", chosen, category=category).data
-
-
-def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[Sample]]:
-    """The test samples without `number` of the anomalous ones, and those, now of the training set.
-
-    Whole groups of anomalous images are drawn until the number is reached, first of those of which nothing
-    normal is tested, so that an item is on one side where that is possible. Always the same ones: the test
-    set does not change with the seed.
-
-    Raises:
-        DatasetError: if none would be left to test on.
-    """
-    if number == 0:
-        return test, []
-    tied = tied_groups(test)
-    tested = {tied[s.group] for s in test if s.label == NORMAL}
-    sizes = Counter(tied[s.group] for s in test if s.label == ANOMALOUS)
-    groups = sorted(sizes)
-    random.Random("moved").shuffle(groups)  # noqa: S311 (a split, no secret)
-    groups.sort(key=tested.__contains__)
-    chosen: set[str] = set()
-    reached = 0
-    for group in groups:
-        if reached >= number:
-            break
-        chosen.add(group)
-        reached += sizes[group]
-    moved = [s for s in test if s.label == ANOMALOUS and tied[s.group] in chosen]
-    rest = [s for s in test if not (s.label == ANOMALOUS and tied[s.group] in chosen)]
-    if not any(s.label == ANOMALOUS for s in rest):
-        raise DatasetError(f"data.moved_anomalies {number} leaves no anomalous test image")
-    return rest, [replace(s, split="train") for s in moved]

@@ -12,24 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.build import SPECS
 from datasets.images import read_image
 from datasets.masks import check_masks
+from datasets.registry import SPECS, find_root
 from datasets.samples import (
     NORMAL,
     Counts,
     DatasetSpec,
-    check_disjoint,
     check_files,
-    check_labels,
     check_splits,
     count,
     counts_are_wrong,
-    find_root,
     unused_beside,
     unused_samples,
-    without_copies,
 )
+from datasets.splits import check_disjoint, check_labels, without_copies
 from datasets.transforms import Decode
 from utils.cli import new_parser, run_command, say
 from utils.config import CONFIGS, load_config
@@ -66,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
     args = parser.parse_args(argv)
     spec = SPECS[args.dataset]
-    root = find_root(spec, args.data_root, SPECS.values())
+    root = find_root(spec, args.data_root)
     rows = check(spec, root)
     say(f"{table(rows)}\n{COUNTS}")
     for row in rows:

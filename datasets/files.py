@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ def walk(where: Path, apart: Iterable[Path] = ()) -> Iterator[Path]:
         folders = {p for p in entries if p.is_dir() and not is_hidden(p.name)}
         yield from (p for p in entries if p not in folders)
         todo += sorted(folders, key=lambda p: (p.is_symlink(), p), reverse=True)
+
+
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """A key that sorts names by the numbers in them: frame2 before frame10."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Industrial datasets: MVTec AD, BTAD, VisA, MVTec 3D-AD (colour images only) and VAD.
+"""Industrial datasets: MVTec AD, BTAD, VisA, MVTec 3D-AD (colour only), VAD, KolektorSDD, and own images.
 
 Counts are train normal / test normal / test anomalous (/ train anomalous), as published.
 """
@@ -6,11 +6,17 @@ Counts are train normal / test normal / test anomalous (/ train anomalous), as p
 from __future__ import annotations
 
 import csv
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from datasets.layouts import Tree, categories_with, list_tree, one_category
+from datasets.files import is_lfs_pointer, list_images
+from datasets.images import read_mask
+from datasets.layouts import Tree, by_name, categories_with, list_tree, one_category
 from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from utils.errors import DatasetError
+
+_log = logging.getLogger("uninet")
 
 # --- MVTec AD -----------------------------------------------------------------------------------------------
 
@@ -182,3 +188,91 @@ VAD = DatasetSpec(
     has_masks=False,
     layout="train/{good,bad} and test/{good,bad}",
 )
+
+
+# --- KolektorSDD --------------------------------------------------------------------------------------------
+
+LAST_TRAINED = 35  # of the commutators kos01 to kos50
+COPIES = {"kos26": "kos01", "kos34": "kos27"}  # byte-identical images under another name
+
+
+def list_kolektor_categories(root: Path) -> list[str]:
+    """["kolektor"] where there are images of commutators with label masks beside them."""
+    for label in root.glob("kos*/Part*_label.*"):
+        if any(label.parent.glob(f"{label.stem.removesuffix('_label')}.*")):
+            return ["kolektor"]
+    return []
+
+
+def list_kolektor(root: Path, category: str) -> list[Sample]:
+    """Our one-class split: the normal images of kos01 to kos35 are for training, all others for testing.
+
+    An image is anomalous unless its label mask can be read and is empty. The group is the commutator.
+
+    Raises:
+        DatasetError: if a folder is no commutator's.
+    """
+    pairs = []
+    for folder in sorted(p for p in root.glob("kos*") if p.is_dir()):
+        if not folder.name.removeprefix("kos").isdigit():
+            raise DatasetError(f"folder {folder.name} is no commutator; they are kos01 to kos50")
+        files = list_images(folder)
+        labels = by_name(p for p in files if p.stem.endswith("_label"))
+        for path in by_name(p for p in files if p.stem not in labels).values():
+            name = f"{path.stem}_label"
+            pairs.append((path, labels.get(name, path.with_name(f"{name}.bmp"))))
+    with ThreadPoolExecutor() as pool:
+        defective = list(pool.map(_is_defective, [mask for _, mask in pairs]))
+    samples = []
+    for (path, mask), anomalous in zip(pairs, defective, strict=True):
+        item = path.parent.name
+        trained = int(item.removeprefix("kos")) <= LAST_TRAINED and not anomalous
+        kind = (ANOMALOUS, mask) if anomalous else (NORMAL, None)
+        place = (category, "train" if trained else "test", "defect" if anomalous else "good")
+        samples.append(Sample(path, *kind, *place, group=COPIES.get(item, item)))
+    return samples
+
+
+def _is_defective(mask: Path) -> bool:
+    try:
+        return bool(read_mask(mask).drawn.any())
+    except DatasetError as error:
+        if mask.exists() and not is_lfs_pointer(mask):  # what `collect` says of others is clear enough
+            _log.warning("%s", error)
+        return True  # it must not be trained on as normal
+
+
+KOLEKTOR = DatasetSpec(
+    "kolektor",
+    list_kolektor_categories,
+    list_kolektor,
+    {"kolektor": (244, 103, 52)},
+    layout="kos01 to kos50, with Part*.jpg and Part*_label.bmp (or .png)",
+    read_for_labels=("kos*/*_label.*",),
+)
+
+
+# --- own images ---------------------------------------------------------------------------------------------
+
+
+def list_folder_categories(root: Path) -> list[str]:
+    """Categories below `root`, or the folder's own name if `root` itself holds train/good."""
+    return [root.resolve().name] if (root / "train/good").is_dir() else list_categories(root)
+
+
+def list_folder(root: Path, category: str) -> list[Sample]:
+    """As MVTec AD. Test images and masks are optional (pixel metrics need all masks)."""
+    base = root if (root / "train/good").is_dir() else root / category
+    return list_tree(base, category, Tree(need_masks=False))
+
+
+FOLDER = DatasetSpec(
+    "folder",
+    list_folder_categories,
+    list_folder,
+    counts={},
+    has_masks=False,
+    layout="train/good or <category>/train/good",
+    needs_test=False,
+)
+DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})

@@ -1,14 +1,14 @@
-"""Medical datasets with labels an image, no masks: APTOS, OCT2017 and ISIC2018. They have one category each.
-
-Counts are train normal / test normal / test anomalous.
-"""
+"""Medical datasets: APTOS, OCT2017 and ISIC2018 with labels only; polyps with masks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.layouts import Tree, list_tree, one_category
-from datasets.samples import DatasetSpec, Sample
+from datasets.files import list_images
+from datasets.layouts import Masks, Tree, categories_with, list_tree, one_category
+from datasets.samples import ANOMALOUS, Counts, DatasetSpec, Sample
+
+# --- labels only --------------------------------------------------------------------------------------------
 
 
 def list_medical(root: Path, category: str) -> list[Sample]:
@@ -29,17 +29,22 @@ def _patient(path: Path) -> str:
     return parts[1] if len(parts) > 2 else path.stem
 
 
-# 3662 labelled images, 1805 of them of grade 0 and 1000 of those for training
-APTOS = DatasetSpec(
-    "aptos",
-    one_category("aptos", "train/NORMAL", "test/NORMAL", "test/ABNORMAL"),
-    list_medical,
-    {"aptos": (1000, 805, 1857)},
-    verified=False,
-    verified_total=True,
-    has_masks=False,
-    layout="train/NORMAL and test/{NORMAL,ABNORMAL}, as scripts/prepare_aptos.py writes them,",
-)
+def _prepared(name: str, counts: Counts) -> DatasetSpec:
+    """A dataset that a script lays out; the sum of its images is verified, how they split is not."""
+    return DatasetSpec(
+        name,
+        one_category(name, "train/NORMAL", "test/NORMAL", "test/ABNORMAL"),
+        list_medical,
+        {name: counts},
+        verified=False,
+        verified_total=True,
+        has_masks=False,
+        layout=f"train/NORMAL and test/{{NORMAL,ABNORMAL}}, as scripts/prepare_{name}.py writes them,",
+    )
+
+
+APTOS = _prepared("aptos", (1000, 805, 1857))  # 3662 labelled images, 1805 of them of grade 0
+ISIC2018 = _prepared("isic2018", (6705, 123, 70))
 # Patients were in both the training and the test set of an earlier release, so copies of images may be, too.
 OCT2017 = DatasetSpec(
     "oct2017",
@@ -50,14 +55,44 @@ OCT2017 = DatasetSpec(
     layout="train/NORMAL and test/{NORMAL,CNV,DME,DRUSEN}",
     drops_copies=True,
 )
-# The sum of the test images (193) is verified, how they split is not.
-ISIC2018 = DatasetSpec(
-    "isic2018",
-    one_category("isic2018", "train/NORMAL", "test/NORMAL", "test/ABNORMAL"),
-    list_medical,
-    {"isic2018": (6705, 123, 70)},
-    verified=False,
-    verified_total=True,
-    has_masks=False,
-    layout="train/NORMAL and test/{NORMAL,ABNORMAL}, as scripts/prepare_isic2018.py writes them,",
-)
+
+
+# --- polyps -------------------------------------------------------------------------------------------------
+
+
+def list_polyp(root: Path, category: str) -> list[Sample]:
+    """<category>/{train,validation,test}/images, with masks of the same name in masks/.
+
+    Every image shows a polyp. A category is a split: `random`, as the published numbers use, or `sequence`,
+    which keeps the frames of one video on one side.
+    """
+    samples = []
+    for split in ("train", "validation", "test"):
+        base = root / category / split
+        masks = Masks(base / "masks")
+        for path in list_images(base / "images"):
+            group, (mask, *more) = path.relative_to(root).as_posix(), masks.of(path)
+            samples.append(
+                Sample(path, ANOMALOUS, mask, category, split, "polyp", group, more_masks=tuple(more))
+            )
+    return samples
+
+
+def _polyps(name: str, counts: dict[str, Counts]) -> DatasetSpec:
+    return DatasetSpec(
+        name,
+        categories_with("train/images", "test/images"),
+        list_polyp,
+        counts,
+        verified=False,
+        verified_total=True,
+        layout="<split>/train/images and <split>/test/images, as scripts/prepare_polyp.py writes them,",
+        segmentation=True,
+        drops_copies=True,  # CVC-ColonDB holds identical frames, and splits by others have them on both sides
+    )
+
+
+# 80 : 10 : 10 of 1000, 612 and 380 images, and whole sequences; the last number is of validation
+KVASIR = _polyps("kvasir", {"random": (0, 0, 100, 800, 100)})
+CLINICDB = _polyps("clinicdb", {"random": (0, 0, 61, 490, 61), "sequence": (0, 0, 66, 478, 68)})
+COLONDB = _polyps("colondb", {"random": (0, 0, 38, 304, 38), "sequence": (0, 0, 55, 298, 27)})

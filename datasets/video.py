@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from scipy.io import loadmat
 
-from datasets.files import LFS_POINTER, is_lfs_pointer, subfolders
+from datasets.files import LFS_POINTER, is_lfs_pointer, list_images, natural_order, subfolders
 from datasets.loader import Batch, ImageSet
-from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample, list_images
+from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from datasets.transforms import Decode, Normalise
 from utils.errors import DatasetError
 
@@ -29,12 +29,6 @@ _log = logging.getLogger("uninet")
 
 
 # --- frames -------------------------------------------------------------------------------------------------
-
-
-def natural_order(path: Path) -> tuple[list[str | int], str]:
-    """A key that sorts names by the numbers in them: frame2 before frame10."""
-    parts = _DIGITS.split(path.name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def warn_of_gaps(samples: Sequence[Sample]) -> None:

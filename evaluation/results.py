@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from datasets.build import SPECS
+from datasets.registry import SPECS
 from evaluation.metrics import Results
 from utils.config import Config, Tree
 from utils.device import versions

@@ -77,7 +77,7 @@ class Tiled(AnomalyModel):
         return Prediction((total / weight).float(), score)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The model's, on a batch of tiles (datasets/augment.random_tile cuts them)."""
+        """The model's, on a batch of tiles (datasets/transforms.random_tile cuts them)."""
         return self.model.loss(batch, progress)
 
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:

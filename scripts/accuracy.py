@@ -23,7 +23,7 @@ from accuracy_table import Row, append_row, identity, key_of, measured_steps, re
 from table_specs import ROOT
 
 import train as train_command
-from datasets.build import SPECS
+from datasets.registry import SPECS
 from evaluation.results import finished_results
 from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree, load_config

@@ -18,7 +18,7 @@ from statistics import NormalDist, fmean
 import numpy as np
 from table_specs import ROOT
 
-from datasets.build import SPECS
+from datasets.registry import SPECS
 from evaluation.published_protocol import smooth_in_order
 from evaluation.svg import Axis, Series, document, panel
 from utils.cli import new_parser, run_command, say

@@ -22,8 +22,9 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score, roc_curve
 from table_specs import ROOT
 
-from datasets.build import SPECS, build_test
+from datasets.build import build_test
 from datasets.loader import ImageSet, batches
+from datasets.registry import SPECS
 from datasets.transforms import Normalise
 from evaluation.figures import Picture, heatmap_page, write_on, write_png
 from evaluation.scoring import inputs_of, score_images, to_device

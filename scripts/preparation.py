@@ -16,10 +16,10 @@ from tqdm import tqdm
 # these commands run as files, which puts scripts/ on the path but not the repository
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.build import SPECS
 from datasets.files import LFS_POINTER, is_lfs_pointer
 from datasets.images import read_image, read_mask
-from datasets.samples import collect, count, in_words
+from datasets.registry import SPECS, collect
+from datasets.samples import count, in_words
 from utils.cli import log, new_parser, say
 from utils.errors import DatasetError
 from utils.runs import write_atomically

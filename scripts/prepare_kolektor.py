@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from preparation import Item, Source, parse_arguments, prepare
 
-from datasets.kolektor import COPIES, KOLEKTOR
-from datasets.samples import collect
+from datasets.industrial import COPIES, KOLEKTOR
+from datasets.registry import collect
 from utils.cli import run_command
 
 WHERE = "https://www.vicos.si/resources/kolektorsdd/"

@@ -22,8 +22,10 @@ from pathlib import Path
 
 from preparation import DatasetError, Item, Source, prepare
 
+from datasets.files import list_images
 from datasets.layouts import Masks, by_name
-from datasets.samples import ANOMALOUS, Sample, first_copies, list_images, tied_groups
+from datasets.samples import ANOMALOUS, Sample
+from datasets.splits import first_copies, tied_groups
 from utils.cli import log, new_parser, run_command
 
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends

@@ -15,7 +15,7 @@ from pathlib import Path
 # these commands run as files, which puts scripts/ on the path but not the repository
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.build import SPECS
+from datasets.registry import SPECS
 from utils.yaml_io import Tree, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ from pathlib import Path
 from table_specs import ROOT, SPECS_DIR, Column, Table, load_table, printed, reported
 
 import train as train_command
-from datasets.build import SPECS
 from datasets.loader import batches_per_epoch
+from datasets.registry import SPECS
 from evaluation.scoring import COLUMNS
 from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
 from utils.config import Config, ConfigError, Tree, load_config

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 import utils.config
-from datasets.build import SPECS
+from datasets.registry import SPECS
 from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge
 from utils.runs import config_hash
 from utils.yaml_io import parse_override, read_yaml

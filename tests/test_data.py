@@ -9,12 +9,13 @@ import torch
 from conftest import write_image, write_mask
 from PIL import Image
 
-from datasets import synthetic_sets
-from datasets.build import SPECS, build_data
+from datasets import synthetic
+from datasets.build import build_data
 from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
-from datasets.samples import Sample, check_disjoint, collect, count, hold_out, limit, tied_groups
-from datasets.synthetic import DEFECT_KINDS
-from datasets.synthetic_sets import SyntheticValidation
+from datasets.registry import SPECS, collect
+from datasets.samples import Sample, count
+from datasets.splits import check_disjoint, hold_out, limit, tied_groups
+from datasets.synthetic import DEFECT_KINDS, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from utils.errors import DatasetError
 
@@ -299,13 +300,13 @@ class TestLoading:
     def test_synthetic_defects_are_made_when_asked_for(self, mvtec_like, monkeypatch, pairs, images):
         """The same bits, whatever is kept; no more is kept than the budget of the cache."""
         train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"][:4]
-        made, make, pixels = [], synthetic_sets.add_defect, 64 * 64
+        made, make, pixels = [], synthetic.add_defect, 64 * 64
         whole = ImageSet(train, Decode((64, 64)), NORMALISE)
         expected = [
-            synthetic_sets._drawn_defect(whole.pixels(i), np.random.default_rng([1, i]), DEFECT_KINDS)
+            synthetic._drawn_defect(whole.pixels(i), np.random.default_rng([1, i]), DEFECT_KINDS)
             for i in range(4)
         ]
-        monkeypatch.setattr(synthetic_sets, "add_defect", lambda *a, **k: (made.append(1), make(*a, **k))[1])
+        monkeypatch.setattr(synthetic, "add_defect", lambda *a, **k: (made.append(1), make(*a, **k))[1])
         budget = (7 * pairs + 3 * images) * pixels
         held = ImageSet(train, Decode((64, 64)), NORMALISE, cache_gb=budget / 2**30)
         data = SyntheticValidation(held, seed=1)

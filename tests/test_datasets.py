@@ -16,10 +16,13 @@ from PIL import Image
 
 import datasets.check
 import train
-from datasets.build import SPECS, build_data
+from datasets.build import build_data
+from datasets.images import read_mask
 from datasets.loader import ImageSet
-from datasets.samples import collect, count, hold_out
-from datasets.transforms import Decode, Normalise, has_foreground
+from datasets.registry import SPECS, collect
+from datasets.samples import count
+from datasets.splits import hold_out
+from datasets.transforms import Decode, Normalise
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
 from utils.errors import DatasetError
@@ -340,9 +343,11 @@ class TestMaskFiles:
         mask = Image.fromarray(values, mode="P")
         mask.putpalette([0, 0, 0, 1, 0, 0])  # so dark that its brightness rounds to nothing
         mask.save(tmp_path / "p.png")
-        assert has_foreground(tmp_path / "p.png") and Decode((10, 10)).mask(tmp_path / "p.png").sum() == 1
+        assert (
+            read_mask(tmp_path / "p.png").drawn.any() and Decode((10, 10)).mask(tmp_path / "p.png").sum() == 1
+        )
         Image.fromarray(np.dstack([values * 0, values * 0 + 255]), mode="LA").save(tmp_path / "la.png")
-        assert not has_foreground(tmp_path / "la.png")
+        assert not read_mask(tmp_path / "la.png").drawn.any()
         assert Decode((10, 10)).mask(tmp_path / "la.png").shape == (10, 10)
 
     def test_crop_as_a_share(self, tmp_path):

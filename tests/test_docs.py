@@ -5,7 +5,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from datasets.build import SPECS
+from datasets.registry import SPECS
 
 sys.path.insert(0, str(ROOT / "scripts"))
 

@@ -8,9 +8,10 @@ import pytest
 from conftest import write_image
 
 import datasets.check
-from datasets.build import SPECS, categories_of
+from datasets.build import categories_of
 from datasets.files import find_images, unused_files
-from datasets.samples import collect, count, unused_samples
+from datasets.registry import SPECS, collect
+from datasets.samples import count, unused_samples
 from predict import samples_at
 from utils.cli import run_command
 from utils.config import load_config

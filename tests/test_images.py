@@ -8,8 +8,8 @@ from conftest import ROOT, write_mask
 from image_cases import DEEP, PHOTO, UNIT, encoded, planes, png_header, rows, table, tiff
 from PIL import Image
 
+from datasets.files import find_images, list_images
 from datasets.images import check_not_across, read_image, read_mask, upright_size
-from datasets.samples import find_images, list_images
 from datasets.transforms import Decode
 from utils.errors import DatasetError
 from utils.files import printable

@@ -17,9 +17,11 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import train as train_command
-from datasets.build import SPECS, list_samples, split_samples
+from datasets.build import list_samples, split_samples
 from datasets.loader import ImageSet
-from datasets.samples import Sample, limit
+from datasets.registry import SPECS
+from datasets.samples import Sample
+from datasets.splits import limit
 from datasets.transforms import Decode, Normalise
 from evaluation.calibration import Calibration, calibrate
 from evaluation.published_protocol import april_results

@@ -13,12 +13,11 @@ from PIL import Image
 
 from datasets.build import build_data, build_test
 from datasets.check import check_category
-from datasets.folder import FOLDER, list_folder
 from datasets.images import read_mask
+from datasets.industrial import FOLDER, list_folder
 from datasets.loader import ImageSet
-from datasets.masks import check_masks
-from datasets.polyp import CLINICDB
-from datasets.readable import readable
+from datasets.masks import check_masks, filter_unreadable
+from datasets.medical import CLINICDB
 from datasets.samples import ANOMALOUS, Sample, unused_samples
 from datasets.transforms import Decode, Normalise, resize_mask
 from evaluation.scoring import Scores, results_by_category
@@ -128,7 +127,7 @@ class TestCheck:
             match=rf"1 of 2 masks of folder show nothing at data.mask_threshold=.*b_mask\.png .*{reason}",
         ):
             self.check(tmp_path, masks, mask_threshold=threshold)
-        kept, skipped = readable(samples(tmp_path, masks), threshold)
+        kept, skipped = filter_unreadable(samples(tmp_path, masks), threshold)
         assert len(kept) == 1 and list(skipped) == [tmp_path / "ground_truth/spot/b_mask.png"]
 
     def test_warnings(self, tmp_path):

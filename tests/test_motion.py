@@ -11,7 +11,8 @@ from PIL import Image
 
 import predict as predict_command
 import train as train_command
-from datasets.build import SPECS, build_data, new_samples
+from datasets.build import build_data, new_samples
+from datasets.registry import SPECS
 from datasets.samples import Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
 from datasets.transforms import Normalise

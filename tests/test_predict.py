@@ -16,9 +16,10 @@ from scipy.stats import binom
 
 import predict as predict_command
 import train as train_command
-from datasets.build import SPECS, build_data, split_samples
+from datasets.build import build_data, split_samples
 from datasets.loader import ImageSet, batches
-from datasets.samples import Sample, collect
+from datasets.registry import SPECS, collect
+from datasets.samples import Sample
 from datasets.transforms import Decode, Normalise
 from evaluation.calibration import Calibration, calibrate
 from evaluation.figures import overlay

@@ -20,9 +20,9 @@ from fixtures import (
 from PIL import Image
 
 import datasets.check
-from datasets.build import SPECS
 from datasets.images import read_image
-from datasets.samples import check_disjoint, collect
+from datasets.registry import SPECS, collect
+from datasets.splits import check_disjoint
 from datasets.transforms import Decode
 from utils.cli import run_command
 

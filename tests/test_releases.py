@@ -13,11 +13,14 @@ from PIL import Image
 from scipy.io import savemat
 
 import datasets.check
-from datasets.build import SPECS, list_samples, new_samples
+from datasets.build import list_samples, new_samples
+from datasets.files import natural_order
 from datasets.images import UnreadableImageError, read_image
-from datasets.samples import collect, count, find_root, first_copies
+from datasets.registry import SPECS, collect, find_root
+from datasets.samples import count
+from datasets.splits import first_copies
 from datasets.transforms import Decode, Normalise
-from datasets.video import FrameSet, list_ped2, natural_order, warn_of_gaps, with_motion
+from datasets.video import FrameSet, list_ped2, warn_of_gaps, with_motion
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
 from utils.errors import DatasetError
@@ -56,7 +59,7 @@ class TestRoots:
             if there == name or any(name in group and there in group for group in alike):
                 continue
             with pytest.raises(DatasetError) as error:
-                find_root(SPECS[name], root, SPECS.values())
+                find_root(SPECS[name], root)
             found = str(error.value).split("it looks like ")[1].split(",")[0]
             assert found == there or any({found, there} <= set(group) for group in alike), (layout, found)
             assert f"--config configs/{found}.yaml" in str(error.value)
@@ -70,8 +73,8 @@ class TestRoots:
 
     def test_own_names_are_allowed(self, masters, tmp_path):
         shutil.copytree(masters["visa-prepared"] / "pcb1", tmp_path / "own/board")
-        assert find_root(SPECS["mvtec"], tmp_path / "own", SPECS.values()) == tmp_path / "own"
-        folder = find_root(SPECS["folder"], masters["visa-prepared"], SPECS.values())  # a changed copy
+        assert find_root(SPECS["mvtec"], tmp_path / "own") == tmp_path / "own"
+        folder = find_root(SPECS["folder"], masters["visa-prepared"])  # a changed copy
         assert folder == masters["visa-prepared"]
 
     def test_ucsd(self, copy, tmp_path):

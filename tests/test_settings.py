@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score
 
 import test as test_command
 import train
-from datasets.build import SPECS, build_data, read_as
+from datasets.build import build_data, read_as
 from datasets.loader import TrainingOrder
+from datasets.registry import SPECS
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet
 from evaluation.figures import clip_page

@@ -12,7 +12,7 @@ from test_images import SEEDS
 import predict as predict_command
 import test as test_command
 import train as train_command
-from datasets.readable import readable
+from datasets.masks import filter_unreadable
 from datasets.samples import UNKNOWN, Sample
 from utils.cli import run_command
 
@@ -170,5 +170,5 @@ def test_a_check_decodes_in_full(tmp_path):
     (tmp_path / "a.png").write_bytes(whole)
     (tmp_path / "b.png").write_bytes(whole[:-40])
     samples = [Sample(tmp_path / n, UNKNOWN, None, "", "predict", "", n) for n in ("a.png", "b.png")]
-    kept, skipped = readable(samples)
+    kept, skipped = filter_unreadable(samples)
     assert kept == samples[:1] and list(skipped) == [tmp_path / "b.png"]

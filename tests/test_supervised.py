@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.augment import flip, flip_rotate, rescale
+from datasets.transforms import flip, flip_rotate, rescale
 from losses.supervised import bce_loss, dice_loss, structure_loss, supervised_loss
 from model import build_model
 from model.heads import FrameHead, LabelHead, MaskHead

@@ -12,8 +12,8 @@ from PIL import Image
 import predict as predict_command
 import test as test_command
 import train as train_command
-from datasets.augment import random_tile
 from datasets.demo import read_photograph
+from datasets.transforms import random_tile
 from model import build_model
 from model.base import AnomalyModel
 from model.decision import Prediction

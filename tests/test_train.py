@@ -17,7 +17,7 @@ from PIL import Image
 
 import test as test_command
 import train as train_command
-from datasets.build import SPECS
+from datasets.registry import SPECS
 from model.peers import unias
 from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from utils.cli import run_command

@@ -12,8 +12,8 @@ import train as train_command
 from datasets.build import build_data, validation_kinds
 from datasets.industrial import MVTEC
 from datasets.loader import TrainingOrder, training_batches
-from datasets.samples import collect
-from datasets.synthetic_sets import SyntheticTraining
+from datasets.registry import collect
+from datasets.synthetic import SyntheticTraining
 from datasets.transforms import Decode, Normalise
 from losses.kd import cosine_distance
 from losses.supervised import focal_loss

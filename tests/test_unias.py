@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.augment import by_category
 from datasets.loader import batches_per_epoch
+from datasets.transforms import by_category
 from model import build_model
 from model.backbone import PINNED, BackboneInfo
 from model.peers import unias

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from datasets.build import SPECS
 from datasets.demo import DEMO_CATEGORIES
+from datasets.registry import SPECS
 from utils.checkpoint import CheckpointError
 from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
 from utils.device import keep_freed_memory

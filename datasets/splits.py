@@ -1,0 +1,193 @@
+"""Splits of samples: byte-identical copies, groups that stay together, held-out parts.
+
+All are functions of the samples and a seed, whatever the order that a disk lists files in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
+from utils.errors import DatasetError
+from utils.files import printable
+
+_log = logging.getLogger("uninet")
+
+# --- copies -------------------------------------------------------------------------------------------------
+
+
+def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Each path to the first path whose file has the same bytes; to itself where there is none before it.
+
+    Only files of equal size are opened, and only those are read whole that agree in the middle, too.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    first = {path: path for path in paths}
+    groups = [list(first)]
+    for key in (_size, _middle, _digest):
+        groups = [same for group in groups for same in _by(key, group) if len(same) > 1]
+    for group in groups:
+        first |= dict.fromkeys(group, group[0])
+    return first
+
+
+def _by(key: Callable[[Path], object], paths: Sequence[Path]) -> Iterable[list[Path]]:
+    groups: dict[object, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return groups.values()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _middle(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(_size(path) // 2)
+        return file.read(4096)
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def shared_images(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of a training and a test image with the same bytes; every such training image is in one."""
+    first = first_copies(s.path for s in (*train, *test))
+    tested = {first[s.path]: s for s in test}
+    return [(s, tested[first[s.path]]) for s in train if first[s.path] in tested]
+
+
+def without_copies(train: Sequence[Sample], test: Sequence[Sample]) -> list[Sample]:
+    """The training images that are not byte-identical to a test image; a warning tells how many are."""
+    copies = {ours.path for ours, _ in shared_images(train, test)}
+    if copies:
+        _log.warning("%d training images are also in the test set; they are not trained on", len(copies))
+    return [s for s in train if s.path not in copies]
+
+
+def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    """Stop if a test image is byte-identical to a training image.
+
+    Raises:
+        DatasetError: naming the first such pair.
+    """
+    for ours, theirs in shared_images(train, test):
+        raise DatasetError(
+            f"{theirs.path} of the test set is the same file as {ours.path} of the training set; "
+            "put both on one side"
+        )
+
+
+def check_labels(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
+    """Stop if one file (equal bytes) is both normal and anomalous; a warning where the dataset is published.
+
+    Raises:
+        DatasetError: naming the first such pair.
+    """
+    # decoding tells of missing, empty and closed files
+    there = [s for s in samples if s.path.is_file() and _size(s.path) and os.access(s.path, os.R_OK)]
+    pairs = shared_images(*([s for s in there if s.label == label] for label in (NORMAL, ANOMALOUS)))
+    for normal, anomalous in pairs[:1]:
+        problem = (
+            f"{printable(anomalous.path)} ({anomalous.defect}) is the same file as {printable(normal.path)} "
+            f"({normal.defect}), so one image has two labels ({len(pairs)} such pairs)"
+        )
+        if category not in spec.counts:
+            raise DatasetError(f"{problem}; remove the wrong one of each pair")
+        _log.warning("%s", problem)
+
+
+# --- held-out parts -----------------------------------------------------------------------------------------
+
+
+def tied_groups(samples: Sequence[Sample]) -> dict[str, str]:
+    """Each group to the one that stands for all it is tied to: groups that hold a byte-identical image.
+
+    A group without copies elsewhere stands for itself.
+    """
+    first, group_of = first_copies(s.path for s in samples), {s.path: s.group for s in samples}
+    parent = {s.group: s.group for s in samples}
+
+    def standing(group: str) -> str:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for s in samples:
+        low, high = sorted((standing(s.group), standing(group_of[first[s.path]])))
+        parent[high] = low
+    return {group: standing(group) for group in parent}
+
+
+def hold_out(samples: Sequence[Sample], fraction: float, *, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split samples into kept and held-out ones; groups, and groups that share a copy, stay together.
+
+    In each category the held-out part is the smallest number of groups that reaches `fraction` of the
+    samples, and at least one sample is kept.
+    """
+    if fraction == 0:
+        return list(samples), []
+    tied, categories = tied_groups(samples), dict.fromkeys(s.category for s in samples)
+    by_category = {name: [s for s in samples if s.category == name] for name in categories}
+    chosen: set[str] = set()
+    for category, part in by_category.items():
+        sizes = Counter(tied[s.group] for s in part)
+        groups = sorted(sizes)
+        text = os.fsencode(f"{seed}-{category}")  # of a folder, so of any bytes
+        random.Random(text).shuffle(groups)  # noqa: S311 (a split, no secret)
+        number = sum(sizes[group] for group in chosen & sizes.keys())
+        for group in groups[:-1]:
+            if number >= fraction * len(part):
+                break
+            number += 0 if group in chosen else sizes[group]
+            chosen.add(group)
+    ordered = [s for part in by_category.values() for s in part]
+    kept = [s for s in ordered if tied[s.group] not in chosen]
+    return kept, [s for s in ordered if tied[s.group] in chosen]
+
+
+def limit(samples: Sequence[Sample], number: int | None, *, seed: int) -> list[Sample]:
+    """A random subset of `number` samples (None: all), in order; a larger number contains a smaller one."""
+    if number is None or number >= len(samples):
+        return list(samples)
+    order = list(range(len(samples)))
+    random.Random(f"{seed}-limit").shuffle(order)  # noqa: S311 (a subset, no secret)
+    return [samples[i] for i in sorted(order[:number])]
+
+
+def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[Sample]]:
+    """The test samples without `number` of the anomalous ones, and those, now of the training set.
+
+    Whole groups are moved until the number is reached, first those without a normal test image, so that an
+    item is on one side where that is possible. No seed changes the choice, so the test set stays the same.
+
+    Raises:
+        DatasetError: if none would be left to test on.
+    """
+    if number == 0:
+        return test, []
+    tied = tied_groups(test)
+    tested = {tied[s.group] for s in test if s.label == NORMAL}
+    sizes = Counter(tied[s.group] for s in test if s.label == ANOMALOUS)
+    groups = sorted(sizes)
+    random.Random("moved").shuffle(groups)  # noqa: S311 (a split, no secret)
+    chosen: set[str] = set()
+    for group in sorted(groups, key=tested.__contains__):
+        if sum(sizes[g] for g in chosen) < number:
+            chosen.add(group)
+    moved = {s: replace(s, split="train") for s in test if s.label == ANOMALOUS and tied[s.group] in chosen}
+    rest = [s for s in test if s not in moved]
+    if not any(s.label == ANOMALOUS for s in rest):
+        raise DatasetError(f"data.moved_anomalies {number} leaves no anomalous test image")
+    return rest, list(moved.values())
