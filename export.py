@@ -24,9 +24,9 @@ from model.backbone import input_normalisation
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import log, new_parser, run_command, say, user_path
 from utils.config import Config
-from utils.errors import DatasetError
-from utils.exporting import OUTPUTS, Deployed, Exported, ExportError, check_size, describe, to_onnx
-from utils.runs import write_atomically
+from utils.errors import DatasetError, ExportError
+from utils.exporting import OUTPUTS, Deployed, Exported, check_size, describe, to_onnx
+from utils.files import write_atomically
 
 BATCH_SIZES = (1, 3)  # that the outputs are compared at
 IMAGES = 6  # that they are compared on, spread over the set

@@ -28,9 +28,9 @@ from model import build_model, for_inference
 from model.backbone import input_normalisation
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
-from utils.config import Config, ConfigError
+from utils.config import Config
 from utils.device import choose_device, choose_precision
-from utils.errors import DatasetError
+from utils.errors import ConfigError, DatasetError
 from utils.files import printable
 
 SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration

@@ -36,8 +36,9 @@ from model.backbone import input_normalisation
 from model.graphs import graphed
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
-from utils.config import Config, ConfigError, build
+from utils.config import Config, build
 from utils.device import choose_device, choose_precision, peak_memory_gb
+from utils.errors import ConfigError
 from utils.files import relative_to
 from utils.runs import git_sha
 from utils.yaml_io import parse_override

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.build import RunData, build_data, categories_of, dataset_root
+from datasets.demo import DEMO_CATEGORIES
 from datasets.fingerprint import data_identity
 from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
 from datasets.masks import write_skipped
+from datasets.registry import SPECS
 from datasets.samples import NORMAL
 from datasets.transforms import AUGMENTATIONS, Normalise, by_category, random_tile, rescale
 from evaluation.calibration import calibrate
@@ -74,9 +76,9 @@ from utils.device import (
     reset_peak_memory,
     seed_everything,
 )
+from utils.files import write_text
 from utils.optim import make_optimizer
-from utils.reuse import earlier, place_of
-from utils.runs import clear_run, git_sha, identity_of, locked, write_text
+from utils.runs import clear_run, earlier, git_sha, identity_of, locked, place_of
 from utils.tracking import Tracker, Unwatched, show_final, validation_curve
 
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
@@ -132,7 +134,8 @@ def main(argv: Sequence[str]) -> None:
     """Train one run, or one a category, and print the results table."""
     args = parse_arguments(argv)
     if args.list:
-        say(choices())
+        categories = {name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}
+        say(choices(categories))
         return
     args.config = args.config or CONFIGS / "mvtec.yaml"
     with distributed.processes():

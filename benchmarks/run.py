@@ -25,7 +25,8 @@ from tables import COLUMNS, line, markdown, stage_table, throughput  # noqa: E40
 
 from utils.cli import log, new_parser, run_command, say  # noqa: E402
 from utils.device import choose_device, choose_precision, versions  # noqa: E402
-from utils.runs import git_sha, write_text  # noqa: E402
+from utils.files import write_text  # noqa: E402
+from utils.runs import git_sha  # noqa: E402
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -26,8 +26,8 @@ from datasets.splits import (
 from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, with_motion
-from utils.config import CONFIGS, Config, ConfigError, DataConfig, load_config
-from utils.errors import DatasetError
+from utils.config import CONFIGS, Config, DataConfig, load_config
+from utils.errors import ConfigError, DatasetError
 
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
 _log = logging.getLogger("uninet")

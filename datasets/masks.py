@@ -16,8 +16,7 @@ from datasets.images import UnreadableImageError, check_not_across, read_image, 
 from datasets.samples import ANOMALOUS, Sample
 from datasets.transforms import Decode, united
 from utils.errors import DatasetError
-from utils.files import printable, relative_to
-from utils.runs import write_text
+from utils.files import printable, relative_to, write_text
 
 _log = logging.getLogger("uninet")
 

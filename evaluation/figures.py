@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets.loader import ImageSet
 from evaluation.scoring import Scores
-from utils.runs import write_atomically
+from utils.files import write_atomically
 
 Picture = NDArray[np.uint8]
 SEEN = 1 << 29  # pixels of maps; of more, a part makes the colour scale

@@ -18,9 +18,9 @@ from evaluation.scoring import Scores
 from utils.checkpoint import FILE as CHECKPOINT
 from utils.config import Config
 from utils.device import versions
-from utils.errors import DatasetError
-from utils.files import printable
-from utils.runs import RunError, git_sha, write_text
+from utils.errors import DatasetError, RunError
+from utils.files import printable, write_text
+from utils.runs import git_sha
 
 LONGEST_NAME = 255  # bytes, of most file systems
 SCORES = "scores.csv"

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_curve
 from evaluation.figures import colour_scale, heatmap
 from evaluation.metrics import Curve, Results, few_points, segmentation_metrics
 from evaluation.scoring import COLUMNS, FOOTNOTES, Scores, row_name
-from utils.runs import write_text
+from utils.files import write_text
 
 MISTAKES, GALLERY = 6, 60  # pictures of each kind of mistake, and in the gallery
 SIDE = 160  # pixels, longer side of a picture

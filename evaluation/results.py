@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,23 +12,8 @@ from datasets.registry import SPECS
 from evaluation.metrics import Results
 from utils.config import Config, Tree
 from utils.device import versions
-from utils.runs import check_same, write_json
-
-FILE = "metrics.json"
-
-
-def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
-    """Results of a finished run, None if it is not finished.
-
-    Raises:
-        RunError: if they are of another run than `identity`.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    tree = json.loads(path.read_text())
-    check_same(tree.get("identity"), identity, path)
-    return tree["results"]
+from utils.files import write_json
+from utils.runs import RESULTS
 
 
 def protocol_notes(config: Config, step: int | None = None) -> list[str]:
@@ -99,7 +83,7 @@ def write_results(
     results: dict[str, Results],
     *,
     command: str,
-    timing: dict[str, float],
+    timing: Mapping[str, float | None],
     parameters: Mapping[str, int],
     code: str,
     identity: Tree | None,
@@ -119,10 +103,10 @@ def write_results(
         "command": command,
         "protocol": protocol(config, across_images, step),
         "results": results,
-        "timing": {key: round(value, 4) for key, value in timing.items()},
+        "timing": {key: round(value, 4) for key, value in timing.items() if value is not None},
         **parameters,
         **({"curve": list(curve)} if curve else {}),
         "versions": {**versions(), "code": code},
         "identity": identity,
     }
-    write_json(folder / FILE, tree)
+    write_json(folder / RESULTS, tree)

@@ -27,8 +27,7 @@ from evaluation.metrics_by_task import frame_metrics
 from evaluation.unias_dice import unias_dice
 from utils.config import EvalConfig
 from utils.device import autocast
-from utils.files import printable, relative_to
-from utils.runs import write_text
+from utils.files import printable, relative_to, write_text
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory

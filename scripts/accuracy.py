@@ -24,13 +24,11 @@ from table_specs import ROOT
 
 import train as train_command
 from datasets.registry import SPECS
-from evaluation.results import finished_results
 from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
-from utils.config import Config, ConfigError, Tree, load_config
+from utils.config import Config, Tree, load_config
 from utils.device import choose_device, choose_precision, versions
-from utils.errors import DatasetError
-from utils.reuse import place_of
-from utils.runs import RunError
+from utils.errors import ConfigError, DatasetError, RunError
+from utils.runs import finished_results, place_of
 from utils.yaml_io import read_yaml
 
 SPEC = ROOT / "scripts/accuracy.yaml"

@@ -15,7 +15,7 @@ from collect import portable
 
 from evaluation.scoring import COLUMNS
 from utils.config import Config, Tree
-from utils.runs import write_text
+from utils.files import write_text
 
 KEY = (
     "dataset", "category", "model", "flavor", "backbone", "setting", "image_size", "iterations", "options",

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from datasets.demo import write_demo
 from utils.cli import log, new_parser, overrides, run_command, say
-from utils.config import ConfigError, load_config
+from utils.config import load_config
+from utils.errors import ConfigError
 from utils.yaml_io import parse_override
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.scoring import COLUMNS
 from utils.cli import new_parser, run_command, say
 from utils.config import Tree
-from utils.runs import write_json
+from utils.files import write_json
 
 WITH_VALUE = {"--data-root": "DIR", "--test-data-root": "DIR2", "--output": None, "--checkpoint": "RUN"}
 DROPPED = ("--resume", "--debug", "--quiet", "--overwrite")

@@ -22,7 +22,7 @@ from datasets.registry import SPECS
 from evaluation.published_protocol import smooth_in_order
 from evaluation.svg import Axis, Series, document, panel
 from utils.cli import new_parser, run_command, say
-from utils.runs import write_text
+from utils.files import write_text
 
 Row = list[float | str]
 

@@ -33,9 +33,10 @@ from model import build_model
 from model.backbone import input_normalisation
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import new_parser, run_command, say, when_stopped
-from utils.config import Config, ConfigError, Tree
+from utils.config import Config, Tree
 from utils.device import choose_device
-from utils.runs import write_text
+from utils.errors import ConfigError
+from utils.files import write_text
 from utils.yaml_io import read_yaml
 
 CALM = 12  # normal images that set the colour scale of a row

@@ -26,7 +26,8 @@ import train
 from datasets.demo import write_demo
 from utils.checkpoint import FILE, load_checkpoint
 from utils.cli import log, new_parser, run_command, say
-from utils.runs import PARTIAL, RunError
+from utils.errors import RunError
+from utils.files import PARTIAL
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SETTINGS = (

@@ -22,7 +22,7 @@ from datasets.registry import SPECS, collect
 from datasets.samples import count, in_words
 from utils.cli import log, new_parser, say
 from utils.errors import DatasetError
-from utils.runs import write_atomically
+from utils.files import write_atomically
 
 
 @dataclass(frozen=True)

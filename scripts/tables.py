@@ -26,9 +26,10 @@ from datasets.loader import batches_per_epoch
 from datasets.registry import SPECS
 from evaluation.scoring import COLUMNS
 from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
-from utils.config import Config, ConfigError, Tree, load_config
-from utils.reuse import place_of
-from utils.runs import RunError, write_text
+from utils.config import Config, Tree, load_config
+from utils.errors import ConfigError, RunError
+from utils.files import write_text
+from utils.runs import place_of
 
 NAMES = COLUMNS | {
     "image_acc": "ACC*",

@@ -13,7 +13,8 @@ from conftest import ROOT
 
 import utils.config
 from datasets.registry import SPECS
-from utils.config import CONFIGS, Config, ConfigError, build, load_config, merge
+from utils.config import CONFIGS, Config, build, load_config, merge
+from utils.errors import ConfigError
 from utils.runs import config_hash
 from utils.yaml_io import parse_override, read_yaml
 

@@ -16,7 +16,8 @@ import train as train_command
 from datasets.samples import Sample
 from utils import distributed
 from utils.cli import run_command
-from utils.config import ConfigError, load_config
+from utils.config import load_config
+from utils.errors import ConfigError
 
 
 def run_two(script, argv):

@@ -38,7 +38,7 @@ from utils.cli import run_command
 from utils.config import CONFIGS
 from utils.errors import DatasetError
 from utils.optim import make_optimizer, rate_at
-from utils.reuse import earlier
+from utils.runs import earlier
 from utils.yaml_io import read_yaml
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -19,8 +19,7 @@ from datasets.transforms import Normalise
 from datasets.video import with_motion
 from utils.checkpoint import Checkpoint
 from utils.cli import run_command
-from utils.config import ConfigError
-from utils.errors import DatasetError
+from utils.errors import ConfigError, DatasetError
 from utils.exporting import describe
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

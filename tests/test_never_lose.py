@@ -12,8 +12,9 @@ import train as train_command
 from model.uninet import UniNet
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
-from utils.config import ConfigError
-from utils.runs import PARTIAL, locked
+from utils.errors import ConfigError
+from utils.files import PARTIAL
+from utils.runs import locked
 from utils.yaml_io import MAX_CONFIG_BYTES, read_yaml
 
 SMALL = [

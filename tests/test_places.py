@@ -20,8 +20,7 @@ import train as train_command
 from evaluation.figures import write_on
 from evaluation.outputs import LONGEST_NAME, begin, claim, finish, names_of
 from utils.cli import run_command
-from utils.errors import DatasetError
-from utils.runs import RunError
+from utils.errors import DatasetError, RunError
 
 RNG = np.random.default_rng(3)
 ODD = os.fsdecode(b"kratzer gro\xdf")  # Latin-1, as archives from Windows hold it

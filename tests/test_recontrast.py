@@ -12,7 +12,7 @@ from model import build_model
 from model.decision import Decision, gaussian_blur
 from model.peers.recontrast import ReContrast, easy_positions, mined_distance, mining_alpha
 from model.student import Student
-from utils.config import ConfigError
+from utils.errors import ConfigError
 
 
 class TestMining:

@@ -26,22 +26,22 @@ from evaluation.scoring import score_images
 from model import build_model
 from model.decision import Prediction
 from model.peers.memory_bank import MemoryBank
-from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_trained
+from utils.checkpoint import Checkpoint, load_checkpoint, load_trained
 from utils.cli import run_command
-from utils.config import Config, ConfigError
+from utils.config import Config
 from utils.device import peak_memory_gb, reset_peak_memory
-from utils.errors import DatasetError
-from utils.reuse import earlier, place_of
+from utils.errors import CheckpointError, ConfigError, DatasetError, RunError
 from utils.runs import (
     LOCK,
     NO_EFFECT,
-    RunError,
     check_same,
     clear_run,
     config_hash,
     differences,
+    earlier,
     identity_of,
     locked,
+    place_of,
     run_folder,
 )
 
@@ -141,7 +141,7 @@ class TestIdentity:
         old = {"settings": dict(new["settings"]), "data": DATA}
         del old["settings"]["data.tile"]  # younger: the value of base.yaml, which is the one now
         assert differences(old, new) == []
-        old["settings"] |= {"train.recompute": True, "loss.gone": 1}
+        old["settings"]["loss.gone"] = 1
         assert differences(old, new) == ["loss.gone (no longer a setting)"]
 
     @pytest.mark.parametrize("change", ["image", "test image", "mask", "label", "new", "removed", "weights"])
@@ -248,7 +248,7 @@ class TestEarlierRuns:
             with pytest.raises(RunError, match=message):
                 earlier(folder, identity, resume=True)
         self.write(kind, folder, config, None)
-        with pytest.raises(RunError, match="did not record what a run is of"):
+        with pytest.raises(RunError, match="does not record which run it is of"):
             earlier(folder, own, resume=True)
 
     def test_many_differences_are_counted(self, make_config, tmp_path):
@@ -411,7 +411,7 @@ class TestPrecision:
     def test_by_train_py(self, run, tmp_path, monkeypatch):
         flags = ("--model", "memory-bank", "--eval", "none", "--set", "train.precision=auto")
         for machine, name in (("bf16", []), ("fp32", ["--resume"])):
-            monkeypatch.setattr("utils.reuse.choose_precision", lambda *_, found=machine: found)
+            monkeypatch.setattr("utils.runs.choose_precision", lambda *_, found=machine: found)
             assert run(*flags, *name)[0] == 0
         (found,) = tmp_path.rglob("metrics.json")
         assert json.loads(found.read_text())["identity"]["settings"]["train.precision"] == "bf16"

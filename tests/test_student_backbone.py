@@ -6,7 +6,7 @@ import torch
 from model import build_model
 from model.backbone import backbone_channels, build_backbone
 from model.student import Student
-from utils.config import ConfigError
+from utils.errors import ConfigError
 
 
 def test_channels_are_those_of_the_features():

@@ -12,7 +12,7 @@ from losses.supervised import bce_loss, dice_loss, structure_loss, supervised_lo
 from model import build_model
 from model.heads import FrameHead, LabelHead, MaskHead
 from model.student import Student
-from utils.config import ConfigError
+from utils.errors import ConfigError
 
 
 def logits_and_mask(seed=0, size=(40, 37)):

@@ -21,7 +21,7 @@ from model.tiles import Tiled, tile_starts, tile_window
 from train import varied
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
-from utils.config import ConfigError
+from utils.errors import ConfigError
 
 
 class Mirror(AnomalyModel):

@@ -19,9 +19,10 @@ import test as test_command
 import train as train_command
 from datasets.registry import SPECS
 from model.peers import unias
-from utils.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
 from utils.config import MODELS
+from utils.errors import CheckpointError
 from utils.runs import locked
 
 SMALL = [
@@ -429,7 +430,7 @@ class TestMistakes:
 
 class TestCheckpoints:
     def test_a_kill_while_writing_keeps_the_old_file(self, tmp_path):
-        from utils.runs import write_atomically
+        from utils.files import write_atomically
 
         path = tmp_path / "x.pt"
         path.write_text("old")

@@ -22,7 +22,8 @@ from model import build_model
 from model.decision import Decision
 from model.heads import DiscrepancyHead
 from utils.cli import run_command
-from utils.config import ConfigError, load_config
+from utils.config import load_config
+from utils.errors import ConfigError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

@@ -25,7 +25,8 @@ from model.peers.unias import (
     sine_positions,
 )
 from train import varied
-from utils.config import Config, ConfigError, build, load_config
+from utils.config import Config, build, load_config
+from utils.errors import ConfigError
 
 SMALL = {
     "D": 32,

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.config import REMOVED, Config, ConfigError, Tree, build, merge
-from utils.runs import write_atomically
+from utils.config import REMOVED, Config, Tree, build, merge
+from utils.errors import CheckpointError, ConfigError
+from utils.files import write_atomically
 from utils.yaml_io import CONFIGS, read_yaml
 
 FORMAT = 1
 FILE, BEST = "last.pt", "best.pt"
 _log = logging.getLogger("uninet")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged, foreign, or does not fit; the message says which."""
 
 
 @dataclass

@@ -8,24 +8,19 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from datasets.demo import DEMO_CATEGORIES
-from datasets.registry import SPECS
-from utils.checkpoint import CheckpointError
-from utils.config import FLAVORS, MODELS, SETTINGS, ConfigError
+from utils.config import FLAVORS, MODELS, SETTINGS
 from utils.device import keep_freed_memory
-from utils.errors import DatasetError
-from utils.exporting import ExportError
-from utils.runs import RunError
+from utils.errors import UserError
 from utils.yaml_io import CONFIGS, parse_override, read_yaml
 
 log = logging.getLogger("uninet")
-USER_ERRORS = (DatasetError, CheckpointError, ExportError, RunError, ValueError, OSError, FloatingPointError)
+USER_ERRORS = (UserError, ValueError, OSError, FloatingPointError)
 
 # flag: setting
 FLAGS = {
@@ -147,12 +142,12 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choices() -> str:
+def choices(datasets: Mapping[str, Iterable[str]]) -> str:
     """What can be chosen on the command line: datasets with their categories, models, flavours, backbones."""
-    datasets = {name: ", ".join(spec.counts) or "the folders found" for name, spec in SPECS.items()}
-    datasets["demo"] = ", ".join(DEMO_CATEGORIES)
     parts = {
-        "datasets (data.name, configs/NAME.yaml) and their categories": datasets,
+        "datasets (data.name, configs/NAME.yaml) and their categories": {
+            name: ", ".join(categories) or "the folders found" for name, categories in datasets.items()
+        },
         "models (--model)": MODEL_LINES,
         "flavours of uninet (--flavor)": FLAVOR_LINES,
         "backbones (--backbone)": BACKBONE_LINES,
@@ -175,6 +170,8 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     chosen.update(parse_override(text) for text in getattr(args, "set", []))
     if isinstance(chosen.get("model.weights"), str):
         chosen["model.weights"] = str(user_path(chosen["model.weights"]))
+    if isinstance(chosen.get("data.root"), str):  # a run keeps it, and may be used from another folder
+        chosen["data.root"] = str(user_path(chosen["data.root"]).resolve())
     if "train.iterations" in chosen:
         chosen.setdefault("train.epochs", None)
     return chosen
@@ -198,7 +195,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         if "--debug" in argv or line is None:
             raise
         log.error("error: %s", line)
-        return 2 if isinstance(error, ConfigError) else 1
+        return error.exit_code if isinstance(error, UserError) else 1
     except KeyboardInterrupt as stop:
         log.error("stopped%s", f"; {stop}" if str(stop) else "")
         return 1

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from utils.config_rules import check_together
-from utils.yaml_io import CONFIGS, ConfigError, Tree, read_yaml
+from utils.errors import ConfigError
+from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 MODELS = ("uninet", "recontrast", "unias", "memory-bank")
 FLAVORS = ("paper", "released", "tuned")

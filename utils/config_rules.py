@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from utils.yaml_io import ConfigError
+from utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from utils.config import Config

@@ -7,7 +7,6 @@ import gc
 import os
 import platform
 import random
-import resource
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
@@ -119,14 +118,18 @@ def reset_peak_memory(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set
 
 
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory since `reset_peak_memory`: the device's on CUDA, the resident set on a CPU."""
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Peak since `reset_peak_memory`: the device's memory on CUDA, else the resident set; None: unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if STATUS.is_file():
         found = next((line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
         if found is not None:
             return int(found.split()[1]) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

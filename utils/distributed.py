@@ -26,7 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datasets.samples import ANOMALOUS, Sample
 from evaluation.scoring import Scores
-from utils.config import Config, ConfigError
+from utils.config import Config
+from utils.errors import ConfigError
 
 T = TypeVar("T")
 Loss = Callable[[dict[str, Tensor], float], dict[str, Tensor]]

@@ -17,15 +17,12 @@ from torch import Tensor, nn
 
 from datasets.transforms import Normalise
 from utils.checkpoint import Checkpoint
+from utils.errors import ExportError
 from utils.runs import git_sha
 
 OUTPUTS = ("score", "anomaly_map")
 LARGEST_BATCH = 4096  # the exporter wants a bound
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights: an ONNX file is at most 2 GiB, the graph included
-
-
-class ExportError(RuntimeError):
-    """A package is missing, or the exported model does not do what PyTorch's does; the message says which."""
 
 
 @dataclass

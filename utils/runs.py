@@ -1,22 +1,27 @@
-"""Run folders: their names, their lock, and files that are never half-written."""
+"""Run folders: what a run is, its folder's name and lock, and what is there of it already."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
+import logging
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-from utils.config import REMOVED, Config, ConfigError
-from utils.files import printable
+from filelock import FileLock, Timeout
+
+from utils import distributed
+from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint
+from utils.config import Config
+from utils.device import choose_device, choose_precision
+from utils.errors import ConfigError, RunError
+from utils.files import PARTIAL, printable
 from utils.yaml_io import CONFIGS, Tree, read_yaml
 
+Results = dict[str, float | int | None]
 # settings that do not change a run's results, and why; all others are part of its identity
 NO_EFFECT = {
     "data.cache_gb": "memory against time",
@@ -29,18 +34,14 @@ NO_EFFECT = {
     "eval.dsc_unias": "adds a metric, which test.py can add later",
 }
 SHOWN = 4  # differences in a message
-
+RESULTS = "metrics.json"
 # what train.py, test.py and export.py write into a run folder
 WRITTEN = (
-    "config.yaml", "log.jsonl", "last.pt", "best.pt", "metrics.json", "scores.csv", "skipped.csv",
-    "report.html", "heatmaps.png", "clips.png", "events.out.tfevents.*", "model.onnx*", "model.ts",
+    "config.yaml", "log.jsonl", FILE, BEST, RESULTS, "scores.csv", "skipped.csv", "report.html",
+    "heatmaps.png", "clips.png", "events.out.tfevents.*", "model.onnx*", "model.ts",
 )  # fmt: skip
 LOCK = ".lock"
-PARTIAL = ".partial"  # end of the names of temporary files
-
-
-class RunError(RuntimeError):
-    """A run folder is in use, finished or unfinished where it must not be; the message says what to do."""
+_log = logging.getLogger("uninet")
 
 
 # --- identity -----------------------------------------------------------------------------------------------
@@ -81,8 +82,7 @@ def differences(old: Tree, new: Tree) -> list[str]:
         for key, value in new["settings"].items()
         if before.get(key) != value
     ]
-    gone = [key for key in old["settings"] if key not in new["settings"] and key not in REMOVED]
-    found += [f"{key} (no longer a setting)" for key in gone]
+    found += [f"{key} (no longer a setting)" for key in old["settings"] if key not in new["settings"]]
     ours, theirs = old["data"], new["data"]
     if str(Path(ours["root"]).resolve()) != theirs["root"]:  # a link to where the data went is the same root
         found.append(f"data.root ({ours['root']}, now {theirs['root']})")
@@ -102,10 +102,7 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
     """
     ways_out = "choose another --name or --output, or --overwrite to train again"
     if found is None:
-        raise RunError(
-            f"{source} is of a version that did not record what a run is of, so it cannot be compared with "
-            f"this command; {ways_out}"
-        )
+        raise RunError(f"{source} does not record which run it is of, so nothing of it is used; {ways_out}")
     changed = differences(found, own)
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
@@ -136,6 +133,50 @@ def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
     return output / config.data.name / model.setting / printable(config.data.category) / name
 
 
+def place_of(
+    config: Config, output: Path, name: str | None = None, *, machine: str | None = None, anew: bool = False
+) -> tuple[Config, Path]:
+    """Fix what precision `auto` stands for, as it is part of a run, and name the run's folder.
+
+    A run that is there keeps the precision it began with; another one, or one that starts anew, takes that of
+    this machine (`machine`; None: tried out).
+
+    Raises:
+        ConfigError: if `select: best` has nothing to select from, or as `run_folder`.
+        ValueError: for a device that is not there.
+    """
+    if config.eval.select == "best" and config.eval.every == 0:
+        raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
+    device = choose_device(config.train.device)
+    if machine is None and "auto" in (config.train.precision, config.eval.precision):
+        machine = distributed.agreed(choose_precision("auto", device))
+    places = []
+    for precision in ("fp32", "bf16") if machine == "fp32" else ("bf16", "fp32"):  # this machine's first
+        fixed = config
+        if config.train.precision == "auto":
+            fixed = replace(fixed, train=replace(config.train, precision=precision))
+        if config.eval.precision == "auto":
+            fixed = replace(fixed, eval=replace(config.eval, precision=precision))
+        places.append((fixed, run_folder(fixed, output, name)))
+    began = [] if anew else [place for place in places if _began_with(*place)]
+    config, folder = distributed.agreed((began or places)[0])
+    if began and config != places[0][0]:
+        _log.info("%s goes on in its own precision, %s", folder, config.train.precision)
+    return config, folder
+
+
+def _began_with(config: Config, folder: Path) -> bool:
+    """Whether results or a state are in the folder, of a run with the precisions of `config`."""
+    path = folder / "config.yaml"
+    if not path.is_file() or not any((folder / name).is_file() for name in (FILE, BEST, RESULTS)):
+        return False
+    try:
+        tree = read_yaml(path)
+        return all(tree[part]["precision"] == getattr(config, part).precision for part in ("train", "eval"))
+    except (ConfigError, KeyError, TypeError):  # of another program
+        return False
+
+
 @contextmanager
 def locked(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Hold the folder for this process; made if missing. Temporary files of a killed process are removed.
@@ -146,27 +187,27 @@ def locked(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         RunError: if another process holds it, or if it holds files and was not made by this program.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unmarked = not (folder / LOCK).is_file() and any(p.suffix != PARTIAL for p in folder.iterdir())
-    if unmarked and (overwrite or not (folder / "last.pt").is_file()):
+    mark = folder / LOCK
+    unmarked = not mark.is_file() and any(p.suffix != PARTIAL for p in folder.iterdir())
+    if unmarked and (overwrite or not (folder / FILE).is_file()):
         raise RunError(
             f"{folder} holds files and was not made by this program (it has no {LOCK}); choose another "
             "--name or --output"
         )
-    with (folder / LOCK).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"{folder} is in use by another process; wait for it or choose another --name"
-            ) from error
-        for left in folder.glob(f".*{PARTIAL}"):
-            left.unlink()
-        try:
+    try:
+        with FileLock(mark, timeout=0):
+            for left in folder.glob(f".*{PARTIAL}"):
+                left.unlink()
             yield folder
-        except BaseException:
-            if unmarked:  # and still not known to be ours
-                (folder / LOCK).unlink()
-            raise
+    except Timeout as error:
+        raise RunError(
+            f"{folder} is in use by another process; wait for it or choose another --name"
+        ) from error
+    except BaseException:
+        if unmarked:  # and still not known to be ours
+            mark.unlink(missing_ok=True)
+        raise
+    mark.touch()  # on Windows the lock's file goes with the lock
 
 
 def clear_run(folder: Path) -> None:
@@ -187,40 +228,47 @@ def clear_run(folder: Path) -> None:
             path.rmdir()
 
 
-# --- files --------------------------------------------------------------------------------------------------
+# --- what is there ------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None], *, flush: bool = True) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk (a picture, which can be made again,
-    need not be), then put it in place in one step.
+def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
+    """Results of a finished run, None if it is not finished.
 
-    It may write to the file object, or to the file of its name.
+    Raises:
+        RunError: if they are of another run than `identity`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    short = path.name[:40]  # names have a limit
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{short}.", suffix=PARTIAL)
-    os.close(handle)
-    try:
-        with Path(name).open("wb") as file:
-            write(file)
-            file.flush()
-            if flush:
-                os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes private files
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    tree = json.loads(path.read_text())
+    check_same(tree.get("identity"), identity, path)
+    return tree["results"]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 in one step; bytes of file names that are no text become escapes."""
-    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+def earlier(
+    folder: Path, identity: Tree, *, resume: bool
+) -> tuple[dict[str, Results] | None, Checkpoint | None, float | None]:
+    """What the folder holds of this very run.
 
+    Returns:
+        Its results if it is finished; else the state to go on from if there is one, whatever the model; and
+        the value of the best state that `select: best` has kept.
 
-def write_json(path: Path, tree: Tree) -> None:
-    """Write JSON in one step; NaN is refused."""
-    write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    Raises:
+        RunError: if what is there is of another run, or unfinished without `resume`.
+    """
+    done = distributed.agreed(finished_results(folder, identity))
+    if done is not None:
+        return done, None, None
+    there = distributed.agreed([name for name in (FILE, BEST) if (folder / name).is_file()])
+    if there and not resume:
+        raise RunError(
+            f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again"
+        )
+    states = {name: load_checkpoint(folder / name) for name in there}
+    for name, state in states.items():
+        check_same(state.identity, identity, folder / name)
+    return None, states.get(FILE), states[BEST].value if BEST in states else None
 
 
 def git_sha() -> str:

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from evaluation.metrics import Results
-from utils.files import printable
-from utils.runs import write_text
+from utils.files import printable, write_text
+from utils.runs import Results
 
 LOG = "log.jsonl"
 

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import yaml
 
+from utils.errors import ConfigError
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MAX_CONFIG_BYTES = 1 << 18
 
 Tree = dict[str, "Tree | list | str | int | float | bool | None"]
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, of the wrong type or out of range; the message names the key and the fix."""
 
 
 class _PlainLoader(yaml.SafeLoader):
