@@ -39,7 +39,7 @@ def _prepared(name: str, counts: Counts) -> DatasetSpec:
         verified=False,
         verified_total=True,
         has_masks=False,
-        layout=f"train/NORMAL and test/{{NORMAL,ABNORMAL}}, as scripts/prepare_{name}.py writes them,",
+        layout=f"train/NORMAL and test/{{NORMAL,ABNORMAL}}, as scripts/prepare/{name}.py writes them,",
     )
 
 
@@ -86,7 +86,7 @@ def _polyps(name: str, counts: dict[str, Counts]) -> DatasetSpec:
         counts,
         verified=False,
         verified_total=True,
-        layout="<split>/train/images and <split>/test/images, as scripts/prepare_polyp.py writes them,",
+        layout="<split>/train/images and <split>/test/images, as scripts/prepare/polyp.py writes them,",
         segmentation=True,
         drops_copies=True,  # CVC-ColonDB holds identical frames, and splits by others have them on both sides
     )

@@ -1,17 +1,13 @@
-"""scripts/accuracy.py: cells, rows that are found again, the table of means, failures."""
+"""scripts/tables/accuracy.py: cells, rows that are found again, the table of means, failures."""
 
 import csv
 import json
-import sys
 
 import pytest
-from conftest import LITE0, ROOT
+from conftest import LITE0
 
+from scripts.tables import accuracy, accuracy_results
 from utils.cli import run_command
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import accuracy
-import accuracy_table
 
 SMALL = [
     "--quiet", "--device", "cpu", "--precision", "fp32", "--iterations", "1", "--seeds", "0", "--set",
@@ -26,7 +22,7 @@ def cells_of(*argv, roots=None):
 
 
 def row(seed, category="01", **values):
-    key = dict.fromkeys(accuracy_table.KEY, "") | {"dataset": "btad", "model": "uninet", "flavor": "paper"}
+    key = dict.fromkeys(accuracy_results.KEY, "") | {"dataset": "btad", "model": "uninet", "flavor": "paper"}
     key |= {"category": category, "seed": str(seed), "setting": "one-class", "iterations": "10"}
     return key | {"image_auroc": "", "backbone": LITE0, "parameters": "2000000"} | values
 
@@ -85,7 +81,7 @@ def test_cells():
     found = cells_of("--dry-run", "--datasets", "mvtec", "--categories", "bottle", "screw")
     assert len(found) == 2 * 6 * 3
     assert [c.key["seed"] for c in found[:10]] == ["0"] * 10  # seeds 0 first
-    assert len({accuracy_table.identity(c.key) for c in found}) == len(found)
+    assert len({accuracy_results.identity(c.key) for c in found}) == len(found)
     bank = next(c for c in found if c.key["model"] == "memory-bank")
     assert bank.key["iterations"] == "" and "--precision" not in bank.words
     one = cells_of("--dry-run", "--datasets", "ped2", "--models", "uninet-paper", "--backbone", "resnet18")
@@ -128,7 +124,7 @@ def test_means_over_categories_then_seeds():
         row(0, "01", image_auroc="0.8"), row(0, "02", image_auroc="0.9"),
         row(1, "01", image_auroc="0.9"), row(1, "02", image_auroc="1.0"), row(2, "01", image_auroc="0.1"),
     ]  # fmt: skip
-    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in accuracy_table.table(rows).splitlines()]
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in accuracy_results.table(rows).splitlines()]
     assert lines[0][-3:] == ["I-AUROC", "ms an image", "parameters, M"] and len(lines) == 5
     assert lines[3][6:8] == ["0, 1", "95.00 ± 7.07"]
     assert lines[4][1] == "mean of 2" and lines[4][6:] == ["0, 1", "90.00 ± 7.07", "", "2.0"]
@@ -136,12 +132,12 @@ def test_means_over_categories_then_seeds():
 
 def test_rows_keep_columns_of_an_older_file(tmp_path):
     path = tmp_path / "a.csv"
-    accuracy_table.append_row(path, row(0) | {"old": "7"}, lock=tmp_path / "lock")
-    accuracy_table.append_row(path, row(1), lock=tmp_path / "lock")
-    assert [r["old"] for r in accuracy_table.read_rows(path)] == ["7", ""]
+    accuracy_results.append_row(path, row(0) | {"old": "7"}, lock=tmp_path / "lock")
+    accuracy_results.append_row(path, row(1), lock=tmp_path / "lock")
+    assert [r["old"] for r in accuracy_results.read_rows(path)] == ["7", ""]
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="no column 'dataset'"):
-        accuracy_table.read_rows(path)
+        accuracy_results.read_rows(path)
 
 
 def test_mistakes(capfd):

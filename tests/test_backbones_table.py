@@ -1,8 +1,8 @@
-"""scripts/backbones.py, and the table that it made."""
+"""scripts/tables/backbones.py, and the table that it made."""
 
 from conftest import ROOT
 
-from scripts.backbones import NAMES, row
+from scripts.tables.backbones import NAMES, row
 
 
 def test_the_table_has_every_backbone():

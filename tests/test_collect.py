@@ -1,14 +1,9 @@
-"""scripts/collect.py: what is copied, and that no folder of a machine is."""
+"""scripts/tables/collect.py: what is copied, and that no folder of a machine is."""
 
 import json
-import sys
 
-from conftest import ROOT
-
+from scripts.tables import collect
 from utils.cli import run_command
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import collect
 
 COMMAND = (
     "python train.py --config configs/btad.yaml --data-root '/home/me/my data' --output /tmp/x --resume "

@@ -360,9 +360,9 @@ def test_every_dataset_has_a_config_and_a_script():
     for name in SPECS:
         assert load_config(CONFIGS / f"{name}.yaml", {}).data.name == name
         if name not in ("folder", "demo"):
-            call = ["bash", str(ROOT / f"scripts/{name}.sh")]
+            call = ["bash", str(ROOT / f"scripts/datasets/{name}.sh")]
             done = subprocess.run(call, capture_output=True, text=True)
-            assert done.returncode == 2 and f"usage: bash scripts/{name}.sh DATA_ROOT" in done.stderr
+            assert done.returncode == 2 and f"usage: bash scripts/datasets/{name}.sh DATA_ROOT" in done.stderr
 
 
 RUNS = [

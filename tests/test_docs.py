@@ -1,22 +1,26 @@
-"""The commands that README and docs print parse; scripts/check_docs.py also runs them."""
+"""The commands that README and docs print parse, and those that the demo's images suffice for run."""
 
-import sys
-
+import printed_commands
 import pytest
 from conftest import ROOT
 
 from datasets.registry import SPECS
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import check_docs
-
 
 def test_every_printed_command_parses():
-    commands = list(check_docs.printed_commands(check_docs.documents()))
+    commands = list(printed_commands.printed_commands(printed_commands.documents()))
     assert len(commands) > 40
     for command in commands:
-        check_docs.check(command)
+        printed_commands.check(command)
+
+
+@pytest.mark.slow
+def test_printed_commands_run(tmp_path):
+    runner = printed_commands.Runner(tmp_path)
+    commands = printed_commands.printed_commands(printed_commands.documents())
+    found = {command.text: runner.run(command) for command in commands}
+    assert {text: what for text, what in found.items() if what.startswith("FAILED")} == {}
+    assert list(found.values()).count("ran") >= 10
 
 
 @pytest.mark.parametrize("line", [
@@ -24,35 +28,38 @@ def test_every_printed_command_parses():
     "python train.py --config configs/mvtec.yaml --set train.iteration=3",
     "python train.py --config configs/no_such.yaml",
     "python predict.py --checkpoint RUN x --safe overlay",
-    "python scripts/no_such.py",
-    "bash scripts/mvtec.sh DIR --setting many-class",
+    "python no_such.py",
+    "python -m scripts.tables.no_such",
+    "bash scripts/datasets/mvtec.sh DIR --setting many-class",
     "python test.py --checkpoint RUN --set score.nope=1",
     "python -m datasets.chek --dataset btad --data-root DIR",
     "python -m datasets.check --no-such-flag",
-    "python scripts/april.py --no-such-flag",
-    "bash scripts/accuracy.sh --no-such-flag",
+    "python -m scripts.tables.leakage --no-such-flag",
+    "bash scripts/tables/accuracy.sh --no-such-flag",
+    "bash scripts/tables/table01.sh --no-such-flag",
+    "bash scripts/figures/figure_smoothing.sh --no-such-flag",
 ])  # fmt: skip
 def test_a_wrong_command_is_found(tmp_path, line, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"```\n{line} # why\n```\nand `python train.py --inline` is left alone\n")
-    (command,) = check_docs.printed_commands([page])
+    (command,) = printed_commands.printed_commands([page])
     assert "#" not in command.text
-    with pytest.raises(check_docs.DocsError, match="page.md"):
-        check_docs.check(command)
+    with pytest.raises(printed_commands.DocsError, match="page.md"):
+        printed_commands.check(command)
 
 
 def test_continued_lines_and_alternatives(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```\npython train.py --seed 1 \\\n    [--set a=1 | --set b=2]\n```\n")
-    (command,) = check_docs.printed_commands([page])
+    (command,) = printed_commands.printed_commands([page])
     assert command.text == "python train.py --seed 1"
 
 
 def test_commands_in_loops_and_lists_are_seen(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("- why:\n  ```\n  for s in 0 1; do\n      python train.py --seed $s\n  done\n  ```\n")
-    (command,) = check_docs.printed_commands([page])
-    check_docs.check(command)
+    (command,) = printed_commands.printed_commands([page])
+    printed_commands.check(command)
     assert command.text == "python train.py --seed '$s'"
 
 

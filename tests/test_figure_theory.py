@@ -1,21 +1,17 @@
 """SVG plots, and the two figures that need no run."""
 
 import math
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 
 from evaluation.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Series, document, panel
 from losses.similarity import matched_similarity
+from scripts.figures import theory
 from utils.cli import run_command
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import figure_theory
 
 
 def test_points_lie_where_the_axes_say():
@@ -52,7 +48,7 @@ def test_points_and_legend_without_doubles():
 
 class TestTemperature:
     def test_the_bound_of_the_printed_temperature(self):
-        assert figure_theory.largest_d(256, 2) == pytest.approx(1 / (1 + 255 * math.exp(-1)))
+        assert theory.largest_d(256, 2) == pytest.approx(1 / (1 + 255 * math.exp(-1)))
 
     @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
     def test_reached_by_features_at_the_bound(self, temperature):
@@ -60,36 +56,36 @@ class TestTemperature:
         corners = torch.eye(n) - 1 / n  # a simplex: similarities of -1 / (n - 1)
         features = corners.T.reshape(1, n, 3, 3)
         d = matched_similarity(features, features, temperature)
-        expected = figure_theory.largest_d(n, temperature, everywhere=True)
+        expected = theory.largest_d(n, temperature, everywhere=True)
         torch.testing.assert_close(d, torch.full_like(d, expected))
         opposite = torch.cat([torch.ones(1), -torch.ones(n - 1)]).reshape(1, 1, 3, 3)
         one = matched_similarity(opposite, opposite, temperature)[0, 0]
-        assert one.item() == pytest.approx(figure_theory.largest_d(n, temperature), rel=1e-4)
+        assert one.item() == pytest.approx(theory.largest_d(n, temperature), rel=1e-4)
 
 
 class TestSmoothing:
     def test_orders(self):
-        assert figure_theory.folder_order("btad", 2, 3).tolist() == [1, 1, 1, 0, 0]
-        assert figure_theory.folder_order("mvtec", 2, 3).tolist() == [1, 0, 0, 1, 1]
+        assert theory.folder_order("btad", 2, 3).tolist() == [1, 1, 1, 0, 0]
+        assert theory.folder_order("mvtec", 2, 3).tolist() == [1, 0, 0, 1, 1]
 
     def test_area_by_ranks(self):
         rng = np.random.default_rng(0)
         scores, labels = rng.normal(size=50), np.arange(50) % 3 == 0
         expected = roc_auc_score(labels, scores)
-        assert figure_theory.auroc(scores, labels.astype(int)) == pytest.approx(expected)
+        assert theory.auroc(scores, labels.astype(int)) == pytest.approx(expected)
 
     def test_folder_order_gains_and_shuffling_does_not(self, monkeypatch):
-        monkeypatch.setattr(figure_theory, "TRIALS", 4)
-        raw, smoothed, shuffled = figure_theory.simulate("isic2018", 0.8)
+        monkeypatch.setattr(theory, "TRIALS", 4)
+        raw, smoothed, shuffled = theory.simulate("isic2018", 0.8)
         assert raw == pytest.approx(0.8, abs=0.05)
         assert smoothed > 0.97 and shuffled < 0.75
-        assert figure_theory.simulate("isic2018", 0.8) == (raw, smoothed, shuffled)
+        assert theory.simulate("isic2018", 0.8) == (raw, smoothed, shuffled)
 
 
 def test_commands(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(figure_theory, "TRIALS", 1)
+    monkeypatch.setattr(theory, "TRIALS", 1)
     for name in ("temperature", "smoothing"):
-        assert run_command(figure_theory.main, [name, "--output", str(tmp_path)]) == 0
+        assert run_command(theory.main, [name, "--output", str(tmp_path)]) == 0
         ElementTree.parse(tmp_path / f"{name}.svg")
         lines = (tmp_path / f"{name}.csv").read_text().splitlines()
         assert len(capfd.readouterr().out.splitlines()) == len(lines) + 1

@@ -1,18 +1,15 @@
-"""scripts/figures.py: what each figure asks for, and that it is drawn of runs that are found again."""
+"""scripts/figures/reproduce.py: what each figure asks for, and that it finds finished runs again."""
 
-import sys
 from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY
 
+from scripts.figures import reproduce as figures
 from utils.cli import run_command
 from utils.yaml_io import read_yaml
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import figures
 
 SPEC = read_yaml(figures.FIGURES)
 SMALL = ["--backbone", TINY, "--iterations", "1", "--quiet", "--device", "cpu"]
@@ -22,14 +19,13 @@ SMALL += ["--set", "train.precision=fp32"]
 
 
 @pytest.mark.parametrize("name", SPEC)
-def test_every_figure_is_of_valid_runs_and_has_a_script(name):
+def test_every_figure_is_of_valid_runs(name):
     args = figures.parse_arguments([name, "--dry-run"])
     places = figures.places_of(SPEC[name], args)
     assert places
     for place in places:
         config = figures.tables._resolved(tuple(figures.tables.command_of(place.run, args)))
         assert config.data.name == place.run.dataset
-    assert f'figure.sh" {name} ' in (ROOT / f"scripts/figure{name}.sh").read_text()
 
 
 def test_what_is_asked_for():

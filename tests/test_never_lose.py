@@ -45,13 +45,6 @@ def one_line(err: str) -> bool:
     return err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments():
-    done = processes.run("scripts/kill_test.py", "--kills", "3", "--seed", "1", "--iterations", "5")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 processes killed") and "undisturbed" in done.stdout
-
-
 class TestResume:
     def test_other_settings_are_refused(self, run, folder, monkeypatch):
         monkeypatch.setattr(train_command, "stop_if_not_finite", interrupt_at(3))

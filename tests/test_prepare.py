@@ -1,15 +1,13 @@
-"""scripts/prepare_*.py: what is written from small originals, what stays untouched, and what mistakes say."""
+"""scripts/prepare/: what is written from small originals, what stays untouched, and what mistakes say."""
 
 import random
 import re
-import sys
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import processes
 import pytest
-from conftest import ROOT
 from fixtures import (
     COUNTS,
     write_aptos_originals,
@@ -24,14 +22,12 @@ from datasets.images import read_image
 from datasets.registry import SPECS, collect
 from datasets.splits import check_disjoint
 from datasets.transforms import Decode
+from scripts.prepare import aptos as prepare_aptos
+from scripts.prepare import isic2018 as prepare_isic2018
+from scripts.prepare import kolektor as prepare_kolektor
+from scripts.prepare import polyp as prepare_polyp
+from scripts.prepare import visa as prepare_visa
 from utils.cli import run_command
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import prepare_aptos
-import prepare_isic2018
-import prepare_kolektor
-import prepare_polyp
-import prepare_visa
 
 
 class TestPreparation:
@@ -324,6 +320,6 @@ class TestPreparation:
     def test_as_commands(self, name, tmp_path):
         flags = ["--dataset", "kvasir"] if name == "polyp" else []
         flags += ["--source", tmp_path, "--output", tmp_path / "out"]
-        done = processes.run(f"scripts/prepare_{name}.py", *flags, cwd=tmp_path)
+        done = processes.run(f"scripts.prepare.{name}", *flags, cwd=tmp_path)
         assert done.returncode == 1 and "is missing; download from https://" in done.stderr
         assert done.stderr.count("\n") == 1

@@ -1,10 +1,18 @@
-"""scripts/*.sh from any folder: relative paths are the user's."""
+"""scripts/**/*.sh from any folder: relative paths are the user's, and each answers --help or --dry-run."""
 
+import importlib
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from datasets.registry import SPECS
+from scripts.figures.reproduce import FIGURES
+from scripts.tables.spec import SPECS_DIR
+from utils.cli import run_command
+from utils.yaml_io import read_yaml
 
 
 @pytest.fixture
@@ -28,17 +36,17 @@ def call(tmp_path):
     ("script", "flags", "expected"),
     [
         (
-            "mvtec",
+            "datasets/mvtec",
             "a_b --output=out --weights w.pt --category x",
             "{}/a_b --resume --output={}/out --weights {}/w.pt",
         ),
-        ("table01", "--data ../d --output t --seeds 0 1", "--data {}/../d --output {}/t --seeds 0 1"),
+        ("tables/table01", "--data ../d --output t --seeds 0 1", "--data {}/../d --output {}/t --seeds 0 1"),
         (
-            "accuracy",
+            "tables/accuracy",
             "--data mvtec=d kolektor=/k --runs r --dry-run",
             "--data mvtec={}/d kolektor=/k --runs {}/r",
         ),
-        ("figure_smoothing", "--output f", "smoothing --output {}/f"),
+        ("figures/figure_smoothing", "--output f", "smoothing --output {}/f"),
         ("demo", "--output o --iterations 3", "--resume --output {}/o --iterations 3"),
     ],
 )
@@ -48,4 +56,40 @@ def test_paths_of_flags(call, tmp_path, script, flags, expected):
 
 
 def test_in_the_repository_nothing_changes(call):
-    assert " ".join(call("mvtec", "rel", "--output", "out", cwd=ROOT)).endswith("rel --resume --output out")
+    line = " ".join(call("datasets/mvtec", "rel", "--output", "out", cwd=ROOT))
+    assert line.endswith("rel --resume --output out")
+
+
+SCRIPTS = [
+    path.relative_to(ROOT / "scripts").with_suffix("").as_posix()
+    for pattern in ("tables/table*", "tables/accuracy", "figures/figure*", "datasets/[!r]*")
+    for path in sorted((ROOT / "scripts").glob(f"{pattern}.sh"))
+]
+
+
+def test_every_table_figure_and_dataset_has_a_script():
+    found = {kind: {Path(s).name for s in SCRIPTS if s.startswith(kind)} for kind in ("t", "f", "d")}
+    assert found["d"] == set(SPECS) - {"folder", "demo"}
+    numbers = {path.stem.rstrip("abcd") for path in SPECS_DIR.glob("*.yaml")}
+    assert found["t"] == {f"table{n}" if n[0].isdigit() else f"table_{n}" for n in numbers} | {"accuracy"}
+    theory = {"figure_temperature", "figure_smoothing"}
+    assert found["f"] == {f"figure{n}" for n in read_yaml(FIGURES)} | theory
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_answers(call, script, capfd):
+    """What a script calls in Python is called here, not in a process."""
+    if script.startswith("datasets/"):
+        assert call(script, "--help")[0].startswith(f"usage: bash scripts/{script}.sh DATA_ROOT ")
+        return
+    given = ["--help"] if "figure_" in script else ["--dry-run"]
+    given += ["--datasets", "ped2", "--seeds", "0"] if script == "tables/accuracy" else []  # of 1,200 runs
+    _, m, module, *flags = call(script, *given)
+    assert m == "-m" and flags[-len(given) :] == given
+    main = importlib.import_module(module).main
+    if given == ["--help"]:
+        with pytest.raises(SystemExit, match="0"):
+            main(flags)
+    else:
+        assert run_command(main, flags) == 0
+        assert "python train.py --config configs/" in capfd.readouterr().out.replace(f"{ROOT}/", "")

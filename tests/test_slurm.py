@@ -1,4 +1,4 @@
-"""scripts/slurm_tables.sh with a stand-in for sbatch: the array covers every run once."""
+"""scripts/tables/slurm.sh with a stand-in for sbatch: the array covers every run once."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ def slurm(tmp_path):
         first = tmp_path if task is None else tmp_path / "train"
         path = f"{first}:{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {**os.environ, "PATH": path, "VIRTUAL_ENV": "active", "SLURM_ARRAY_TASK_ID": str(task)}
-        words = ["bash", ROOT / "scripts/slurm_tables.sh", *map(str, flags)]
+        words = ["bash", ROOT / "scripts/tables/slurm.sh", *map(str, flags)]
         return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, check=False)
 
     return call

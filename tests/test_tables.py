@@ -3,23 +3,20 @@
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 
 import processes
 import pytest
 from conftest import ROOT, TINY
 
+from scripts.tables import reproduce as tables
+from scripts.tables import spec
 from utils.cli import run_command
 from utils.config import load_config
 from utils.yaml_io import read_yaml
 
-sys.path.insert(0, str(ROOT / "scripts"))
-import table_specs
-import tables
-
 PUBLISHED = sorted((ROOT / "results/published").glob("*.yaml"))
-SPECS = sorted((ROOT / "scripts/tables").glob("*.yaml"))
+SPECS = sorted((ROOT / "scripts/tables/specs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
@@ -39,9 +36,9 @@ def test_printed_means_are_those_of_the_cells_or_noted(path):
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_every_spec_finds_its_published_row_and_its_settings(path):
-    table = table_specs.load_table(path.stem)
+    table = spec.load_table(path.stem)
     for row in table.rows:
-        values = [v for j in range(len(table.columns)) for v in table_specs.printed(table, row["name"], j)]
+        values = [v for j in range(len(table.columns)) for v in spec.printed(table, row["name"], j)]
         assert row["name"] is None or any(v is not None for v in values), row
         for column in table.columns:
             flags = [*table.flags, *column.flags, *map(str, row.get("flags") or [])]
@@ -55,25 +52,23 @@ def test_every_spec_finds_its_published_row_and_its_settings(path):
 
 
 def test_numbered_rows_run_over_the_columns():
-    table = table_specs.load_table("11")
-    assert table_specs.printed(table, 1, 0) == [95.17] and table_specs.printed(table, 1, 1) == [95.01]
-    assert table_specs.printed(table_specs.load_table("12"), 7, 2) == [None]  # MVTec AD is ours
-    assert table_specs.printed(table_specs.load_table("library"), "anomalib UniNet", 0)[0] == pytest.approx(
-        99.9
-    )
+    table = spec.load_table("11")
+    assert spec.printed(table, 1, 0) == [95.17] and spec.printed(table, 1, 1) == [95.01]
+    assert spec.printed(spec.load_table("12"), 7, 2) == [None]  # MVTec AD is ours
+    assert spec.printed(spec.load_table("library"), "anomalib UniNet", 0)[0] == pytest.approx(99.9)
 
 
 def test_reported_by_others_belongs_to_a_row_and_a_column():
     for path in SPECS:
-        table = table_specs.load_table(path.stem)
+        table = spec.load_table(path.stem)
         columns = {c.title: len(c.metrics) for c in table.columns}
         for row, values in table.others.get("rows", {}).items():
             assert row in [r.get("ours") for r in table.rows]
             assert all(len(v) == columns[title] for title, v in values.items())
-    medical = table_specs.load_table("02a")
+    medical = spec.load_table("02a")
     row = next(r for r in medical.rows if r["ours"] == "UniNet, released")
-    assert table_specs.reported(medical, row, 0) == [90.0, 89.8, 85.2]
-    assert table_specs.reported(medical, medical.rows[0], 0) == [None] * 3
+    assert spec.reported(medical, row, 0) == [90.0, 89.8, 85.2]
+    assert spec.reported(medical, medical.rows[0], 0) == [None] * 3
     args = tables.parse_arguments(["02a", "--data", "nowhere", "--runs", "nowhere", "--datasets", "oct2017"])
     text, rows = tables.filled(medical, args)
     assert rows[0][3:] == [
@@ -85,12 +80,11 @@ def test_reported_by_others_belongs_to_a_row_and_a_column():
     assert "issue 29 of its repository" in text
 
 
-def test_every_table_has_a_script():
+def test_every_table_has_a_spec():
     parts = {p.stem for p in SPECS}
     for number in range(1, 13):
         name = f"{number:02d}"
         assert any(part.startswith(name) for part in parts)
-        assert f'table.sh" {name} ' in (ROOT / f"scripts/table{name}.sh").read_text()
     assert {"unias", "library"} <= parts
 
 
@@ -107,7 +101,7 @@ def test_dry_run_needs_no_data(capfd):
 def test_each_table_takes_its_published_backbone(capfd):
     for table, name in (("unias", "tf_efficientnet_b4"), ("02a", "wide_resnet50_2")):
         args = tables.parse_arguments([table, "--dry-run"])
-        _, _, run = next(tables.runs_of(table_specs.load_table(table), args))
+        _, _, run = next(tables.runs_of(spec.load_table(table), args))
         command = tables.command_of(run, args)
         assert "--backbone" not in command
         assert tables._resolved(tuple(command)).model.backbone == name
@@ -187,7 +181,7 @@ def test_evaluations_of_an_earlier_model_are_made_again(tmp_path, monkeypatch):
 
 
 def test_mean_and_spread_over_seeds():
-    column = table_specs.Column("mean", "btad", ("01", "02"), ("image_auroc",))
+    column = spec.Column("mean", "btad", ("01", "02"), ("image_auroc",))
     runs = [tables.Run("btad", c, (), seed) for seed in (0, 1) for c in ("01", "02")]
     trees = [
         {"timing": {}, "results": {r.category: {"image_auroc": v}}}
@@ -200,5 +194,5 @@ def test_mean_and_spread_over_seeds():
 
 
 def test_scripts_as_commands():
-    done = processes.run("scripts/tables.py", "--help")
+    done = processes.run("scripts.tables.reproduce", "--help")
     assert done.returncode == 0 and "--dry-run" in done.stdout

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Figure 4 of the paper:  bash scripts/figure04.sh --data DIR [--dry-run and other flags of scripts/figures.py]
-exec bash "$(dirname "${BASH_SOURCE[0]}")/figure.sh" 04 "$@"

@@ -1,0 +1,248 @@
+"""Figures of the paper that are made of runs: train what is missing, then draw.
+
+python -m scripts.figures.reproduce 03 --data DIR     # DIR/mvtec, DIR/btad, ...; 01c 03 04 05 06 07
+
+Finished runs are found and reused; --dry-run lists them and needs no data. What a figure shows stands in
+scripts/figures/figures.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.manifold import TSNE
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from datasets.build import build_test
+from datasets.loader import ImageSet, batches
+from datasets.registry import SPECS
+from datasets.transforms import Normalise
+from evaluation.figures import Picture, heatmap_page, write_on, write_png
+from evaluation.scoring import inputs_of, score_images, to_device
+from evaluation.svg import Axis, Series, document, panel
+from model import build_model
+from model.backbone import input_normalisation
+from scripts import ROOT
+from scripts.tables import reproduce as tables
+from utils.checkpoint import load_trained, restore_model
+from utils.cli import new_parser, run_command, say, when_stopped
+from utils.config import Config, Tree
+from utils.device import choose_device
+from utils.errors import ConfigError
+from utils.files import write_text
+from utils.yaml_io import read_yaml
+
+CALM = 12  # normal images that set the colour scale of a row
+POINTS = 400  # test images of a t-SNE
+FIGURES = ROOT / "scripts/figures/figures.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a panel, or a row of pictures, shows: a run, and what it is called."""
+
+    title: str
+    row: str
+    run: tables.Run
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser(__doc__.split("\n")[0])
+    parser.add_argument("figure", choices=list(read_yaml(FIGURES)))
+    tables.add_run_flags(parser)
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these models of the figure")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--images", type=int, default=6, metavar="N", help="pictures in a row of a grid")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="for drawing")
+    parser.add_argument("--output", type=Path, default=ROOT / "results/figures", metavar="DIR")
+    return parser.parse_args(argv)
+
+
+@when_stopped("the same command goes on from the last checkpoint")
+def main(argv: Sequence[str]) -> None:
+    """Train what is missing and draw one figure.
+
+    Raises:
+        ConfigError: if nothing is left to show, or --data is missing.
+    """
+    args = parse_arguments(argv)
+    spec = read_yaml(FIGURES)[args.figure]
+    places = places_of(spec, args)
+    if not places:
+        raise ConfigError(f"figure {args.figure} has nothing by these --datasets, --categories and --rows")
+    if args.dry_run:
+        say("\n".join(tables.commands([p.run for p in places], args)))
+        return
+    if args.data is None:
+        raise ConfigError("where are the datasets? Give the folder that holds them with --data DIR")
+    for run in dict.fromkeys(p.run for p in places):
+        tables.train(run, args)
+    kind, path = spec["kind"], args.output / f"figure{args.figure}"
+    if kind == "grid":
+        path = path.with_suffix(".png")
+        write_png(path, grid(places, args))
+    else:
+        path = path.with_suffix(".svg")
+        write_text(path, {"roc": roc, "tsne": tsne}[kind](places, args))
+    say(str(path))
+
+
+def places_of(spec: Tree, args: argparse.Namespace) -> list[Place]:
+    """Every place of a figure with each of its models, as far as the command line asks for them."""
+    places = []
+    for entry in spec["places"]:
+        name = entry["dataset"]
+        for category in map(str, entry.get("categories", SPECS[name].counts)):
+            for row, flags in spec["rows"].items():
+                asked = (not chosen or found in chosen for found, chosen in (
+                    (name, args.datasets), (category, args.categories), (row, args.rows)
+                ))  # fmt: skip
+                if all(asked):
+                    words = (*map(str, entry.get("flags", ())), *map(str, flags))
+                    title = name if name == category else f"{name} {category}"
+                    places.append(Place(title, row, tables.Run(name, category, words, args.seed)))
+    return places
+
+
+def _by_title(places: Sequence[Place]) -> dict[str, list[Place]]:
+    found: dict[str, list[Place]] = {}
+    for place in places:
+        found.setdefault(place.title, []).append(place)
+    return found
+
+
+# --- curves -------------------------------------------------------------------------------------------------
+
+
+def roc(places: Sequence[Place], args: argparse.Namespace) -> str:
+    """Found anomalous images against false alarms: a panel a dataset, a curve a model, areas named."""
+    axes = (Axis("false alarms among normal images", 0, 1), Axis("found anomalous images", 0, 1))
+    panels, legend, rows = [], [], list(dict.fromkeys(p.row for p in places))
+    for title, found in _by_title(places).items():
+        curves = [Series("chance", [0, 1], [0, 1], 7, dashed=True)]
+        for place in found:
+            labels, scores = read_scores(tables.folder_of(place.run, args) / "scores.csv")
+            fpr, tpr, _ = roc_curve(labels, scores)
+            name = f"{place.row}, {title}: {100 * roc_auc_score(labels, scores):.2f} %"
+            curves.append(Series(name, fpr, tpr, rows.index(place.row)))
+        panels.append(panel(title, axes, curves))
+        legend += curves
+    return document(panels, legend, columns=3, about="ROC curves of image scores")
+
+
+def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores, (N,) each, of the images of known label in a run's scores.csv."""
+    with path.open(newline="") as file:
+        rows = [(int(r["label"]), float(r["score"])) for r in csv.DictReader(file) if int(r["label"]) >= 0]
+    labels, scores = zip(*rows, strict=True)
+    return np.array(labels), np.array(scores)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def load_run(folder: Path, root: Path, device: torch.device) -> tuple[torch.nn.Module, ImageSet, Config]:
+    """The model of a run in eval mode, its test set, its configuration."""
+    path, state = load_trained(folder)
+    data = dataclasses.replace(state.config.data, root=str(root))
+    config = dataclasses.replace(state.config, data=data)
+    model = build_model(config, pretrained=False).to(device, memory_format=torch.channels_last)
+    restore_model(model, state.model, source=path)
+    normalise = Normalise(*input_normalisation(config.model.backbone))
+    return model.eval(), build_test(config, config, normalise)[0], config
+
+
+def grid(places: Sequence[Place], args: argparse.Namespace) -> Picture:
+    """A row of anomalous images with map and mask for every place and model, below each other."""
+    device, strips = choose_device(args.device), []
+    for place in places:
+        model, data, config = load_run(
+            tables.folder_of(place.run, args), args.data / place.run.dataset, device
+        )
+        labels = np.array([s.label for s in data.samples])
+        shown = _spread(np.flatnonzero(labels == 1), args.images)
+        part = [*shown, *_spread(np.flatnonzero(labels == 0), CALM)]
+        images = ImageSet([data.samples[i] for i in part], data.decode, data.normalise)
+        scores = score_images(
+            model, images, batch_size=16, device=device, precision=config.eval.precision, quiet=args.quiet
+        )
+        chosen = list(range(len(shown)))
+        page = heatmap_page([images.pixels(i) for i in chosen], scores, chosen)
+        strips.append(_titled(page, f"{place.title}: {place.row}"))
+    width = max(s.shape[1] for s in strips)
+    strips = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
+    return np.vstack(strips)
+
+
+def _spread(indices: np.ndarray, count: int) -> list[int]:
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return [int(i) for i in indices[places]]
+
+
+def _titled(page: Picture, text: str) -> Picture:
+    strip = np.full((22, page.shape[1], 3), 255, np.uint8)
+    write_on(strip, text, (3, 16), 0.45)
+    return np.vstack([strip, page])
+
+
+# --- features -----------------------------------------------------------------------------------------------
+
+
+def tsne(places: Sequence[Place], args: argparse.Namespace) -> str:
+    """t-SNE of one vector a test image: means over positions of the student's features, levels joined.
+
+    The paper does not say which features it shows; these are our choice. A panel a place and model, axes
+    without unit.
+    """
+    device, panels = choose_device(args.device), []
+    kinds = [
+        Series("normal images", [], [], 0, points=True),
+        Series("anomalous images", [], [], 1, points=True),
+    ]
+    for place in places:
+        model, data, _ = load_run(tables.folder_of(place.run, args), args.data / place.run.dataset, device)
+        part = ImageSet(
+            [data.samples[i] for i in _spread(np.arange(len(data)), POINTS)], data.decode, data.normalise
+        )
+        labels = np.array([s.label for s in part.samples])
+        flat = embed(image_features(model, part, device))
+        series = [
+            dataclasses.replace(kind, x=flat[labels == i, 0], y=flat[labels == i, 1])
+            for i, kind in enumerate(kinds)
+        ]
+        panels.append(panel(f"{place.title}, {place.row}", (Axis("", 0, 1), Axis("", 0, 1)), series))
+    about = "t-SNE of features of test images, normal and anomalous"
+    columns = len({p.row for p in places})
+    return document(panels, kinds, columns=columns, about=about)
+
+
+@torch.inference_mode()
+def image_features(model: torch.nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
+    """(N, sum of C_i), unit length: means over positions of what the student restores of the source."""
+    found = []
+    for batch in batches(data, 16):
+        pairs = model.features(inputs_of(to_device(batch, device)))
+        levels = [student.float().mean(dim=(2, 3)) for _, _, student in pairs[: len(pairs) // 2]]
+        joined = torch.cat([torch.nn.functional.normalize(f, dim=1) for f in levels], dim=1)
+        found.append(torch.nn.functional.normalize(joined, dim=1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def embed(features: np.ndarray) -> np.ndarray:
+    """(N, D) to (N, 2) in [0, 1], by t-SNE; the same for the same features."""
+    perplexity = min(30, (len(features) - 1) / 3)
+    flat = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(features)
+    low, high = flat.min(axis=0), flat.max(axis=0)
+    return 0.03 + 0.94 * (flat - low) / np.maximum(high - low, 1e-9)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

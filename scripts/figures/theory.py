@@ -1,0 +1,174 @@
+"""Two figures that need no run: what T does to L_SC and L_M, and what smoothing scores does to AUROC.
+
+python -m scripts.figures.theory temperature|smoothing [--output results/figures]
+
+Each writes an SVG and the numbers as CSV, and prints them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import NormalDist, fmean
+
+import numpy as np
+
+from datasets.registry import SPECS
+from evaluation.published_protocol import smooth_in_order
+from evaluation.svg import Axis, Series, document, panel
+from scripts import ROOT
+from utils.cli import new_parser, run_command, say
+from utils.files import write_text
+
+Row = list[float | str]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw one of the two figures."""
+    parser = new_parser(__doc__.split("\n")[0])
+    parser.add_argument("figure", choices=("temperature", "smoothing"))
+    parser.add_argument("--output", type=Path, default=ROOT / "results/figures", metavar="DIR")
+    args = parser.parse_args(argv)
+    header, rows, svg = temperature() if args.figure == "temperature" else smoothing()
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *([_text(v) for v in row] for row in rows)])
+    write_text(args.output / f"{args.figure}.csv", text.getvalue())
+    write_text(args.output / f"{args.figure}.svg", svg)
+    lines = [header, ["---"] * len(header), *([_text(v) for v in row] for row in rows)]
+    say("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+# --- temperature --------------------------------------------------------------------------------------------
+
+SIZES = (4096, 1024, 256)  # positions N of the three levels at 256 px
+TEMPERATURES = np.geomspace(0.02, 4, 60)
+LISTED = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+def largest_d(n: int, temperature: float, *, everywhere: bool = False) -> float:
+    """The largest diagonal entry d of the softmax over n teacher positions (Eq. 9), closed form.
+
+    At a single position: similarity 1 to its own teacher position, -1 to the n - 1 others. `everywhere`: at
+    all positions at once, where similarities to the others can be no lower than -1 / (n - 1) on average (the
+    corners of a simplex; it takes n - 1 channels or more).
+    """
+    other = -1 / (n - 1) if everywhere else -1
+    return 1 / (1 + (n - 1) * math.exp((other - 1) / temperature))
+
+
+def temperature() -> tuple[list[str], list[Row], str]:
+    """d, L_SC = -log d and L_M = 1 - d (tau = 1) of one pair over T: from equal similarities to the bound."""
+    header = [
+        "N",
+        "T",
+        "d, equal",
+        "d, one position",
+        "d, all positions",
+        "L_SC, equal",
+        "L_SC, all",
+        "L_M, all",
+    ]
+    rows: list[Row] = []
+    for n in SIZES:
+        for t in LISTED:
+            one, every = largest_d(n, t), largest_d(n, t, everywhere=True)
+            rows.append([n, t, 1 / n, one, every, math.log(n), -math.log(every), 1 - every])
+    x = Axis("temperature T", 0.02, 4, log=True)
+    quantities: list[tuple[str, Axis, Callable[[float], float]]] = [
+        ("largest d (1 is a perfect match)", Axis("d", 1e-4, 1, log=True), lambda d: d),
+        ("lowest L_SC of a pair", Axis("-log d", 0, 10), lambda d: -math.log(d)),
+        ("lowest L_M of a pair (tau = 1)", Axis("1 - d", 0, 1.05), lambda d: 1 - d),
+    ]
+    panels, legend = [], []
+    for title, y, of in quantities:
+        series = []
+        for i, n in enumerate(SIZES):
+            for every in (False, True):
+                name = f"N = {n}, {'all positions' if every else 'one position'}"
+                values = [of(largest_d(n, t, everywhere=every)) for t in TEMPERATURES]
+                series.append(Series(name, TEMPERATURES, values, i, dashed=every))
+        panels.append(panel(title, (x, y), [*_marks(y), *series]))
+        legend = series
+    return header, rows, document(panels, legend, about="d, L_SC and L_M over the temperature T")
+
+
+def _marks(y: Axis) -> list[Series]:
+    """Grey lines at the temperatures in use: 0.1 (public code, by category) and 2 (paper)."""
+    return [Series("", [t, t], [y.low, y.high], 7, dashed=True) for t in (0.1, 2.0)]
+
+
+# --- smoothing of image scores ------------------------------------------------------------------------------
+
+RAW = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
+TRIALS = 40
+# Benchmarks whose image AUROC is published. In the others the normal class comes last by name; here its place
+# among the kinds of defects differs by category, and half of these are put before it.
+NORMAL_AMONG_DEFECTS = ("mvtec", "mvtec3d")
+SIMULATED = ("mvtec", "btad", "visa", "mvtec3d", "vad", "aptos", "oct2017", "isic2018")
+
+
+def folder_order(dataset: str, normal: int, anomalous: int) -> np.ndarray:
+    """Labels (normal + anomalous,) in the order of the test folders, class by class."""
+    before = anomalous // 2 if dataset in NORMAL_AMONG_DEFECTS else anomalous
+    return np.repeat([1, 0, 1], [before, normal, anomalous - before])
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve of scores without ties, by ranks."""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(scores)] = np.arange(1, len(scores) + 1)
+    n = int(labels.sum())
+    return (float(ranks[labels == 1].sum()) - n * (n + 1) / 2) / (n * (len(labels) - n))
+
+
+def simulate(dataset: str, raw: float, *, seed: int = 0) -> tuple[float, float, float]:
+    """Mean AUROC of a benchmark over categories and trials: raw, smoothed in folder order, and shuffled.
+
+    Scores are normal with variance 1, independent, their means as far apart as AUROC `raw` needs, in the
+    benchmark's numbers of test images; smoothed by a Gaussian of sigma 4 along the list.
+    """
+    rng = np.random.default_rng([seed, *dataset.encode(), round(1000 * raw)])
+    gap = math.sqrt(2) * NormalDist().inv_cdf(raw)
+    means = []
+    for counts in SPECS[dataset].counts.values():
+        labels = folder_order(dataset, counts[1], counts[2])
+        for _ in range(TRIALS):
+            scores = rng.normal(size=len(labels)) + gap * labels
+            order = rng.permutation(len(labels))
+            smoothed = auroc(smooth_in_order(scores), labels)
+            shuffled = auroc(smooth_in_order(scores[order]), labels[order])
+            means.append((auroc(scores, labels), smoothed, shuffled))
+    return tuple(fmean(column) for column in zip(*means, strict=True))
+
+
+def smoothing() -> tuple[list[str], list[Row], str]:
+    """Raw against smoothed AUROC on every benchmark's numbers of test images, percent."""
+    found = {name: [simulate(name, raw) for raw in RAW] for name in SIMULATED}
+    kinds = ("raw", "folder order", "shuffled")
+    rows: list[Row] = [
+        [name, *(100 * v for v in values)] for name, triples in found.items() for values in triples
+    ]
+    axes = (Axis("AUROC of the raw scores, %", 50, 100), Axis("AUROC after smoothing, %", 50, 100))
+    raw = [Series("no smoothing", [50, 100], [50, 100], 7, dashed=True)]
+    panels, legend = [], [*raw]
+    for place, title in ((1, "smoothed in folder order"), (2, "smoothed in shuffled order")):
+        series = [
+            Series(name, [100 * t[0] for t in triples], [100 * t[place] for t in triples], i)
+            for i, (name, triples) in enumerate(found.items())
+        ]
+        panels.append(panel(title, axes, [*raw, *series]))
+        legend += series
+    about = "AUROC of simulated scores before and after smoothing along the list of test images"
+    return ["benchmark", *kinds], rows, document(panels, legend, columns=2, about=about)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

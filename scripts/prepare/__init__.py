@@ -1,0 +1,1 @@
+"""Bring published datasets into the layout that is read here."""

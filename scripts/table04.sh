@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Table 4 of the paper:  bash scripts/table04.sh --data DIR [--dry-run and other flags of scripts/tables.py]
-exec bash "$(dirname "${BASH_SOURCE[0]}")/table.sh" 04 "$@"

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Table 7 of the paper:  bash scripts/table07.sh --data DIR [--dry-run and other flags of scripts/tables.py]
-exec bash "$(dirname "${BASH_SOURCE[0]}")/table.sh" 07 "$@"

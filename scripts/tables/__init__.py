@@ -1,0 +1,1 @@
+"""Tables of the paper, and those of our own measurements."""

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Table 8 of the paper:  bash scripts/tables/table08.sh --data DIR [--dry-run and other flags]
+source "$(dirname "${BASH_SOURCE[0]}")/run.sh"
