@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from datasets.build import DEMO_ROOT, build_test, images_below
 from datasets.demo import write_demo
 from datasets.transforms import Normalise
-from evaluation.scoring import inputs_of
 from model import build_model
 from model.backbone import input_normalisation
+from model.detector import inputs_of
 from utils.checkpoint import load_trained, restore_model
 from utils.cli import log, new_parser, run_command, say, user_path
 from utils.config import Config

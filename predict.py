@@ -8,28 +8,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from datasets.build import image_set, new_samples
 from datasets.files import find_images, unused_files
+from datasets.images import upright_size
 from datasets.loader import THREADS, ImageSet
 from datasets.masks import filter_unreadable, write_skipped
 from datasets.samples import Sample, log_unused
-from datasets.transforms import Normalise
-from evaluation.calibration import Calibration
 from evaluation.figures import overlay, write_map, write_png
 from evaluation.outputs import begin, claim, finish, names_of
-from evaluation.scoring import Predicted, Scores, predictions, write_scores
-from model import build_model, for_inference
-from model.backbone import input_normalisation
-from utils.checkpoint import load_trained, restore_model
+from evaluation.scoring import Scores, write_scores
+from model import load_detector
+from model.calibration import Calibration
+from model.detector import Predicted
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
 from utils.config import Config
-from utils.device import choose_device, choose_precision
 from utils.errors import ConfigError, DatasetError
 from utils.files import printable
 
@@ -78,16 +76,16 @@ def main(argv: Sequence[str]) -> None:
     rate = args.false_alarm_rate
     if not 0 < rate < 1:
         raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
-    path, state = load_trained(args.checkpoint)
-    if state.config.data.time_step:
+    detector = load_detector(args.checkpoint, device=args.device, precision=args.precision)
+    config, calibration = detector.config, detector.calibration
+    if config.data.time_step:
         raise ConfigError(
             "this model predicts a frame from an earlier one; predict.py reads single images: train with "
             "data.time_step=0"
         )
-    calibration = Calibration(**state.calibration) if state.calibration else None
     kinds = saved_kinds(args.save, calibration)
     root = (args.images if args.images.is_dir() else args.images.parent).resolve()
-    samples = samples_at(root if args.images.is_dir() else root / args.images.name, args.output, state.config)
+    samples = samples_at(root if args.images.is_dir() else root / args.images.name, args.output, config)
     earlier = claim(args.output, overwrite=args.overwrite, images=[s.path for s in samples])
     samples, skipped = filter_unreadable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
@@ -95,34 +93,18 @@ def main(argv: Sequence[str]) -> None:
     inside = [s.path.relative_to(root) for s in samples]
     files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(inside, SUFFIXES[kind])]
              for kind in kinds}  # fmt: skip
-    data = image_set(state.config, Normalise(*input_normalisation(state.config.model.backbone)), samples)
-    device = choose_device(args.device)
-    model = build_model(state.config, pretrained=False).to(device, memory_format=torch.channels_last)
-    restore_model(model, state.model, source=path)
-    precision = choose_precision(args.precision or state.config.eval.precision, device)
-    predicted = predictions(
-        for_inference(model, precision=precision),
-        data,
-        batch_size=state.config.eval.batch_size,
-        device=device,
-        precision=precision,
-        quiet=args.quiet,
-    )
+    data = image_set(config, detector.normalise, samples)
     begin(args.output, earlier)
-    scores = score_and_write(predicted, data, files, calibration)
+    found = score_and_write(detector.predictions(data, quiet=args.quiet), data, files, calibration)
+    scores = Scores(samples, found, np.empty((0, *data.decode.size), np.float32), None, 0.0)
     p_values = None if calibration is None else calibration.p_values(scores.score)
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped, root)
     finish(args.output)
     say(summary(scores, p_values, rate, root))
-    if calibration is not None and precision != state.config.eval.precision:
-        log.warning(
-            "p-values compare scores in %s with held-out ones in %s: take them as approximate",
-            precision,
-            state.config.eval.precision,
-        )
     decides = calibration is not None and calibration.smallest_rate() <= rate
-    (log.info if decides else log.warning)("%s", about_decisions(calibration, rate, finished=state.finished))
+    say_why = log.info if decides else log.warning
+    say_why("%s", about_decisions(calibration, rate, finished=detector.state.finished))
     log.info("written to %s", args.output)
 
 
@@ -165,54 +147,61 @@ def score_and_write(
     data: ImageSet,
     files: dict[str, list[Path]],
     calibration: Calibration | None,
-) -> Scores:
-    """Write the files of each kind batch by batch, in threads; no map is kept, so what comes back has none.
+) -> np.ndarray:
+    """Write the files of each kind batch by batch, in threads, and keep the scores (N,) alone.
 
     Without calibration the colour scale is made from the maps of the first SCALE_PIXELS pixels, whose images
     wait until then.
     """
-    scale = calibration and (calibration.low, calibration.high)
-    scores, jobs, waiting = [np.empty(0)], [], []
-    done = 0
+    scale = (calibration.low, calibration.high) if calibration else None
+    scores = [np.empty(0)]
+    jobs: list[Future[None]] = []
+    waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for found in predicted:
-            images = data.normalise.pixels(found.batch["image"]) if "overlay" in files else found.maps
-            waiting += zip(range(done, done + len(images)), images, found.maps, strict=True)
-            scores.append(found.score)
-            done += len(images)
+        for part in predicted:
+            scores.append(part.score)
+            images = data.normalise.pixels(part.images) if "overlay" in files else part.maps
+            waiting += zip(part.indices, images, part.maps, strict=True)
             if scale is None and "overlay" in files:
-                if done < len(data) and done * found.maps[0].size < SCALE_PIXELS:
+                done = part.indices[-1] + 1
+                if done < len(data) and done * part.maps[0].size < SCALE_PIXELS:
                     continue
                 maps = np.stack([anomaly_map for *_, anomaly_map in waiting])
                 scale = float(np.median(maps)), float(np.quantile(maps, 0.999))
             for job in jobs:  # of the batch before; an error in one stops the command
                 job.result()
-            jobs = [pool.submit(write_files, files, *item, scale, calibration) for item in waiting if files]
+            write = Writer(data, files, scale, calibration)
+            jobs = [pool.submit(write, *item) for item in waiting if files]
             waiting = []
         for job in jobs:
             job.result()
-    size = data.decode.size
-    return Scores(data.samples, np.concatenate(scores), np.empty((0, *size), np.float32), None, 0.0)
+    return np.concatenate(scores)
 
 
-def write_files(
-    files: dict[str, list[Path]],
-    index: int,
-    image: np.ndarray,
-    anomaly_map: np.ndarray,
-    scale: tuple[float, float] | None,
-    calibration: Calibration | None,
-) -> None:
-    """Write what `files` lists for the image of that place; overlays are on one colour scale."""
-    if "overlay" in files:
-        assert scale is not None  # see score_and_write
-        write_png(files["overlay"][index], overlay(image, anomaly_map, scale))
-    if "map" in files:
-        write_map(files["map"][index], anomaly_map)
-    if "mask" in files:
-        assert calibration is not None  # see saved_kinds
-        mask = 255 * (anomaly_map > calibration.pixel_level).astype(np.uint8)
-        write_png(files["mask"][index], mask)
+@dataclass(frozen=True)
+class Writer:
+    """Writes what `files` lists for an image; overlays are on one colour scale."""
+
+    data: ImageSet
+    files: dict[str, list[Path]]
+    scale: tuple[float, float] | None
+    calibration: Calibration | None
+
+    def __call__(self, index: int, image: np.ndarray, anomaly_map: np.ndarray) -> None:
+        """image: (H, W, 3) uint8, anomaly_map: (H, W), both of the working size; of that place in `data`."""
+        if "overlay" in self.files:
+            assert self.scale is not None  # see score_and_write
+            write_png(self.files["overlay"][index], overlay(image, anomaly_map, self.scale))
+        if not {"map", "mask"} & self.files.keys():
+            return
+        whole = self.data.decode.to_image(anomaly_map, *upright_size(self.data.samples[index].path))
+        if "map" in self.files:
+            write_map(self.files["map"][index], whole)
+        if "mask" in self.files:
+            assert self.calibration is not None  # see saved_kinds
+            write_png(
+                self.files["mask"][index], 255 * (whole > self.calibration.pixel_level).astype(np.uint8)
+            )
 
 
 def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool = True) -> str:

@@ -19,7 +19,6 @@ from datasets.build import build_test, dataset_root, read_as
 from datasets.masks import write_skipped
 from datasets.registry import SPECS
 from datasets.transforms import Normalise
-from evaluation.calibration import Calibration
 from evaluation.figures import write_map
 from evaluation.outputs import SCORES, begin, claim, finish, names_of, write_pages
 from evaluation.published_protocol import april_decision, april_results
@@ -33,6 +32,7 @@ from evaluation.scoring import (
 )
 from model import build_model
 from model.backbone import input_normalisation
+from model.calibration import Calibration
 from model.graphs import graphed
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path

@@ -37,16 +37,15 @@ from evaluation.outputs import SCORES, write_pages
 from evaluation.results import parameter_counts, protocol_notes, write_results
 from evaluation.scoring import (
     Scores,
-    inputs_of,
     results_by_category,
     results_table,
     score_images,
-    to_device,
     write_scores,
 )
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
+from model.detector import inputs_of, to_device
 from utils import distributed
 from utils.checkpoint import (
     BEST,

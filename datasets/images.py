@@ -65,6 +65,26 @@ def read_image(path: Path) -> Image.Image:
     return _guarded(path, _to_rgb)
 
 
+def to_rgb(picture: Image.Image | np.ndarray, *, name: str = "this") -> Image.Image:
+    """A PIL image, or an (H, W, 3) uint8 RGB array, as `read_image` gives what a file holds.
+
+    Raises:
+        ValueError: saying what is wrong with it, under that name.
+    """
+    try:
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise RefusedError(f"it is an array {picture.shape} of {picture.dtype}")
+            picture = Image.fromarray(picture) if picture.size else Image.new("RGB", picture.shape[1::-1])
+        if not isinstance(picture, Image.Image):
+            raise RefusedError(f"it is a {type(picture).__name__}")
+        _check_kind(picture)
+        return _to_rgb(picture)
+    except Exception as error:  # decoders raise many kinds, as in `_guarded`
+        wanted = "give a path, a PIL image, or an (H, W, 3) uint8 RGB array"
+        raise ValueError(f"{name} is no readable image: {error or type(error).__name__}; {wanted}") from error
+
+
 @dataclass(frozen=True)
 class Mask:
     """What a mask file holds. drawn: (H, W) bool. values: (H, W), of several channels the highest.
@@ -223,6 +243,8 @@ def _loaded(picture: Picture) -> Image.Image | Samples:
 
 def _to_rgb(picture: Picture) -> Image.Image:
     image = _loaded(picture)
+    if isinstance(image, Image.Image) and image.mode in ("I", "F"):  # Pillow would cut off above 255
+        image = Samples(np.asarray(image), 0)
     if isinstance(image, Samples):
         image = _eight_bits(image)
     return _over_black(image).convert("RGB")

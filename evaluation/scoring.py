@@ -9,25 +9,23 @@ import math
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from datasets.loader import ImageSet, batches
+from datasets.loader import ImageSet
 from datasets.samples import Sample
 from evaluation.aupimo import aupimo
 from evaluation.metrics import Curve, Results, evaluate, mean_results, segmentation_metrics
 from evaluation.metrics_by_task import frame_metrics
 from evaluation.unias_dice import unias_dice
+from model.base import AnomalyModel
+from model.detector import predictions
 from utils.config import EvalConfig
-from utils.device import autocast
-from utils.files import printable, relative_to, write_text
+from utils.files import relative_to, write_text
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory
@@ -53,33 +51,8 @@ class Scores:
         return np.array([s.label for s in self.samples])
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a batch, images in channels-last order."""
-    formats = {"image": torch.channels_last}
-    return {
-        k: v.to(device, non_blocking=True, memory_format=formats.get(k, torch.preserve_format))
-        for k, v in batch.items()
-    }
-
-
-def inputs_of(batch: dict[str, Tensor]) -> Tensor:
-    """What `predict` takes: images (B, 3, H, W), or frames (B, F, 3, H, W) of video."""
-    return batch["frames"] if "frames" in batch else batch["image"]
-
-
-@dataclass
-class Predicted:
-    """A batch and what a model makes of it: score (B,), maps (B, H, W) float32; the model's own seconds."""
-
-    batch: dict[str, Tensor]
-    score: np.ndarray
-    maps: np.ndarray
-    seconds: float
-
-
-@torch.inference_mode()
-def predictions(
-    model: nn.Module,
+def score_images(
+    model: AnomalyModel,
     data: ImageSet,
     *,
     batch_size: int,
@@ -87,33 +60,7 @@ def predictions(
     precision: str,
     indices: range | None = None,
     quiet: bool = False,
-) -> Iterator[Predicted]:
-    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept.
-
-    Raises:
-        FloatingPointError: naming the first image whose score or map is not finite.
-    """
-    was_training = model.training
-    model.eval()
-    loader = batches(data, batch_size, indices=indices)
-    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=quiet or None):
-        images = inputs_of(to_device(batch, device))
-        start = time.perf_counter()
-        with autocast(device, precision):
-            prediction = model.predict(images)
-        score = prediction.score.double().cpu().numpy()  # waits for the device
-        seconds = time.perf_counter() - start
-        maps = prediction.anomaly_map.float().cpu().numpy()
-        for i in np.flatnonzero(~(np.isfinite(score) & np.isfinite(maps).all(axis=(1, 2)))):
-            raise FloatingPointError(
-                f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite; use "
-                "--precision fp32, or train again with a lower optim.lr"
-            )
-        yield Predicted(batch, score, maps, seconds)
-    model.train(was_training)
-
-
-def score_images(model: nn.Module, data: ImageSet, *, indices: range | None = None, **how: object) -> Scores:
+) -> Scores:
     """Predict as `predictions` and keep maps and masks.
 
     Time is the model's alone: decoding is not counted, but on a CPU its threads share the cores meanwhile.
@@ -123,7 +70,9 @@ def score_images(model: nn.Module, data: ImageSet, *, indices: range | None = No
     score, maps = np.empty(len(indices)), _room(shape, np.float32)
     masks = _room(shape, np.uint8) if data.has_masks else None
     seconds, done = 0.0, 0
-    for found in predictions(model, data, indices=indices, **how):
+    for found in predictions(
+        model, data, batch_size=batch_size, device=device, precision=precision, indices=indices, quiet=quiet
+    ):
         part = slice(done, done + len(found.score))
         score[part], maps[part] = found.score, found.maps
         if masks is not None:

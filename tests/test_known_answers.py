@@ -23,13 +23,14 @@ from datasets.registry import SPECS
 from datasets.samples import Sample
 from datasets.splits import limit
 from datasets.transforms import Decode, Normalise
-from evaluation.calibration import Calibration, calibrate
+from evaluation.calibration import calibrate
 from evaluation.published_protocol import april_results
 from evaluation.scoring import Scores, results_by_category, write_scores
 from losses.supervised import supervised_loss
 from losses.uninet import Pair, uninet_loss
 from model import build_model
 from model.backbone import PINNED, BackboneInfo
+from model.calibration import Calibration
 from model.decision import Decision
 from model.peers.memory_bank import MemoryBank
 from model.peers.unias import reconstruction_loss

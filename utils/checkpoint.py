@@ -29,7 +29,7 @@ class Checkpoint:
 
     identity: of the run, as `utils.runs.identity_of` gives it; None in files of older versions. seconds:
     training time so far. value: of a state kept by `select: best`, the metric that made it the best.
-    calibration: fields of `evaluation.calibration.Calibration`, of a finished run that held normals out.
+    calibration: fields of `model.calibration.Calibration`, of a finished run that held normals out.
     """
 
     config: Config

@@ -25,10 +25,11 @@ from datasets.loader import ImageSet, batches
 from datasets.registry import SPECS
 from datasets.transforms import Normalise
 from evaluation.figures import Picture, heatmap_page, write_on, write_png
-from evaluation.scoring import inputs_of, score_images, to_device
+from evaluation.scoring import score_images
 from evaluation.svg import Axis, Series, document, panel
 from model import build_model
 from model.backbone import input_normalisation
+from model.detector import inputs_of, to_device
 from scripts import ROOT
 from scripts.tables import reproduce as tables
 from utils.checkpoint import load_trained, restore_model

@@ -1,0 +1,269 @@
+"""A trained model for use: `load_detector(RUN).predict(image)`, and the loop by which every command scores.
+
+Legend: B images, H x W their working size (data.image_size).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.images import read_image, to_rgb
+from datasets.loader import ImageSet, batches
+from datasets.samples import UNKNOWN, Sample
+from datasets.transforms import Decode, Normalise
+from model.backbone import input_normalisation
+from model.base import AnomalyModel, Batch
+from model.build import build_model, for_inference
+from model.calibration import Calibration
+from utils.checkpoint import Checkpoint, load_trained, restore_model
+from utils.config import Config
+from utils.device import autocast, choose_device, choose_precision
+from utils.errors import ConfigError
+from utils.files import printable
+
+ImageLike = str | Path | Image.Image | np.ndarray
+Item = TypeVar("Item", bound=ImageLike)
+_log = logging.getLogger("uninet")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What a detector says of one image.
+
+    score: higher is more anomalous. anomaly_map: (height, width) float32 at the size of the upright image.
+    p_value, is_anomalous: None if the run held no normal images out (data.calibration_fraction).
+    """
+
+    score: float
+    anomaly_map: np.ndarray
+    p_value: float | None
+    is_anomalous: bool | None
+
+
+@dataclass
+class Detector:
+    """A run's model on a device. `predict` may be called from several threads, which take turns."""
+
+    path: Path
+    state: Checkpoint  # without the weights, which `model` holds
+    config: Config
+    model: AnomalyModel  # as it was trained
+    normalise: Normalise
+    calibration: Calibration | None
+    device: torch.device
+    precision: str
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self._turn = threading.Lock()
+
+    @cached_property
+    def deployed(self) -> AnomalyModel:
+        """A copy of the model that only predicts, and is faster."""
+        return for_inference(self.model, precision=self.precision)
+
+    @overload
+    def predict(self, images: ImageLike, *, false_alarm_rate: float = 0.01) -> Detection: ...
+    @overload
+    def predict(self, images: list[Item], *, false_alarm_rate: float = 0.01) -> list[Detection]: ...
+
+    def predict(
+        self, images: ImageLike | list[Item], *, false_alarm_rate: float = 0.01
+    ) -> Detection | list[Detection]:
+        """Score an image, or a list of images of any sizes, as predict.py does.
+
+        images: paths, PIL images, (height, width, 3) uint8 RGB arrays. docs/IMAGES.md says how other modes
+        become RGB. false_alarm_rate: share of normal images that may be flagged.
+
+        Raises:
+            ValueError: for what is no such image, and for a rate that is not between 0 and 1.
+            ConfigError: if the model takes several frames of a video.
+            FloatingPointError: as `predictions`.
+        """
+        data = self.config.data
+        if self.config.model.head == "frame" or data.motion:
+            raise ConfigError("this model takes several frames of a video: use predict.py on their folder")
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; choose a value between 0 and 1")
+        given = images if isinstance(images, list | tuple) else [images]
+        decode = Decode(data.image_size, data.resize, data.center_crop)
+        with self._turn:
+            found = list(self._detections(_GivenImages(given, decode, self.normalise), false_alarm_rate))
+        return found if given is images else found[0]
+
+    def _detections(self, data: _GivenImages, rate: float) -> Iterator[Detection]:
+        for part in self.predictions(data, quiet=True):
+            p_values = [None] * len(part.score)
+            if self.calibration:
+                p_values = self.calibration.p_values(part.score).tolist()
+            for i, score, anomaly_map, p in zip(part.indices, part.score, part.maps, p_values, strict=True):
+                whole = data.decode.to_image(anomaly_map, *data.sizes[i])
+                yield Detection(float(score), whole, p, None if p is None else p <= rate)
+
+    def predictions(self, data: ImageSet, *, quiet: bool = False) -> Iterator[Predicted]:
+        """The function `predictions` with the deployed model."""
+        return predictions(
+            self.deployed,
+            data,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            quiet=quiet,
+        )
+
+
+def load_detector(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    batch_size: int | None = None,
+    change: Callable[[Config], Config] | None = None,
+) -> Detector:
+    """The model of a run folder or of a checkpoint file, ready to predict.
+
+    device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16; by default the run's, in which its
+    held-out images were scored. batch_size: images at once. change: what to change in the run's
+    configuration; the model's own settings must stay.
+
+    Raises:
+        CheckpointError: as `load_trained` and `restore_model`.
+        ValueError: as `choose_device`.
+    """
+    path, state = load_trained(run)
+    config = state.config if change is None else change(state.config)
+    place = choose_device(device)
+    precision = choose_precision(precision or config.eval.precision, place)
+    model = build_model(config, pretrained=False).to(place).to(memory_format=torch.channels_last)
+    restore_model(model, state.model, source=path)
+    return Detector(
+        path=path,
+        state=replace(state, model={}),
+        config=config,
+        model=model.eval(),
+        normalise=Normalise(*input_normalisation(config.model.backbone)),
+        calibration=_calibration(state, config, precision),
+        device=place,
+        precision=precision,
+        batch_size=batch_size or config.eval.batch_size,
+    )
+
+
+def _calibration(state: Checkpoint, config: Config, precision: str) -> Calibration | None:
+    """The run's calibration, if its held-out scores can be compared with those of `config`."""
+    if state.calibration is None:
+        return None
+    trained, compared = ((c.data.name, c.data.category, c.score) for c in (state.config, config))
+    if trained != compared:
+        _log.warning("no p-values: the held-out scores are of the run's own dataset and score settings")
+        return None
+    if precision != state.config.eval.precision:
+        _log.warning(
+            "p-values compare scores in %s with held-out ones in %s: take them as approximate",
+            precision, state.config.eval.precision,
+        )  # fmt: skip
+    return Calibration(**cast("dict[str, Any]", state.calibration))
+
+
+class _GivenImages(ImageSet):
+    """Images that were given in Python; `sizes` are (width, height) of those decoded so far."""
+
+    def __init__(self, images: Sequence[ImageLike], decode: Decode, normalise: Normalise) -> None:
+        self.images = images
+        self.sizes: dict[int, tuple[int, int]] = {}
+        names = (x if isinstance(x, str | Path) else f"images[{i}]" for i, x in enumerate(images))
+        paths = [Path(name).expanduser() for name in names]
+        samples = [Sample(path, UNKNOWN, None, "", "predict", "", str(path)) for path in paths]
+        super().__init__(samples, decode, normalise)
+
+    def _decoded(self, index: int) -> np.ndarray:
+        image, path = self.images[index], self.samples[index].path
+        picture = read_image(path) if isinstance(image, str | Path) else to_rgb(image, name=str(path))
+        self.sizes[index] = picture.size
+        return np.asarray(self.decode.fit(picture))
+
+
+# --- the one loop -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A batch and what a model makes of it: score (B,), maps (B, H, W) float32; the model's own seconds."""
+
+    batch: Batch
+    score: np.ndarray
+    maps: np.ndarray
+    seconds: float
+
+    @property
+    def indices(self) -> list[int]:
+        """Places of the images in their set."""
+        return self.batch["index"].tolist()
+
+    @property
+    def images(self) -> Tensor:
+        """What is judged, normalised: (B, 3, H, W); of frames the last ones."""
+        return self.batch["frames"][:, -1] if "frames" in self.batch else self.batch["image"]
+
+
+@torch.inference_mode()
+def predictions(
+    model: AnomalyModel,
+    data: ImageSet,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    indices: Sequence[int] | None = None,
+    quiet: bool = False,
+) -> Iterator[Predicted]:
+    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept.
+
+    Raises:
+        FloatingPointError: naming the first image whose score or map is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    loader = batches(data, batch_size, indices=indices)
+    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=quiet or None):
+        images = inputs_of(to_device(batch, device))
+        start = time.perf_counter()
+        with autocast(device, precision):
+            prediction = model.predict(images)
+        score = prediction.score.double().cpu().numpy()  # waits for the device
+        seconds = time.perf_counter() - start
+        maps = prediction.anomaly_map.float().cpu().numpy()
+        for i in np.flatnonzero(~(np.isfinite(score) & np.isfinite(maps).all(axis=(1, 2)))):
+            raise FloatingPointError(
+                f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite; use "
+                "--precision fp32, or train again with a lower optim.lr"
+            )
+        yield Predicted(batch, score, maps, seconds)
+    model.train(was_training)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, images in channels-last order."""
+    formats = {"image": torch.channels_last}
+    return {
+        k: v.to(device, non_blocking=True, memory_format=formats.get(k, torch.preserve_format))
+        for k, v in batch.items()
+    }
+
+
+def inputs_of(batch: Batch) -> Tensor:
+    """What `predict` takes: images (B, 3, H, W), or frames (B, F, 3, H, W) of video."""
+    return batch["frames"] if "frames" in batch else batch["image"]
