@@ -1,0 +1,274 @@
+"""COCO json, labelme json and YOLO segmentation text, read into one kind of labelled regions."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from utils.errors import DatasetError
+
+log = logging.getLogger("uninet")
+
+Ring = np.ndarray  # (N, 2), x and y in pixels
+
+
+class LabelError(ValueError):
+    """A label that cannot be drawn, with the reason."""
+
+
+@dataclass
+class Shape:
+    """One labelled region: rings in pixels, or a bitmap (H, W) with its offset (x, y)."""
+
+    label: str
+    rings: list[Ring] = field(default_factory=list)
+    bitmap: np.ndarray | None = None
+    offset: tuple[int, int] = (0, 0)
+    relative: bool = False  # the rings are in shares of the image's sides (YOLO)
+
+
+@dataclass
+class Labelled:
+    """What is known of one image: the name as its labels give it, its shapes, the size they are for."""
+
+    name: str
+    source: Path
+    shapes: list[Shape] = field(default_factory=list)
+    size: tuple[int, int] | None = None  # width, height
+    problems: list[str] = field(default_factory=list)
+
+
+def read_labels(
+    where: Path, kind: str = "auto", names: str | None = None, *, boxes: bool = False
+) -> list[Labelled]:
+    """All labels of a file or a folder, in the order of their files.
+
+    kind: auto | coco | labelme | yolo. names: class names of YOLO, with commas. boxes: fill boxes without an
+    outline, which are problems of their image otherwise.
+
+    Raises:
+        DatasetError: for a folder or a file that holds no labels of the format.
+    """
+    if not where.exists():
+        raise DatasetError(f"--labels {where} is missing")
+    files = (
+        [where] if where.is_file() else sorted(p for p in where.rglob("*") if p.suffix in (".json", ".txt"))
+    )
+    trees = {p: read_json(p) for p in files if p.suffix == ".json"}
+    if kind == "auto":
+        found = {
+            "coco" if "annotations" in t else "labelme"
+            for t in trees.values()
+            if {"annotations", "shapes"} & t.keys()
+        }
+        found |= {"yolo"} if not found and any(p.suffix == ".txt" for p in files) else set()
+        if len(found) != 1:
+            there = " and ".join(sorted(found)) or "none of COCO json, labelme json and YOLO text"
+            raise DatasetError(f"--labels {where} holds {there}; name one kind with --format")
+        (kind,) = found
+    if kind == "yolo":
+        known = class_names(where, names)
+        texts = [p for p in files if p.suffix == ".txt" and p.name != "classes.txt"]
+        return [yolo(p, where, known, boxes=boxes) for p in texts]
+    chosen = {p: t for p, t in trees.items() if ("annotations" if kind == "coco" else "shapes") in t}
+    if not chosen:
+        raise DatasetError(f"--labels {where} holds no {kind} json")
+    if kind == "labelme":
+        return [labelme(p, t) for p, t in chosen.items()]
+    return [one for p, t in chosen.items() for one in coco(p, t, boxes=boxes)]
+
+
+def read_json(path: Path) -> dict:
+    """The object in a json file.
+
+    Raises:
+        DatasetError: if it is damaged or holds something else.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is no json file: {error}") from error
+    return tree if isinstance(tree, dict) else {}
+
+
+def coco(path: Path, tree: dict, *, boxes: bool) -> list[Labelled]:
+    """The images of a COCO file with their annotations."""
+    try:
+        kinds = {c["id"]: str(c["name"]) for c in tree.get("categories", [])}
+        images = {i["id"]: i for i in tree["images"]}
+        found = {
+            key: Labelled(
+                str(i["file_name"]),
+                path,
+                size=(int(i["width"]), int(i["height"])) if "width" in i and "height" in i else None,
+            )
+            for key, i in images.items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path} is no COCO file: its images or categories lack {error}") from error
+    for number, annotation in enumerate(tree["annotations"]):
+        image = found.get(annotation.get("image_id"))
+        if image is None:
+            log.warning(
+                "%s: annotation %d is of image_id %r, which is not listed",
+                path,
+                number,
+                annotation.get("image_id"),
+            )
+            continue
+        label = kinds.get(annotation.get("category_id"), str(annotation.get("category_id")))
+        try:
+            image.shapes.append(coco_shape(annotation, label, boxes=boxes))
+        except (LabelError, TypeError, ValueError, KeyError, IndexError) as error:
+            image.problems.append(f"annotation {number}: {error}")
+    return list(found.values())
+
+
+def coco_shape(annotation: dict, label: str, *, boxes: bool) -> Shape:
+    """The region of one annotation: polygons, RLE, or its box with --boxes."""
+    region = annotation.get("segmentation")
+    if isinstance(region, dict):
+        height, width = map(int, region["size"])
+        counts = region["counts"]
+        runs = counts if isinstance(counts, list) else rle_counts(str(counts))
+        return Shape(label, bitmap=rle_bitmap(runs, height, width))
+    if isinstance(region, list) and region:
+        return Shape(label, [ring(flat) for flat in region])
+    if boxes and len(annotation.get("bbox", ())) == 4:
+        x, y, w, h = map(float, annotation["bbox"])
+        return Shape(label, [box_ring(x, y, x + w, y + h)])
+    raise LabelError("no outline, only a box (--boxes fills it)" if "bbox" in annotation else "no outline")
+
+
+def rle_counts(text: str) -> list[int]:
+    """The run lengths of COCO's compressed RLE: 5 bits per character, from the third on as differences."""
+    counts: list[int] = []
+    position = 0
+    while position < len(text):
+        value, shift, more = 0, 0, True
+        while more:
+            if position == len(text):
+                raise LabelError("its RLE is cut off")
+            character = ord(text[position]) - 48
+            if not 0 <= character < 64:
+                raise LabelError(f"its RLE has the character {text[position]!r}")
+            value |= (character & 0x1F) << shift
+            more, shift, position = bool(character & 0x20), shift + 5, position + 1
+            if not more and character & 0x10:
+                value |= -1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+    return counts
+
+
+def rle_bitmap(counts: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Runs of zeros and ones, down the columns, as a bitmap (H, W)."""
+    runs = np.asarray(counts, dtype=np.int64)
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise LabelError(f"its RLE covers {runs.sum()} pixels of {width}x{height}")
+    values = np.arange(len(runs)) % 2
+    return np.repeat(values, runs).astype(np.uint8).reshape(width, height).T
+
+
+def labelme(path: Path, tree: dict) -> Labelled:
+    """The image of a labelme file with its shapes."""
+    name = str(tree.get("imagePath") or path.with_suffix("").name).replace("\\", "/")
+    width, height = tree.get("imageWidth"), tree.get("imageHeight")
+    known = isinstance(width, int) and isinstance(height, int)
+    image = Labelled(name, path, size=(width, height) if known else None)
+    for number, shape in enumerate(tree["shapes"]):
+        try:
+            image.shapes.append(labelme_shape(shape))
+        except (LabelError, TypeError, ValueError, KeyError, IndexError) as error:
+            image.problems.append(f"shape {number}: {error}")
+    return image
+
+
+def labelme_shape(shape: dict) -> Shape:
+    """The region of one shape: polygon, rectangle, circle or mask."""
+    label, kind, points = str(shape["label"]), shape.get("shape_type") or "polygon", shape["points"]
+    if kind == "mask":
+        data = np.frombuffer(base64.b64decode(shape["mask"]), np.uint8)
+        bitmap = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        if bitmap is None:
+            raise LabelError("its mask is no picture")
+        x, y = (round(float(v)) for v in points[0])
+        return Shape(label, bitmap=(bitmap > 0).astype(np.uint8), offset=(x, y))
+    corners = ring([float(v) for point in points for v in point], least=2)
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
+        return Shape(label, [box_ring(x0, y0, x1, y1)])
+    if kind == "circle":
+        radius = float(np.linalg.norm(corners[1] - corners[0]))
+        angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
+        return Shape(label, [corners[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)])
+    if kind == "polygon" and len(corners) > 2:
+        return Shape(label, [corners])
+    raise LabelError(f"a {kind} with {len(corners)} points has no area")
+
+
+def yolo(path: Path, root: Path, names: Sequence[str], *, boxes: bool) -> Labelled:
+    """The image of a YOLO text file: per line a class and the corners x, y in shares of the sides."""
+    image = Labelled(str(path.relative_to(root).with_suffix("")) if root.is_dir() else path.stem, path)
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            first, *rest = line.split()
+            index, values = int(first), [float(v) for v in rest]
+            label = names[index] if 0 <= index < len(names) else str(index)
+            if len(values) == 4:
+                if not boxes:
+                    raise LabelError("a box, no outline (--boxes fills it)")
+                x, y, w, h = values
+                shape = Shape(label, [box_ring(x - w / 2, y - h / 2, x + w / 2, y + h / 2)], relative=True)
+            else:
+                shape = Shape(label, [ring(values)], relative=True)
+            if not all(-0.01 <= v <= 1.01 for v in values):
+                raise LabelError("values outside of 0 to 1")
+            image.shapes.append(shape)
+        except (LabelError, ValueError) as error:
+            image.problems.append(f"line {number}: {error}")
+    return image
+
+
+def class_names(where: Path, names: str | None) -> list[str]:
+    """The class names of YOLO's numbers: given ones, or of data.yaml or classes.txt near the labels."""
+    if names:
+        return [name.strip() for name in names.split(",")]
+    folder = (where if where.is_dir() else where.parent).resolve()
+    for near in (folder, *folder.parents[:3]):
+        if (near / "data.yaml").is_file():
+            tree = yaml.safe_load((near / "data.yaml").read_text())
+            found = tree.get("names") if isinstance(tree, dict) else None
+            if isinstance(found, dict):
+                return [str(found.get(i, i)) for i in range(1 + max(map(int, found), default=-1))]
+            if isinstance(found, list):
+                return [str(name) for name in found]
+        if (near / "classes.txt").is_file():
+            return (near / "classes.txt").read_text().splitlines()
+    log.warning("no class names (--names, data.yaml, classes.txt): kinds are named by their numbers")
+    return []
+
+
+def ring(flat: Sequence[float], least: int = 3) -> Ring:
+    """Corners (N, 2) from x, y, x, y, ..."""
+    values = np.asarray(flat, dtype=np.float64)
+    if values.ndim != 1 or len(values) % 2 or len(values) < 2 * least or not np.isfinite(values).all():
+        raise LabelError(f"an outline needs {least} or more pairs of numbers")
+    return values.reshape(-1, 2)
+
+
+def box_ring(x0: float, y0: float, x1: float, y1: float) -> Ring:
+    """The corners of a box."""
+    return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], dtype=np.float64)

@@ -1,0 +1,314 @@
+"""Turn COCO json, labelme json or YOLO segmentation text into mask PNGs in the layout of own folders.
+
+python scripts/prepare/masks.py --labels FILE_OR_DIR --images DIR --output PART
+
+Images with labelled defects are copied to PART/test/<kind>, their masks go to PART/ground_truth/<kind>.
+A kind is the label; an image with several kinds goes to `a+b`. Images without a defect go to PART/test/good
+(--good train|skip). PART/masks.csv says of each image what was written, or why it was skipped.
+
+Rings of one annotation are united; a ring that lies inside another and turns the other way is a hole, and so
+is a shape with a label that --hole names. RLE of COCO is read in both its forms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from labels import LabelError, Labelled, Ring, Shape, read_labels
+from skimage.draw import polygon2mask
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from datasets.files import find_images
+from datasets.images import read_image
+from utils.cli import new_parser, run_command, say, user_path
+from utils.errors import DatasetError
+from utils.runs import write_atomically, write_text
+
+TABLE = "masks.csv"
+COLUMNS = ("image", "labels", "kind", "shapes", "pixels", "written", "skipped")
+SAFE = "-_.+ "  # beside letters and digits, in names that are written
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read all labels, then write the masks, the images and the table."""
+    args = parse_arguments(argv)
+    images = [p.resolve() for p in find_images(args.images)]
+    if not images:
+        raise DatasetError(f"no image below {args.images}")
+    labels, unmatched = match(
+        read_labels(args.labels, args.format, args.names, boxes=args.boxes), images, args.images.resolve()
+    )
+    clear(args.output, overwrite=args.overwrite, inputs=[args.images, args.labels])
+    rows = [*unmatched]
+    names = output_names(images, args.images.resolve())
+    for path in images:
+        rows.append(convert(path, names[path], labels.get(path), args))
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(args.output / TABLE, text.getvalue())
+    say(summary(rows, args.output))
+    if not any(row["written"] for row in rows):
+        raise DatasetError(f"no image was written; {args.output / TABLE} says why")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser(__doc__.split("\n")[0])
+    add = parser.add_argument
+    add(
+        "--labels",
+        type=user_path,
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="a COCO json, or the folder of labelme json or YOLO text files",
+    )
+    add("--images", type=user_path, required=True, metavar="DIR", help="the images, searched below, too")
+    add(
+        "--output",
+        type=user_path,
+        required=True,
+        metavar="PART",
+        help="the folder of the part, as train.py reads it",
+    )
+    add(
+        "--format",
+        choices=("auto", "coco", "labelme", "yolo"),
+        default="auto",
+        help="of the labels; auto: by their content",
+    )
+    add(
+        "--names",
+        metavar="A,B,...",
+        help="class names of YOLO; default: data.yaml or classes.txt near the labels",
+    )
+    add(
+        "--hole",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="shapes of this label are cut out of the others; may be repeated",
+    )
+    add(
+        "--boxes",
+        action="store_true",
+        help="fill boxes where no outline is given; without it they are skipped",
+    )
+    add("--good", choices=("test", "train", "skip"), default="test", help="where images without a defect go")
+    add("--overwrite", action="store_true", help="replace what an earlier call wrote to --output")
+    return parser.parse_args(argv)
+
+
+# --- drawing ------------------------------------------------------------------------------------------------
+
+
+def draw(shapes: Iterable[Shape], width: int, height: int) -> np.ndarray:
+    """The union of shapes as a mask (H, W) of 0 and 255."""
+    mask = np.zeros((height, width), np.uint8)
+    for shape in shapes:
+        mask |= bitmap_of(shape, width, height)
+    return mask
+
+
+def bitmap_of(shape: Shape, width: int, height: int) -> np.ndarray:
+    """One shape as a mask (H, W) of 0 and 255."""
+    mask = np.zeros((height, width), np.uint8)
+    if shape.bitmap is not None:
+        x, y = shape.offset
+        part = shape.bitmap[max(0, -y) : height - y, max(0, -x) : width - x]
+        mask[max(0, y) : max(0, y) + part.shape[0], max(0, x) : max(0, x) + part.shape[1]] = 255 * part
+        return mask
+    factor = (width, height) if shape.relative else (1, 1)
+    rings = [r * factor for r in shape.rings]
+    filled = [fill(r, width, height) for r in rings]
+    holes = [i for i, r in enumerate(rings) if is_hole(i, rings, filled, turn(r))]
+    for i, part in enumerate(filled):
+        mask |= 0 if i in holes else part
+    for i in holes:
+        mask &= ~filled[i]
+    return mask
+
+
+def fill(corners: Ring, width: int, height: int) -> np.ndarray:
+    """The pixels whose centres are in a ring, by the even-odd rule: a bridge to an inner ring leaves a hole.
+
+    Labels have their origin at the corner of the first pixel, pixel centres lie half a pixel further.
+    """
+    inside = polygon2mask((height, width), np.clip(corners, -1e6, 1e6)[:, ::-1] - 0.5)
+    return 255 * inside.astype(np.uint8)
+
+
+def turn(corners: Ring) -> float:
+    """Twice the signed area: its sign says which way the ring turns."""
+    x, y = corners.T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))
+
+
+def is_hole(i: int, rings: Sequence[Ring], filled: Sequence[np.ndarray], area: float) -> bool:
+    """Whether ring i lies inside a larger ring of the same annotation that turns the other way."""
+    return any(
+        j != i
+        and area * turn(other) < 0
+        and abs(area) < abs(turn(other))
+        and not (filled[i] & ~filled[j]).any()
+        for j, other in enumerate(rings)
+    )
+
+
+# --- images and files ---------------------------------------------------------------------------------------
+
+
+def match(
+    labels: Iterable[Labelled], images: Sequence[Path], root: Path
+) -> tuple[dict[Path, Labelled], list[dict[str, object]]]:
+    """Each image's labels, those of several files united, and a row of the table for each that has no image.
+
+    A name is looked for as a path from the folder's root, from the label file's folder, then by its end: the
+    image whose path ends in it, with the suffix or (YOLO, labelme) without. Several such images are refused.
+    """
+    by_end: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        parts = path.relative_to(root).parts
+        for n in range(1, len(parts) + 1):
+            end = "/".join(parts[-n:])
+            by_end[end].append(path)
+            by_end[end.removesuffix(path.suffix)].append(path)
+    known = set(images)
+    found: dict[Path, Labelled] = {}
+    rows: list[dict[str, object]] = []
+    for one in labels:
+        parts = [p for p in one.name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
+        ends = ["/".join(parts[i:]) for i in range(len(parts))]
+        exact = [p for p in (root / one.name, one.source.parent / one.name) if p.resolve() in known]
+        hits = [exact[0].resolve()] if exact else next((by_end[e] for e in ends if e in by_end), [])
+        if len(hits) != 1:
+            reason = f"{len(hits)} images end in this name" if hits else "no such image below --images"
+            rows.append(row(one.name, one, skipped=reason))
+        elif hits[0] in found:
+            found[hits[0]].shapes += one.shapes
+            found[hits[0]].problems += one.problems
+        else:
+            found[hits[0]] = one
+    return found, rows
+
+
+def output_names(images: Sequence[Path], root: Path) -> dict[Path, str]:
+    """A name without suffix for each image: its own, or where several would share it its path with `_`."""
+    inside = {p: p.relative_to(root) for p in images}
+    stems = Counter(p.stem.casefold() for p in images)
+    joined = {p: "_".join(i.with_suffix("").parts) for p, i in inside.items()}
+    names = {p: p.stem if stems[p.stem.casefold()] == 1 else joined[p] for p in images}
+    again = Counter(name.casefold() for name in names.values())
+    return {p: n if again[n.casefold()] == 1 else f"{joined[p]}_{p.suffix[1:]}" for p, n in names.items()}
+
+
+def safe(name: str) -> str:
+    """A label as the name of a folder."""
+    text = "".join(c if c.isalnum() or c in SAFE else "_" for c in name).strip(" .")
+    return text or "defect"
+
+
+def convert(path: Path, name: str, labels: Labelled | None, args: argparse.Namespace) -> dict[str, object]:
+    """Write one image and its mask; give back its row of the table."""
+    shown = str(path.relative_to(args.images.resolve()))
+    if labels is not None and labels.problems:  # a part of its defects would count as normal
+        return row(shown, labels, skipped="; ".join(labels.problems[:3]))
+    shapes = [s for s in labels.shapes if s.label not in args.hole] if labels else []
+    if not shapes:
+        if args.good == "skip":
+            return row(shown, labels, skipped="no defect is labelled (--good skip)")
+        target = f"{args.good}/good/{name}{path.suffix}"
+        copy(path, args.output / target)
+        return row(shown, labels, kind="good", written=target)
+    assert labels is not None
+    try:
+        width, height = read_image(path).size
+    except DatasetError as error:
+        return row(shown, labels, skipped=str(error))
+    if labels.size not in (None, (width, height)):
+        their_width, their_height = labels.size or (0, 0)
+        reason = f"its labels are for {their_width}x{their_height}, it has {width}x{height}"
+        return row(shown, labels, skipped=reason)
+    kind = "+".join(sorted({safe(s.label) for s in shapes}))
+    if kind.casefold() in ("good", "ok", "normal"):
+        return row(shown, labels, skipped=f"the label '{kind}' names no defect")
+    holes = [s for s in labels.shapes if s.label in args.hole]
+    try:
+        mask = draw(shapes, width, height) & ~draw(holes, width, height)
+    except (LabelError, ValueError) as error:
+        return row(shown, labels, skipped=str(error))
+    if not mask.any():
+        return row(shown, labels, skipped="its shapes cover no pixel")
+    target = f"test/{kind}/{name}{path.suffix}"
+    encoded = cv2.imencode(".png", mask)[1].tobytes()
+    write_atomically(args.output / f"ground_truth/{kind}/{name}_mask.png", lambda f: _put(f, encoded))
+    copy(path, args.output / target)
+    pixels = int((mask > 0).sum())
+    return row(shown, labels, kind=kind, shapes=len(shapes), pixels=pixels, written=target)
+
+
+def copy(path: Path, target: Path) -> None:
+    """The image's bytes, in one step."""
+    content = path.read_bytes()
+    write_atomically(target, lambda f: _put(f, content))
+
+
+def _put(file: io.BufferedIOBase, content: bytes) -> None:
+    file.write(content)
+
+
+def row(image: str, labels: Labelled | None, **values: object) -> dict[str, object]:
+    """A line of the table."""
+    source = labels.source.name if labels else ""
+    return dict.fromkeys(COLUMNS, "") | {"image": image, "labels": source} | values
+
+
+def clear(output: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Make room: with --overwrite the files that an earlier call's table lists go.
+
+    Raises:
+        DatasetError: if the folder holds something else, or lies among the inputs.
+    """
+    for path in inputs:
+        if output.resolve() == path.resolve() or output.resolve().is_relative_to(path.resolve()):
+            raise DatasetError(f"--output {output} is inside {path}; choose another folder")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not (overwrite and (output / TABLE).is_file()):
+        hint = (
+            "--overwrite replaces what this command wrote" if (output / TABLE).is_file() else "choose another"
+        )
+        raise DatasetError(f"--output {output} is not empty; {hint}")
+    with (output / TABLE).open(newline="", encoding="utf-8") as file:
+        written = [r["written"] for r in csv.DictReader(file) if r.get("written")]
+    for name in written:
+        image = output / name
+        if not image.resolve().is_relative_to(output.resolve()):
+            raise DatasetError(f"{output / TABLE} names {name}, which is not inside of {output}")
+        mask = output / "ground_truth" / image.parent.name / f"{image.stem}_mask.png"
+        for path in (image, mask):
+            path.unlink(missing_ok=True)
+    (output / TABLE).unlink()
+
+
+def summary(rows: Sequence[dict[str, object]], output: Path) -> str:
+    """How many images of each kind were written, and why others were not."""
+    kinds = Counter(str(r["kind"]) for r in rows if r["written"])
+    reasons = Counter(str(r["skipped"]).split(":")[0] for r in rows if r["skipped"])
+    lines = [f"{number:6} {kind}" for kind, number in sorted(kinds.items())]
+    lines += [f"{number:6} skipped: {reason}" for reason, number in reasons.most_common()]
+    return "\n".join([*lines, f"{output / TABLE} has a line for each image"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
