@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ from datasets.files import find_images
 from datasets.images import read_image
 from utils.cli import new_parser, run_command, say, user_path
 from utils.errors import DatasetError
-from utils.runs import write_atomically, write_text
+from utils.files import write_atomically, write_text
 
 TABLE = "masks.csv"
 COLUMNS = ("image", "labels", "kind", "shapes", "pixels", "written", "skipped")
@@ -304,7 +305,7 @@ def clear(output: Path, *, overwrite: bool, inputs: Sequence[Path]) -> None:
 def summary(rows: Sequence[dict[str, object]], output: Path) -> str:
     """How many images of each kind were written, and why others were not."""
     kinds = Counter(str(r["kind"]) for r in rows if r["written"])
-    reasons = Counter(str(r["skipped"]).split(":")[0] for r in rows if r["skipped"])
+    reasons = Counter(re.sub(r"^\w+ \d+: ", "", str(r["skipped"])) for r in rows if r["skipped"])
     lines = [f"{number:6} {kind}" for kind, number in sorted(kinds.items())]
     lines += [f"{number:6} skipped: {reason}" for reason, number in reasons.most_common()]
     return "\n".join([*lines, f"{output / TABLE} has a line for each image"])
