@@ -30,14 +30,28 @@ fi
 prepare() {
     local requirements=$1 stamp
     if [[ -z "${VIRTUAL_ENV:-}" ]]; then
-        [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+        if [[ ! -x .venv/bin/python ]]; then
+            require_python "${PYTHON:-python3}"
+            "${PYTHON:-python3}" -m venv .venv
+        fi
         # shellcheck disable=SC1091
         source .venv/bin/activate
+        require_python python
         stamp=".venv/.$(cat requirements*.txt | cksum | cut -d' ' -f1)-"
         if [[ ! -f "$stamp$requirements" && ! -f "${stamp}requirements-dev.txt" ]]; then  # the latter holds the former
             install_requirements "$requirements"
             touch "$stamp$requirements"
         fi
+    else
+        require_python python
+    fi
+}
+
+require_python() { # PROGRAM
+    if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' > /dev/null 2>&1; then
+        echo "error: Python 3.10 or newer is needed, and $1 is $("$1" --version 2>&1 || true)." \
+            "Set PYTHON=/path/to/python3, or activate an environment that has it." >&2
+        exit 1
     fi
 }
 

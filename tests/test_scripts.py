@@ -32,6 +32,22 @@ def call(tmp_path):
     return call
 
 
+def test_an_old_python_is_named(call, tmp_path):
+    (tmp_path / "bin/python").write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1 || exit 1\n')
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        call("demo")
+    error = caught.value.stderr
+    assert error.startswith("error: Python 3.10 or newer is needed, and python is Python 3.9.1. Set PYTHON=")
+    assert error.count("\n") == 1
+
+
+def test_no_file_claims_a_package():
+    """Its folders have common names (datasets, model, utils), which would hide those of other packages."""
+    assert not [name for name in ("setup.py", "setup.cfg") if (ROOT / name).exists()]
+    text = (ROOT / "pyproject.toml").read_text()
+    assert "[project" not in text and "[build-system]" not in text
+
+
 @pytest.mark.parametrize(
     ("script", "flags", "expected"),
     [

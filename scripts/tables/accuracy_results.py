@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from evaluation.scoring import COLUMNS
 from scripts.tables.collect import portable
@@ -74,8 +75,7 @@ def read_rows(path: Path) -> list[Row]:
 def append_row(path: Path, row: Row, *, lock: Path) -> None:
     """Add a row in one step; several commands may do so at once. Columns of an older file stay."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(lock):
         rows = [*read_rows(path), row]
         names = list(dict.fromkeys([*KEY, *REST, *(name for r in rows for name in r)]))
         text = io.StringIO()
