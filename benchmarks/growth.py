@@ -58,7 +58,7 @@ def available_gb() -> float:
 
 def table(points: list[Point]) -> str:
     """A row a size and batch."""
-    rows = [["size", "batch", "step, s", "s an image", "peak, GB"]]
+    rows = [["size", "batch", "step, s", "s per image", "peak, GB"]]
     for p in points:
         each = None if p.seconds is None else p.seconds / p.batch
         rows.append([str(p.size), str(p.batch), cell(p.seconds, ".3g"), cell(each, ".3g"), cell(p.gb, ".2f")])
@@ -66,7 +66,7 @@ def table(points: list[Point]) -> str:
 
 
 def plot(points: list[Point]) -> str:
-    """Two panels over the batch, a line a size: seconds of a step, and peak memory."""
+    """Two panels over the batch, one line per size: seconds of a step, and peak memory."""
     panels = [("step, s", lambda p: p.seconds), ("peak memory, GB", lambda p: p.gb)]
     parts = [_panel(points, title, value, MARGIN + i * WIDTH) for i, (title, value) in enumerate(panels)]
     size = f'width="{2 * WIDTH + MARGIN}" height="{HEIGHT + 2 * MARGIN}"'

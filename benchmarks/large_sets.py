@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
             seconds, busy, own, resident = measured([sys.executable, str(ROOT / name), *run, *more])
             say(
                 f"{name}: {args.images} images of {SIDE}x{SIDE} at {args.image_size}, {seconds:.1f} s "
-                f"({busy:.1f} s of processors), {1000 * seconds / args.images:.1f} ms an image; "
+                f"({busy:.1f} s of processors), {1000 * seconds / args.images:.1f} ms per image; "
                 f"peak {own:.2f} GB of its own, {resident:.2f} GB resident"
             )
 

@@ -46,7 +46,8 @@ ROWS = (
         bf16=True,
     ),
     Row(
-        "many", "32 images, batch 8, s an image", Spec("predict", count=32), "fp32 85 %, bf16 3x", SHAPES, 32,
+        "many", "32 images, batch 8, s per image", Spec("predict", count=32), "fp32 85 %, bf16 3x", SHAPES,
+        32,
         bf16=True,
     ),
     Row(

@@ -125,7 +125,7 @@ def test_means_over_categories_then_seeds():
         row(1, "01", image_auroc="0.9"), row(1, "02", image_auroc="1.0"), row(2, "01", image_auroc="0.1"),
     ]  # fmt: skip
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in accuracy_results.table(rows).splitlines()]
-    assert lines[0][-3:] == ["I-AUROC", "ms an image", "parameters, M"] and len(lines) == 5
+    assert lines[0][-3:] == ["I-AUROC", "ms per image", "parameters, M"] and len(lines) == 5
     assert lines[3][6:8] == ["0, 1", "95.00 ± 7.07"]
     assert lines[4][1] == "mean of 2" and lines[4][6:] == ["0, 1", "90.00 ± 7.07", "", "2.0"]
 

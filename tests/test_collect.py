@@ -32,7 +32,7 @@ def test_copies_and_tables(tmp_path, capfd):
     short = "python train.py --config configs/btad.yaml --data-root DIR --category 01 --set eval.every=3"
     assert json.loads(copy.read_text())["command"] == short and "home" not in copy.read_text()
     out = capfd.readouterr().out.splitlines()
-    assert out[0] == "| run | category | steps | I-AUROC | training | ms an image |"
+    assert out[0] == "| run | category | steps | I-AUROC | training | ms per image |"
     assert out[2] == "| btad-one-class-01-uninet | 01 | 7 | 50.0 | 2 min | 12 |"
     assert short in out and out[-1] == "| btad-one-class-01-uninet | 3 | 25.0 |"
 

@@ -85,6 +85,10 @@ def test_imports_point_downwards():
     assert wrong - EXCEPTIONS == set()
 
 
+def test_no_script_looks_for_the_repository():
+    assert [name for name, path in FILES.items() if "sys.path" in path.read_text()] == []
+
+
 def test_no_file_imports_itself_through_others():
     assert set(circles(GRAPH)) <= CIRCLE
 

@@ -12,7 +12,7 @@ import torch
 
 from datasets.demo import write_demo
 from utils.checkpoint import FILE, load_checkpoint
-from utils.runs import PARTIAL
+from utils.files import PARTIAL
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SETTINGS = (

@@ -3,20 +3,15 @@
 import base64
 import csv
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from datasets.registry import SPECS, collect
+from scripts.prepare import labels, masks
 from utils.cli import run_command
-
-sys.path.insert(0, str(ROOT / "scripts" / "prepare"))
-import labels
-import masks
 
 HEIGHT, WIDTH = 30, 40
 SQUARE = [10, 5, 20, 5, 20, 15, 10, 15]  # x and y of the corners; clockwise as seen

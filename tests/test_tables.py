@@ -91,7 +91,7 @@ def test_every_table_has_a_spec():
 def test_dry_run_needs_no_data(capfd):
     assert run_command(tables.main, ["01b", "--dry-run", "--seeds", "0", "1", "--step-seconds", "2"]) == 0
     out = capfd.readouterr().out
-    assert "table 01b: 24 runs" in out and out.count("--category 02") == 8 and "at 2 s a step" in out
+    assert "table 01b: 24 runs" in out and out.count("--category 02") == 8 and "at 2 s per step" in out
     assert run_command(tables.main, ["99", "--dry-run"]) == 2
     assert "no table '99'; there are 01a" in capfd.readouterr().err
     assert run_command(tables.main, ["01"]) == 2

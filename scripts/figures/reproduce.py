@@ -124,7 +124,7 @@ def _by_title(places: Sequence[Place]) -> dict[str, list[Place]]:
 
 
 def roc(places: Sequence[Place], args: argparse.Namespace) -> str:
-    """Found anomalous images against false alarms: a panel a dataset, a curve a model, areas named."""
+    """Found anomalous images against false alarms: one panel per dataset, one curve per model, with areas."""
     axes = (Axis("false alarms among normal images", 0, 1), Axis("found anomalous images", 0, 1))
     panels, legend, rows = [], [], list(dict.fromkeys(p.row for p in places))
     for title, found in _by_title(places).items():
@@ -198,10 +198,10 @@ def _titled(page: Picture, text: str) -> Picture:
 
 
 def tsne(places: Sequence[Place], args: argparse.Namespace) -> str:
-    """t-SNE of one vector a test image: means over positions of the student's features, levels joined.
+    """t-SNE of one vector per test image: means over positions of the student's features, levels joined.
 
-    The paper does not say which features it shows; these are our choice. A panel a place and model, axes
-    without unit.
+    The paper does not say which features it shows; these are our choice. One panel per place and model; axes
+    have no unit.
     """
     device, panels = choose_device(args.device), []
     kinds = [

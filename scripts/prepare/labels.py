@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils.errors import DatasetError
 

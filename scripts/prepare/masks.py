@@ -1,6 +1,6 @@
 """Turn COCO json, labelme json or YOLO segmentation text into mask PNGs in the layout of own folders.
 
-python scripts/prepare/masks.py --labels FILE_OR_DIR --images DIR --output PART
+python -m scripts.prepare.masks --labels FILE_OR_DIR --images DIR --output PART
 
 Images with labelled defects are copied to PART/test/<kind>, their masks go to PART/ground_truth/<kind>.
 A kind is the label; an image with several kinds goes to `a+b`. Images without a defect go to PART/test/good
@@ -23,13 +23,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from labels import LabelError, Labelled, Ring, Shape, read_labels
 from skimage.draw import polygon2mask
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datasets.files import find_images
 from datasets.images import read_image
+from scripts.prepare.labels import LabelError, Labelled, Ring, Shape, read_labels
 from utils.cli import new_parser, run_command, say, user_path
 from utils.errors import DatasetError
 from utils.files import write_atomically, write_text

@@ -3,7 +3,7 @@
 python -m scripts.prepare.visa --source DIR --output DIR
 
 This program reads the release as it is, too; other programs need the prepared layout. DIR of --source holds
-split_csv/1cls.csv and a folder a category. Images are copied as they are, with their names, to
+split_csv/1cls.csv and one folder per category. Images are copied as they are, with their names, to
 <category>/train/good and <category>/test/{good,bad}, masks to <category>/ground_truth/bad.
 """
 

@@ -192,7 +192,7 @@ def _config(words: Sequence[str]) -> Config:
 
 
 def listing(missing: Sequence[Cell], rows: Sequence[Row]) -> str:
-    """What --dry-run says: a line a cell, with minutes where this machine has measured such a step."""
+    """What --dry-run says: one line per cell, with minutes where this machine has measured such a step."""
     speeds, device = measured_steps(rows, MEASURED), versions()["device"]
     lines, known, unknown = [], 0.0, 0
     for cell in missing:

@@ -1,4 +1,4 @@
-"""results/measured/accuracy.csv: a row a run, the table of means and deviations, times measured before."""
+"""results/measured/accuracy.csv: one row per run, their means and deviations, and measured times."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def identity(row: Row) -> tuple[str, ...]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: mean and standard deviation over seeds, in percent, a row a category and model.
+    """Markdown: mean and standard deviation over seeds, in percent, one row per category and model.
 
     Where a model has several categories of a dataset, a row of their mean follows: over the categories first,
     then over the seeds that have all of them.
@@ -106,7 +106,7 @@ def table(rows: Sequence[Row]) -> str:
     shown = [k for k in COLUMNS if any(row.get(k) for row in rows)]
     names = [COLUMNS[k] for k in shown]
     about = ["dataset", "category", "model", "backbone", "size", "steps", "seeds"]
-    lines = [[*about, *names, "ms an image", "parameters, M"]]
+    lines = [[*about, *names, "ms per image", "parameters, M"]]
     lines.append(["---"] * len(lines[0]))
     for name, by_category in groups.items():
         parts = dict(by_category)
@@ -118,7 +118,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _means(by_category: dict[str, list[Row]], columns: Sequence[str]) -> list[Row]:
-    """A row a seed that every category has: means over the categories, empty where one has no value."""
+    """One row per seed that every category has: means over the categories, empty where one has no value."""
     by_seed: dict[str, list[Row]] = {}
     for row in (row for found in by_category.values() for row in found):
         by_seed.setdefault(row["seed"], []).append(row)
@@ -157,7 +157,7 @@ Speed = tuple[str, str, str, str]  # model, backbone, size, device
 
 
 def measured_steps(rows: Sequence[Row], folder: Path) -> dict[Speed, float]:
-    """Seconds a step (median) by model, backbone, image size and device: of rows and metrics.json copies."""
+    """Median seconds per step by model, backbone, image size and device, of rows and metrics.json copies."""
     found: dict[Speed, list[float]] = {}
     for row in rows:
         if row["iterations"] and row.get("train_s"):

@@ -64,11 +64,11 @@ def portable(command: str) -> str:
 
 
 def results(runs: dict[str, Tree]) -> str:
-    """One row a run and category, in percent; columns that no run has are left out."""
+    """One row per run and category, in percent; columns that no run has are left out."""
     rows = [(name, key, tree, r) for name, tree in runs.items() for key, r in tree["results"].items()]
     rows = [row for row in rows if row[1] != "mean" or len(row[2]["results"]) > 2]
     shown = {k: title for k, title in COLUMNS.items() if any(r.get(k) is not None for *_, r in rows)}
-    header = ["run", "category", "steps", *shown.values(), "training", "ms an image"]
+    header = ["run", "category", "steps", *shown.values(), "training", "ms per image"]
     lines = [header, ["---"] * len(header)]
     for name, key, tree, r in rows:
         values = ["" if r.get(k) is None else f"{100 * r[k]:.1f}" for k in shown]
@@ -80,7 +80,7 @@ def results(runs: dict[str, Tree]) -> str:
 
 
 def curves(runs: dict[str, Tree]) -> str:
-    """Evaluations during training, a row each."""
+    """Evaluations during training, one row each."""
     entries = [entry for tree in runs.values() for entry in tree.get("curve", [])]
     names = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "dsc", "miou")
     names = [n for n in names if any(entry.get(n) is not None for entry in entries)]

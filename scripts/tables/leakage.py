@@ -59,7 +59,7 @@ def finished(top: Path) -> list[Path]:
 
 
 def smoothing_rows(folder: Path, shuffles: int) -> list[Cells]:
-    """A row a category that has normal and anomalous images.
+    """One row per category that has normal and anomalous images.
 
     The lines of scores.csv are in folder order: class by class and name by name, video clip by clip, frame by
     frame.

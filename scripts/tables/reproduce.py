@@ -160,7 +160,7 @@ def listing(table: Table, wanted: Sequence[Run], args: argparse.Namespace) -> st
     steps = sum(_steps(command) for command in unique)
     hours = steps * args.step_seconds / 3600
     total = f"table {table.name}: {len(unique)} runs, {steps} steps, about {hours:.1f} hours"
-    return "\n".join([*commands(wanted, args), f"{total} at {args.step_seconds:g} s a step"])
+    return "\n".join([*commands(wanted, args), f"{total} at {args.step_seconds:g} s per step"])
 
 
 def commands(runs: Sequence[Run], args: argparse.Namespace) -> list[str]:

@@ -72,7 +72,7 @@ def load_table(name: str) -> Table:
 
 
 def reported(table: Table, row: Tree, column: int) -> list[float | None]:
-    """What others reported for a row and column, in percent, one a metric; None where nothing is known."""
+    """What others reported for a row and column, in percent, one per metric; None where nothing is known."""
     found = table.others.get("rows", {}).get(row.get("ours"), {}).get(table.columns[column].title) or []
     return [*found, *[None] * (len(table.columns[column].metrics) - len(found))]
 
@@ -82,7 +82,7 @@ def _plain(name: str) -> str:
 
 
 def printed(table: Table, name: object, column: int) -> list[float | None]:
-    """Published values of a row and column, one a metric; None where there are none."""
+    """Published values of a row and column, one per metric; None where there are none."""
     metrics = table.columns[column].metrics
     rows = table.published["rows"]
     if isinstance(rows, list):  # numbered rows, their values run over all columns
