@@ -37,6 +37,7 @@ from evaluation.outputs import SCORES, write_pages
 from evaluation.results import parameter_counts, protocol_notes, write_results
 from evaluation.scoring import (
     Scores,
+    join_scores,
     results_by_category,
     results_table,
     score_images,
@@ -145,7 +146,7 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     """Train the runs that the command line asks for, one after the other."""
     chosen = overrides(args)
     config = load_config(args.config, chosen)
-    with distributed.leader_first():
+    with distributed.main_process_first():
         dataset_root(config.data)  # the demo is written where it is missing
     names = [config.data.category] if config.model.setting == "multi-class" else categories_of(config.data)
     results: dict[str, Results] = {}
@@ -154,37 +155,37 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
         config, folder = place_of(config, args.output, args.name, anew=args.overwrite)
         folders.append(folder)
-        with locked(folder, overwrite=args.overwrite) if distributed.leads() else nullcontext():
+        with locked(folder, overwrite=args.overwrite) if distributed.is_main_process() else nullcontext():
             found = train_run(config, folder, args, command=command)
         results.update({k: v for k, v in found.items() if k != "mean"})
-    if results and distributed.leads():
+    if results and distributed.is_main_process():
         results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
         say(results_table(results, notes=protocol_notes(config)))
-    for folder in folders if distributed.leads() else []:
+    for folder in folders if distributed.is_main_process() else []:
         say(f"report.html, scores.csv, heatmaps.png and all else: {folder}" if results else str(folder))
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
     """Train, evaluate and write one run; a finished one is reported as it is."""
-    if args.overwrite and distributed.leads():
+    if args.overwrite and distributed.is_main_process():
         clear_run(folder)
-    device = distributed.own_device(choose_device(config.train.device))
+    device = distributed.device_for_rank(choose_device(config.train.device))
     reset_peak_memory(device)
     config, data, identity = contents(config)
     done, state, best = earlier(folder, identity, resume=args.resume)
     if done is not None:
         log.info("%s is finished; --overwrite trains it again", folder)
         return done
-    distributed.check(config, data.train.samples)
+    distributed.check_batches(config.train, len(data.train))
     seed_everything(config.train.seed)
     model = build_model(config, pretrained=state is None).to(device, memory_format=torch.channels_last)
     if state is not None:
         restore_model(model, state.model, source=folder / FILE)
-    if distributed.leads():
+    if distributed.is_main_process():
         log.info(describe(config, data, model))
         write_skipped(folder, data.skipped, dataset_root(config.data))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    quiet = args.quiet or not distributed.leads()
+    quiet = args.quiet or not distributed.is_main_process()
     run = Run(config, folder, data, model, device, quiet, command, identity, state, best)
     del state  # `optimise` lets go of it
     if run.state is not None and run.state.finished:
@@ -200,7 +201,9 @@ def contents(config: Config) -> tuple[Config, RunData, Tree]:
         per_epoch = batches_per_epoch(len(data.train), train.batch_size, train.last_batch)
         steps = math.ceil(train.epochs * per_epoch) * len(train.scales)
         config = dataclasses.replace(config, train=dataclasses.replace(train, iterations=steps))
-    content = distributed.agreed(data_identity(config, data) if distributed.leads() else None)
+    content = distributed.broadcast_object(
+        data_identity(config, data) if distributed.is_main_process() else None
+    )
     return config, data, identity_of(config, content)
 
 
@@ -268,16 +271,16 @@ def optimise(run: Run) -> float:
         start=start,
         stop=train.iterations,
         repeat=len(train.scales),
-        share=distributed.place(),
+        share=(distributed.rank(), distributed.world_size()),
         last_batch=train.last_batch,
     )
     loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
     tracker = Unwatched()
-    if distributed.leads():
+    if distributed.is_main_process():
         tracker = Tracker(
             run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
         )
-    loss = distributed.shared_loss(model)
+    loss = distributed.wrap_ddp(model, model.loss)
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
@@ -296,13 +299,17 @@ def optimise(run: Run) -> float:
 
         done = step + 1
         tracker.step(
-            done, distributed.averaged(parts), lr=rates, images=train.batch_size, diagnose=model.diagnostics
+            done,
+            distributed.reduce_mean(parts),
+            lr=rates,
+            images=train.batch_size,
+            diagnose=model.diagnostics,
         )
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
             look(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
-        if done % train.save_every == 0 and done < train.iterations and distributed.leads():
+        if done % train.save_every == 0 and done < train.iterations and distributed.is_main_process():
             elapsed, path = seconds + time.perf_counter() - began, run.folder / FILE
             save_training(path, config, model, done, elapsed, optimizer, schedule, run.identity)
     tracker.close()
@@ -365,7 +372,7 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
 def finish(run: Run, train_s: float) -> dict[str, Results]:
     """Keep the last (or best) state, evaluate it once, and write the run's files, numbers first."""
     config, folder, step = run.config, run.folder, run.config.train.iterations
-    if config.eval.select == "best" and distributed.agreed((folder / BEST).is_file()):
+    if config.eval.select == "best" and distributed.broadcast_object((folder / BEST).is_file()):
         best = load_checkpoint(folder / BEST)  # of this run: `earlier` has compared
         restore_model(run.model, best.model, source=folder / BEST)
         step = best.iteration
@@ -373,7 +380,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     if len(run.data.calibration):  # by the very model that predict.py scores with
         held_out = score(run, run.data.calibration, for_inference(run.model, precision=config.eval.precision))
     calibration = calibrate(held_out) if held_out else None
-    if distributed.leads():
+    if distributed.is_main_process():
         Checkpoint(
             config,
             run.model.state_dict(),
@@ -395,7 +402,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         p_values = calibration.p_values(scores.score) if calibration else None
         write_scores(folder / SCORES, scores, dataset_root(config.data), p_values=p_values)
         timing["ms_per_image"] = scores.ms_per_image
-    if not distributed.leads():
+    if not distributed.is_main_process():
         return {}
     timing["peak_memory_gb"] = peak_memory_gb(run.device)
     write_results(
@@ -419,16 +426,17 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
 def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores | None:
     """Score a set with the run's model, or with a copy of it; None in processes that do not lead."""
     config = run.config
-    own = score_images(
+    part = score_images(
         model or run.model,
         data,
         batch_size=config.eval.batch_size,
         device=run.device,
         precision=config.eval.precision,
-        indices=distributed.own_indices(len(data)),
+        indices=distributed.shard(len(data)),
         quiet=run.quiet,
     )
-    return distributed.gathered(own)
+    parts = distributed.gather(part)
+    return None if parts is None else join_scores(parts)
 
 
 def short(mean: Results) -> str:

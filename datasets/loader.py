@@ -123,9 +123,8 @@ class TrainingOrder(Sampler[list[int]]):
         last_batch: str = "carry",
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        own, (place, of) = batch_size // share[1], share
-        assert own * of == batch_size, f"{batch_size} images are not shared equally by {of}"
-        self.own = slice(place * own, (place + 1) * own)
+        assert batch_size % share[1] == 0, f"{batch_size} images are not shared equally by {share[1]}"
+        self.share = share
         self.start, self.stop, self.repeat = start, stop, repeat
         self.last_batch = last_batch
 
@@ -141,7 +140,8 @@ class TrainingOrder(Sampler[list[int]]):
                     epoch = position // self.samples
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.samples).tolist()
                 batch.append(epoch * self.samples + order[position % self.samples])
-            yield batch[self.own]
+            place, size = self.share[0], len(batch) // self.share[1]
+            yield batch[place * size : (place + 1) * size]
 
     def _positions(self, turn: int) -> range:
         """Where the batch of a turn lies in the epochs, each `samples` long, one after the other."""

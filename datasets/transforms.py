@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datasets.images import check_not_across, read_image, read_mask, upright_size
 from utils.config_rules import scaled_side
+from utils.distributed import rank, world_size
 from utils.errors import DatasetError
 
 FILTERS = {
@@ -171,7 +172,7 @@ def flip(batch: Batch, rng: np.random.Generator) -> Batch:
     """Each image, and its mask, mirrored left to right and upside down, each with p = 0.5."""
     flipped = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
     for axis in (-1, -2):
-        chosen = torch.from_numpy(rng.random(len(batch["image"])) < 0.5)
+        chosen = torch.from_numpy(_drawn(rng.random, len(batch["image"])) < 0.5)
         for values in flipped.values():
             values[chosen] = values[chosen].flip(axis)
     return batch | flipped
@@ -184,8 +185,8 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
     """
     images = batch["image"]
     count, height, width = len(images), *images.shape[2:]
-    angle = torch.tensor(rng.uniform(-math.pi / 2, math.pi / 2, count))
-    flip_x, flip_y = (torch.tensor(rng.choice([-1.0, 1.0], count)) for _ in range(2))
+    angle = torch.tensor(_drawn(lambda n: rng.uniform(-math.pi / 2, math.pi / 2, n), count))
+    flip_x, flip_y = (torch.tensor(_drawn(lambda n: rng.choice([-1.0, 1.0], n), count)) for _ in range(2))
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
     # rotation in pixels, written in coordinates that run from -1 to 1 along both sides
     matrix = torch.zeros(count, 2, 3, dtype=torch.float64)
@@ -212,8 +213,8 @@ def by_category(batch: Batch, operations: Sequence[Sequence[str]], rng: np.rando
     180 or 270 degrees, equally likely.
     """
     changed = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
-    draws = rng.random((len(operations), 2)) < CATEGORY_FLIP_CHANCE
-    turns = rng.integers(4, size=len(operations))
+    draws = _drawn(lambda n: rng.random((n, 2)), len(operations)) < CATEGORY_FLIP_CHANCE
+    turns = _drawn(lambda n: rng.integers(4, size=n), len(operations))
     for i, names in enumerate(operations):
         axes = [axis for axis, name in ((-1, "hflip"), (-2, "vflip")) if name in names and draws[i, axis]]
         for values in changed.values():
@@ -229,8 +230,8 @@ def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:
     With masks a tile has its own label: one of an anomalous image is normal where it shows no defect.
     """
     count, (height, width) = len(batch["image"]), batch["image"].shape[2:]
-    top = rng.integers(height - side + 1, size=count)
-    left = rng.integers(width - side + 1, size=count)
+    top = _drawn(lambda n: rng.integers(height - side + 1, size=n), count)
+    left = _drawn(lambda n: rng.integers(width - side + 1, size=n), count)
     cut = dict(batch)
     for key in ("image", "mask"):
         if key in batch:
@@ -256,3 +257,9 @@ def rescale(batch: Batch, scale: float) -> Batch:
             batch["mask"].dtype
         )
     return resized
+
+
+def _drawn(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+    """Random numbers for the `count` images of this process, out of those for the global batch."""
+    first = rank() * count
+    return draw(count * world_size())[first : first + count]

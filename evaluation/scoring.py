@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,19 @@ def score_images(
         seconds, done = seconds + found.seconds, part.stop
     samples = [data.samples[i] for i in indices]
     return Scores(samples, score, maps, masks, 1000 * seconds / max(done, 1), kind=data.kind)
+
+
+def join_scores(parts: list[Scores]) -> Scores:
+    """One set's scores from those of its shards, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        samples=[sample for part in parts for sample in part.samples],
+        score=np.concatenate([part.score for part in parts]),
+        maps=np.concatenate([part.maps for part in parts]),
+        masks=None if parts[0].masks is None else np.concatenate([part.masks for part in parts]),
+    )
 
 
 def _room(shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:

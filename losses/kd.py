@@ -7,6 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.distributed import all_concat, global_count, rank, world_size
+
 
 def cosine_distance(
     teacher: Tensor, student: Tensor, *, reading: str, normal: Tensor | None = None, hardest: float = 1.0
@@ -37,8 +39,24 @@ def cosine_distance(
         teacher, student = teacher.flatten(1), student.flatten(1)
     distance = 1 - F.cosine_similarity(teacher, student, dim=1, eps=1e-12)
     if hardest < 1 and reading == "pointwise":
-        values = distance.flatten() if counted is None else distance[counted]
-        return values.topk(math.ceil(hardest * len(values))).values.mean() if len(values) else values.sum()
+        return _hardest_mean(distance.flatten(), counted, hardest)
     if counted is None:
         return distance.mean()
-    return (distance * counted).sum() / counted.sum().clamp(min=1)
+    return (distance * counted).sum() / global_count(counted)
+
+
+def _hardest_mean(distance: Tensor, counted: Tensor | None, share: float) -> Tensor:
+    """Mean of the largest share of the counted distances (B N,), at least one; zero if none is counted.
+
+    Of several processes each gives the part of its own images, times their number (utils/distributed.py).
+    """
+    candidates = distance.detach()
+    if counted is not None:
+        candidates = candidates.masked_fill(~counted.flatten(), -math.inf)
+    everywhere = all_concat(candidates)
+    count = math.ceil(share * int((everywhere != -math.inf).sum()))
+    if count == 0:
+        return distance.sum() * 0
+    index = everywhere.topk(count).indices - rank() * len(distance)
+    local = index[(index >= 0) & (index < len(distance))]
+    return distance[local].sum() * world_size() / count

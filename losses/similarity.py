@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from utils.distributed import global_count, world_size
+
 EPS = 1e-8  # epsilon of Eqs. 9 and 10
 Diagonal = tuple[Tensor, Tensor | None]  # d of a pair and which positions are normal (None: all), (B, N)
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}  # 4 MB of float32 stay in cache; a GPU needs more to do
@@ -156,7 +158,7 @@ def margin_loss(d: Tensor, tau: float, normal: Tensor | None = None) -> Tensor:
 
 
 def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    return (value * mask).sum() / mask.sum().clamp(min=1)
+    return (value * mask).sum() / global_count(mask)
 
 
 def normal_positions(size: tuple[int, int], *, label: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -167,6 +169,7 @@ def normal_positions(size: tuple[int, int], *, label: Tensor | None, mask: Tenso
     """
     if mask is not None:
         return F.adaptive_max_pool2d(mask.float(), size).flatten(1) == 0
-    if label is not None and bool((label == 1).any()):
+    # of several processes one may see an anomaly and another none: then both need masks
+    if label is not None and (world_size() > 1 or bool((label == 1).any())):
         return (label != 1)[:, None].expand(-1, size[0] * size[1])
     return None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.config import LossConfig
+from utils.distributed import global_count
 
 BORDER_WINDOW, BORDER_WEIGHT = (
     31,
@@ -31,13 +32,17 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     values = F.binary_cross_entropy_with_logits(
         logits, target.clamp(min=0).to(logits.dtype), reduction="none"
     )
-    return (values * known).sum() / known.sum().clamp(min=1)
+    return (values * known).sum() / global_count(known)
 
 
-def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s) an image, averaged over images; both (B, 1, H, W)."""
+def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0, images: Tensor | None = None) -> Tensor:
+    """1 - (2 sum(p g) + s) / (sum(p) + sum(g) + s) per image, averaged over `images` or all.
+
+    logits, mask: (B, 1, H, W). images: (B,) bool.
+    """
     p, g = logits.sigmoid().flatten(1), mask.to(logits.dtype).flatten(1)
-    return (1 - (2 * (p * g).sum(1) + smooth) / (p.sum(1) + g.sum(1) + smooth)).mean()
+    loss = 1 - (2 * (p * g).sum(1) + smooth) / (p.sum(1) + g.sum(1) + smooth)
+    return loss.mean() if images is None else (loss * images).sum() / global_count(images)
 
 
 def focal_loss(logits: Tensor, mask: Tensor, *, gamma: float = 2.0, weight: float = 10.0) -> Tensor:
@@ -50,8 +55,7 @@ def focal_loss(logits: Tensor, mask: Tensor, *, gamma: float = 2.0, weight: floa
     mask = mask.to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
     focal = weight * ((1 - (-cross_entropy).exp()) ** gamma * cross_entropy).mean()
-    defective = mask.flatten(1).any(dim=1)
-    return focal + dice_loss(logits[defective], mask[defective]) if defective.any() else focal
+    return focal + dice_loss(logits, mask, images=mask.flatten(1).any(dim=1))
 
 
 def structure_loss(logits: Tensor, mask: Tensor, *, bce: str = "mean") -> Tensor:

@@ -1,6 +1,5 @@
 """Two gloo processes against one with the same global batch: losses, weights, metrics, files."""
 
-import dataclasses
 import json
 import socket
 from pathlib import Path
@@ -9,11 +8,11 @@ import processes
 import pytest
 import torch
 from conftest import ROOT
-from distributed_worker import MODELS, descend, double_precision
+from distributed_worker import CASES, descend, prepare
 from test_train import SMALL
 
 import train as train_command
-from datasets.samples import Sample
+from datasets.loader import TrainingOrder
 from utils import distributed
 from utils.cli import run_command
 from utils.config import load_config
@@ -41,23 +40,41 @@ def run_two(script, argv):
     return ends
 
 
-def test_losses_and_weights_are_those_of_one_process(tmp_path, monkeypatch):
-    run_two("tests/distributed_worker.py", [str(tmp_path / "two.pt")])
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    double_precision(monkeypatch.setattr)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Losses and weights of each case, from two processes."""
+    file = tmp_path_factory.mktemp("two") / "two.pt"
+    run_two("tests/distributed_worker.py", [str(file)])
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_weights_are_those_of_one_process(two, monkeypatch, name):
+    prepare(monkeypatch.setattr)
     try:
-        one = {name: descend(name) for name in MODELS}
+        parts, weights = descend(name)
     finally:
         torch.set_default_dtype(torch.float32)
-    for name, (parts, weights) in one.items():
-        for a, b in zip(parts, two[name][0], strict=True):
-            assert b == pytest.approx(a, rel=1e-8)
-        for key, value in weights.items():
-            torch.testing.assert_close(two[name][1][key], value, rtol=1e-6, atol=1e-8, msg=f"{name} {key}")
+    for a, b in zip(parts, two[name][0], strict=True):
+        assert b == pytest.approx(a, rel=1e-8)
+    assert len({part["total"] for part in parts}) == len(parts)
+    for key, value in weights.items():
+        torch.testing.assert_close(two[name][1][key], value, rtol=1e-6, atol=1e-8, msg=f"{name} {key}")
 
 
-def test_train_writes_one_run_with_the_same_numbers(mvtec_like, tmp_path, capfd):
-    argv = [*SMALL, "--data-root", str(mvtec_like), "--output", str(tmp_path), "--iterations", "2"]
+@pytest.mark.parametrize("model", ["uninet", "memory-bank"])
+def test_train_writes_one_run_with_the_same_numbers(mvtec_like, tmp_path, capfd, model):
+    argv = [
+        *SMALL,
+        "--model",
+        model,
+        "--data-root",
+        str(mvtec_like),
+        "--output",
+        str(tmp_path),
+        "--iterations",
+        "2",
+    ]
     # weights hardly move, so float32 scores can be compared; what moves them is compared above
     argv += ["--set", "optim.lr=1e-7", "--set", "optim.lr_teacher=1e-7", "--set", "eval.every=1"]
     argv += ["--set", "data.calibration_fraction=0.2"]
@@ -78,40 +95,45 @@ def test_train_writes_one_run_with_the_same_numbers(mvtec_like, tmp_path, capfd)
 
 def files(folder: Path):
     """What is compared of a run."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics, log = json.loads((folder / "metrics.json").read_text()), folder / "log.jsonl"
     return {
-        "log": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
+        "log": [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else [],
         "scores": [line.split(",") for line in (folder / "scores.csv").read_text().splitlines()[1:]],
         "results": metrics["results"]["part"],
     }
 
 
 @pytest.mark.parametrize(
-    ("changes", "label", "message"),
+    ("changes", "samples", "message"),
     [
-        ({"train.batch_size": 3}, 0, "no multiple of 2 processes"),
-        ({"model.name": "memory-bank"}, 0, "run memory-bank in one"),
-        ({"data.augment": "flip-rotate"}, 0, "not augmented"),
-        ({"data.tile": 64}, 0, "no tiles"),
-        ({}, 1, "normal training images"),
+        ({"train.batch_size": 3}, 12, "no multiple of 2 processes"),
+        ({"train.last_batch": "keep"}, 9, "leaves a batch of 1 for 2 processes"),
     ],
 )
-def test_what_would_not_be_the_same_is_refused(monkeypatch, changes, label, message):
-    config = load_config(ROOT / "configs/mvtec.yaml", changes)
-    samples = [Sample(Path("a.png"), label, None, "part", "train", "x", "")]
-    distributed.check(config, samples)  # alone, all of it is possible
-    monkeypatch.setattr(distributed, "place", lambda: (0, 2))
+def test_what_cannot_be_shared_equally_is_refused(monkeypatch, changes, samples, message):
+    config = load_config(ROOT / "configs/mvtec.yaml", {"train.batch_size": 4} | changes)
+    distributed.check_batches(config.train, samples)  # alone, all of it is possible
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match=message):
-        distributed.check(config, samples)
-    distributed.check(
-        load_config(ROOT / "configs/mvtec.yaml", {}), [dataclasses.replace(samples[0], label=0)]
-    )
+        distributed.check_batches(config.train, samples)
+    distributed.check_batches(load_config(ROOT / "configs/mvtec.yaml", {}).train, samples)
+
+
+def test_a_smaller_last_batch_is_shared():
+    parts = [
+        list(TrainingOrder(6, 4, seed=0, start=0, stop=2, share=(rank, 2), last_batch="keep"))
+        for rank in (0, 1)
+    ]
+    both = [first + second for first, second in zip(*parts, strict=True)]
+    assert both == list(TrainingOrder(6, 4, seed=0, start=0, stop=2, last_batch="keep"))
+    assert [len(batch) for batch in parts[1]] == [2, 1]
 
 
 def test_pieces_hold_every_image_once(monkeypatch):
     for count in (0, 1, 7, 8):
         pieces = []
         for rank in range(3):
-            monkeypatch.setattr(distributed, "place", lambda rank=rank: (rank, 3))
-            pieces += distributed.own_indices(count)
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(distributed, "world_size", lambda: 3)
+            pieces += distributed.shard(count)
         assert pieces == list(range(count))

@@ -1,10 +1,11 @@
-"""Several processes as one: the same numbers as one process with the same global batch.
+"""Several processes compute what one process would with the same global batch.
 
-`torchrun --nproc_per_node N train.py ...` starts N copies. Each takes its slice of every batch and of every
-set that is scored; gradients, batch statistics and mining thresholds are those of the whole batch; the
-leading process gathers scores and alone writes. In a single process everything here does nothing.
+`torchrun --nproc_per_node N train.py ...` starts N copies. Each takes its shard of every batch and of every
+set that is scored. DistributedDataParallel averages gradients over processes, so a loss term is right if its
+mean over processes is that of the global batch: what a term is divided by, or compared with, is reduced over
+all processes. The main process gathers the scores and alone writes. In a single process nothing is changed.
 
-Legend: B images of a process, W processes.
+Legend: W processes.
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.samples import ANOMALOUS, Sample
-from evaluation.scoring import Scores
-from utils.config import Config
+from utils.config import TrainConfig
 from utils.errors import ConfigError
 
 T = TypeVar("T")
@@ -42,8 +39,7 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    # the others wait while the leading process measures and writes, which on a large set takes long
-    patience = timedelta(hours=2)
+    patience = timedelta(hours=2)  # while the main process measures and writes, the others wait
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
     try:
         yield
@@ -51,37 +47,42 @@ def processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def place() -> tuple[int, int]:
-    """Rank of this process and their number W; (0, 1) if it is alone."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def leads() -> bool:
+def world_size() -> int:
+    """Number W of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
     """Whether this process writes."""
-    return place()[0] == 0
+    return rank() == 0
 
 
-def own_device(device: torch.device) -> torch.device:
+def device_for_rank(device: torch.device) -> torch.device:
     """Each process its own GPU.
 
     Raises:
         ConfigError: if a machine has fewer GPUs than processes.
     """
-    if place()[1] == 1 or device.type != "cuda":
+    if world_size() == 1 or device.type != "cuda":
         return device
-    own = int(os.environ.get("LOCAL_RANK", "0"))
-    if own >= torch.cuda.device_count():
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
         raise ConfigError(
-            f"process {own} of this machine has no GPU, there are {torch.cuda.device_count()}; "
-            "start one process a GPU (--nproc_per_node), or add --device cpu"
+            f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}; "
+            "start one process per GPU (--nproc_per_node), or add --device cpu"
         )
-    torch.cuda.set_device(own)
-    return torch.device("cuda", own)
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
-def agreed(value: T) -> T:
-    """The leading process's value, on all; a barrier as well."""
-    if place()[1] == 1:
+def broadcast_object(value: T) -> T:
+    """The main process's value, on all; a barrier as well."""
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box)
@@ -89,143 +90,157 @@ def agreed(value: T) -> T:
 
 
 @contextmanager
-def leader_first() -> Iterator[None]:
-    """The leading process runs the body before the others, as it may write."""
-    if not leads():
-        agreed(None)
+def main_process_first() -> Iterator[None]:
+    """The main process runs the body before the others, as it may write."""
+    if not is_main_process():
+        broadcast_object(None)
     yield
-    if leads():
-        agreed(None)
+    if is_main_process():
+        broadcast_object(None)
 
 
-def check(config: Config, training: list[Sample]) -> None:
-    """Refuse what several processes would not compute as one does.
+def check_batches(train: TrainConfig, samples: int) -> None:
+    """Refuse batches of an epoch of `samples` images that processes cannot share equally.
 
     Raises:
         ConfigError: naming the setting.
     """
-    world = place()[1]
-    if world == 1:
-        return
-    if config.model.name not in ("uninet", "recontrast"):
-        raise ConfigError(f"several processes train uninet and recontrast; run {config.model.name} in one")
-    if config.train.batch_size % world:
-        raise ConfigError(f"train.batch_size {config.train.batch_size} is no multiple of {world} processes")
-    if config.train.last_batch == "keep":
-        raise ConfigError("several processes share equal batches: train.last_batch carry or drop, not keep")
-    mixed = config.data.synthetic or any(s.label == ANOMALOUS for s in training)
-    if config.data.augment != "none" or config.data.tile or mixed or config.loss.kd_hardest < 1:
+    world, last = world_size(), samples % train.batch_size if train.last_batch == "keep" else 0
+    if train.batch_size % world:
+        raise ConfigError(f"train.batch_size {train.batch_size} is no multiple of {world} processes")
+    if last % world:
         raise ConfigError(
-            "several processes need normal training images, not augmented, no tiles, no synthetic defects, "
-            "loss.kd_hardest 1: otherwise losses are no means over the images of a batch; run this in one "
-            "process"
+            f"train.last_batch keep leaves a batch of {last} for {world} processes; use carry or drop"
         )
 
 
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def shared_loss(model: nn.Module) -> Loss:
-    """`model.loss`, whose backward pass leaves each process the gradients of the whole batch.
+def wrap_ddp(model: nn.Module, loss: Loss) -> Loss:
+    """`loss` of the model, whose backward pass leaves each process the gradients of the global batch.
 
-    Batch norms of the model take the statistics of the whole batch from now on.
+    Batch norms of the model take the statistics of the global batch from now on. Random numbers that a loss
+    draws (dropout and noise of UniAS) differ between processes: the one part that is not as in one process.
     """
-    if place()[1] == 1:
-        return model.loss
+    if world_size() == 1:
+        return loss
+    if not is_main_process():
+        torch.manual_seed(int(torch.randint(2**31, ())) + rank())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = type(f"Global{type(module).__name__}", (GlobalBatchNorm, type(module)), {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames an argument that 2.10 needs
         # buffers are equal everywhere. static_graph: each step uses the same parts, some parameters never
-        return DistributedDataParallel(_LossModule(model), broadcast_buffers=False, static_graph=True)
+        return DistributedDataParallel(_LossModule(model, loss), broadcast_buffers=False, static_graph=True)
 
 
 class _LossModule(nn.Module):
     """DistributedDataParallel looks at `forward` alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.loss = model, loss
 
     def forward(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        return self.model.loss(batch, progress)
+        return self.loss(batch, progress)
 
 
 class GlobalBatchNorm(nn.Module):
-    """Mixed into a batch norm: in training, statistics over the batches of all processes.
+    """Mixed into a batch norm: in training, statistics over the equal batches of all processes.
 
-    torch's SyncBatchNorm is for GPUs only and knows no activation inside; this one serves both devices, so
-    that what is tested is what runs. Batches have the same size everywhere.
+    torch's SyncBatchNorm is for GPUs only and drops the activation of timm's kind; this one serves both
+    devices, so that what is tested is what runs.
     """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    eps: float
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape; timm's kind applies its activation."""
         if not self.training:
             return super().forward(x)
-        count = x.numel() // x.shape[1] * place()[1]
+        count = x.numel() // x.shape[1] * world_size()
         values = x.float()
-        mean = _Sum.apply(values.sum((0, 2, 3))) / count
+        mean = all_reduce(values.sum((0, 2, 3))) / count  # its gradients are summed over processes, too
         centred = values - mean.view(1, -1, 1, 1)
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        found = (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
-        return self.act(self.drop(found)) if hasattr(self, "act") else found
+        out = (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        for name in ("drop", "act"):
+            out = getattr(self, name, nn.Identity())(out)
+        return out
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes; every process's loss depends on it, so gradients add up as well."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        return _all_sum(x)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return _all_sum(gradient)
+# --- statistics of the global batch, without gradient -------------------------------------------------------
 
 
-def _all_sum(x: Tensor) -> Tensor:
-    x = x.clone()
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over processes."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
     dist.all_reduce(x)
     return x
 
 
-def averaged(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Loss parts (scalars) of the whole batch, for the log."""
-    world = place()[1]
-    if world == 1:
+def all_concat(x: Tensor) -> Tensor:
+    """One tensor (B, ...) per process, all of one shape, in the order of the global batch: (W B, ...)."""
+    if world_size() == 1:
+        return x
+    pieces = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(pieces, x.contiguous())
+    return torch.cat(pieces)
+
+
+def global_count(mask: Tensor) -> Tensor:
+    """True positions of the global batch, at least 1, divided by W.
+
+    A local sum over this has the mean over all true positions as its mean over processes.
+    """
+    count = all_sum(mask.sum()).clamp(min=1)
+    return count if world_size() == 1 else count / world_size()
+
+
+def global_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (unbiased) standard deviation over all values of tensors of one size."""
+    if world_size() == 1:
+        return x.mean(), x.std()
+    count = x.numel() * world_size()
+    mean = all_sum(x.sum()) / count
+    return mean, (all_sum((x - mean).square().sum()) / (count - 1)).sqrt()
+
+
+def reduce_mean(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Loss parts (scalars) of the global batch, for the log."""
+    if world_size() == 1:
         return parts
-    total = _all_sum(torch.stack([value.detach().float() for value in parts.values()])) / world
-    return dict(zip(parts, total, strict=True))
+    means = all_sum(torch.stack([value.detach().float() for value in parts.values()])) / world_size()
+    return dict(zip(parts, means, strict=True))
 
 
 # --- scoring ------------------------------------------------------------------------------------------------
 
 
-def own_indices(count: int) -> range:
-    """The piece of a set of `count` images that this process scores."""
-    rank, world = place()
-    return range(count * rank // world, count * (rank + 1) // world)
+def shard(count: int) -> range:
+    """Indices of this process's shard of `count` images; the shards of all ranks follow one another."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
-def gathered(scores: Scores) -> Scores | None:
-    """All processes' pieces in the set's order, for the leading process; None for the others."""
-    rank, world = place()
-    if world == 1:
-        return scores
-    pieces: list[Scores | None] = [None] * world
-    dist.gather_object(scores, pieces if rank == 0 else None)
-    if rank > 0:
-        return None
-    return replace(
-        scores,
-        samples=[sample for piece in pieces for sample in piece.samples],
-        score=np.concatenate([piece.score for piece in pieces]),
-        maps=np.concatenate([piece.maps for piece in pieces]),
-        masks=None if scores.masks is None else np.concatenate([piece.masks for piece in pieces]),
-    )
+def gather(value: T) -> list[T] | None:
+    """The values of all processes in order of rank, for the main process; None for the others."""
+    if world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.gather_object(value, values if is_main_process() else None)
+    return values if is_main_process() else None

@@ -149,7 +149,7 @@ def place_of(
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
     device = choose_device(config.train.device)
     if machine is None and "auto" in (config.train.precision, config.eval.precision):
-        machine = distributed.agreed(choose_precision("auto", device))
+        machine = distributed.broadcast_object(choose_precision("auto", device))
     places = []
     for precision in ("fp32", "bf16") if machine == "fp32" else ("bf16", "fp32"):  # this machine's first
         fixed = config
@@ -159,7 +159,7 @@ def place_of(
             fixed = replace(fixed, eval=replace(config.eval, precision=precision))
         places.append((fixed, run_folder(fixed, output, name)))
     began = [] if anew else [place for place in places if _began_with(*place)]
-    config, folder = distributed.agreed((began or places)[0])
+    config, folder = distributed.broadcast_object((began or places)[0])
     if began and config != places[0][0]:
         _log.info("%s goes on in its own precision, %s", folder, config.train.precision)
     return config, folder
@@ -257,10 +257,10 @@ def earlier(
     Raises:
         RunError: if what is there is of another run, or unfinished without `resume`.
     """
-    done = distributed.agreed(finished_results(folder, identity))
+    done = distributed.broadcast_object(finished_results(folder, identity))
     if done is not None:
         return done, None, None
-    there = distributed.agreed([name for name in (FILE, BEST) if (folder / name).is_file()])
+    there = distributed.broadcast_object([name for name in (FILE, BEST) if (folder / name).is_file()])
     if there and not resume:
         raise RunError(
             f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again"

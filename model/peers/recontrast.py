@@ -10,13 +10,13 @@ Legend: B images, C channels, H x W positions.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from losses.kd import cosine_distance
 from model.base import Batch
 from model.uninet import UniNet
+from utils.distributed import global_moments
 
 ALPHA_START, ALPHA_END = -3.0, 1.0  # standard deviations above the mean distance
 
@@ -52,21 +52,8 @@ def mining_alpha(progress: float, *, warm: float = 0.1) -> float:
 def easy_positions(teacher: Tensor, student: Tensor, alpha: float) -> Tensor:
     """Where the cosine distance is below mean + alpha x deviation over batch and positions, (B, 1, H, W)."""
     distance = 1 - F.cosine_similarity(teacher, student, dim=1)
-    mean, deviation = moments(distance)
+    mean, deviation = global_moments(distance)
     return (distance < mean + alpha * deviation)[:, None]
-
-
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (unbiased) standard deviation over all values, those of other processes' batches included."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x.mean(), x.std()
-    count = x.numel() * dist.get_world_size()
-    mean = x.sum()
-    dist.all_reduce(mean)
-    mean = mean / count
-    square = (x - mean).square().sum()
-    dist.all_reduce(square)
-    return mean, (square / (count - 1)).sqrt()
 
 
 def mined_distance(teacher: Tensor, student: Tensor, alpha: float) -> Tensor:
