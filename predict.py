@@ -78,10 +78,10 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
     detector = load_detector(args.checkpoint, device=args.device, precision=args.precision)
     config, calibration = detector.config, detector.calibration
-    if config.data.time_step:
+    if config.data.frame_offset:
         raise ConfigError(
             "this model predicts a frame from an earlier one; predict.py reads single images: train with "
-            "data.time_step=0"
+            "data.frame_offset=0"
         )
     kinds = saved_kinds(args.save, calibration)
     root = (args.images if args.images.is_dir() else args.images.parent).resolve()

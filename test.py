@@ -52,7 +52,7 @@ CHANGEABLE = (  # beside all of score; the model stays as it is
     "eval.aupimo",
     "eval.dsc_unias",
     "eval.precision",
-    "data.moved_anomalies",  # test images that are left out
+    "data.num_train_anomalies",  # test images that are left out
 )
 
 

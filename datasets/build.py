@@ -25,7 +25,7 @@ from datasets.splits import (
 )
 from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
-from datasets.video import FrameSet, with_motion
+from datasets.video import FrameSet, with_earlier_frames
 from utils.config import CONFIGS, Config, DataConfig, load_config
 from utils.errors import ConfigError, DatasetError
 
@@ -104,8 +104,8 @@ def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
         DatasetError: as `collect`, or if nothing readable is left to train or to test on.
     """
     samples = _collect(data)
-    if data.motion:
-        samples = with_motion(samples, data.motion)
+    if data.stack_frames:
+        samples = with_earlier_frames(samples, data.stack_frames)
     return _readable(data, samples) if data.skip_unreadable else (samples, {})
 
 
@@ -138,11 +138,11 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
     if not paths:
         message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
         raise DatasetError(with_unused(message, unused_files(where, ())) if where.is_dir() else message)
-    if not data.motion:
+    if not data.stack_frames:
         return [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p)) for p in paths]
     frames = sorted(paths, key=lambda path: (path.parent, natural_order(path)))  # a folder is a clip
     clips = [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p.parent)) for p in frames]
-    return with_motion(clips, data.motion)
+    return with_earlier_frames(clips, data.stack_frames)
 
 
 # --- parts of a run -----------------------------------------------------------------------------------------
@@ -156,15 +156,15 @@ def split_samples(config: Config) -> Parts:
         ConfigError: if settings of the data do not go together.
     """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
-    if data.time_step and (data.train_limit or data.moved_anomalies or data.skip_unreadable):
+    if data.frame_offset and (data.train_limit or data.num_train_anomalies or data.skip_unreadable):
         raise ConfigError(
-            "data.train_limit, data.moved_anomalies and --skip-unreadable leave gaps between frames; they "
-            "need data.time_step=0"
+            "data.train_limit, data.num_train_anomalies and --skip-unreadable leave gaps between frames; "
+            "they need data.frame_offset=0"
         )
-    if data.motion and not spec.video:
-        raise ConfigError(f"data.motion needs the frames of a video; {spec.name} has single images")
+    if data.stack_frames and not spec.video:
+        raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(data)
-    test, moved = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
+    test, moved = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]
     if spec.drops_copies:
@@ -191,12 +191,12 @@ def split_samples(config: Config) -> Parts:
     if supervised and all(s.label == NORMAL for s in train):
         raise DatasetError(
             f"{spec.name} has no anomalous training image for --setting supervised; "
-            "data.moved_anomalies=N moves some of the test set's there"
+            "data.num_train_anomalies=N moves some of the test set's there"
         )
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
     train = limit(train, data.train_limit, seed=seed)
-    train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_repeats - 1)
+    train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_oversampling - 1)
     return Parts(train, calibration, validation, synthetic, test, skipped)
 
 
@@ -251,7 +251,7 @@ def build_test(
         DatasetError: as `collect`, or if a test image was trained on.
     """
     data = config.data
-    keys = ("name", "category", "moved_anomalies")
+    keys = ("name", "category", "num_train_anomalies")
     same = all(getattr(data, key) == getattr(trained.data, key) for key in keys)
     root, tested_root = dataset_root(trained.data), dataset_root(data)
     if trained.data.name == data.name and not (root and root.is_dir()):  # the dataset has moved
@@ -265,7 +265,7 @@ def build_test(
             test, skipped = _readable(data, test)
     else:
         samples, skipped = list_samples(data)
-        test, _ = move_anomalies([s for s in samples if s.split == "test"], data.moved_anomalies)
+        test, _ = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     if parts is not None:
         check_disjoint(parts.seen, test)
     images = image_set(config, normalise, test)
@@ -291,7 +291,7 @@ def image_set(
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
     images: ImageSet
     if config.model.head == "frame":
-        images = FrameSet(samples, decode, normalise, time_step=data.time_step, cache_gb=cache_gb)
+        images = FrameSet(samples, decode, normalise, frame_offset=data.frame_offset, cache_gb=cache_gb)
     elif training and data.synthetic:
         seed, kinds = config.train.seed, data.synthetic_kinds
         images = SyntheticTraining(
@@ -316,11 +316,9 @@ def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
 
 
 def validation_kinds(data: DataConfig) -> tuple[str, ...]:
-    """Kinds of synthetic defects to validate on: those that are not trained on, all if that leaves none."""
-    if data.validation_kinds is not None:
-        return data.validation_kinds
-    trained = data.synthetic_kinds if data.synthetic else ()
-    return tuple(kind for kind in DEFECT_KINDS if kind not in trained) or DEFECT_KINDS
+    """Defect types of validation: those not in `data.synthetic_kinds`, or the first four if none is left."""
+    known = (*DEFECT_KINDS, "zoom") if data.stack_frames else DEFECT_KINDS  # speed needs frames of the set
+    return tuple(kind for kind in known if kind not in data.synthetic_kinds) or DEFECT_KINDS
 
 
 def read_as(name: str, category: str, config: Config) -> DataConfig:

@@ -65,7 +65,7 @@ class ImageSet(Dataset):
     def _decoded(self, index: int) -> np.ndarray:
         sample = self.samples[index]
         if sample.earlier:
-            return self.decode.planes([*sample.earlier, sample.path])
+            return self.decode.stacked([*sample.earlier, sample.path])
         return self.decode.image(sample.path)
 
     def mask(self, index: int) -> np.ndarray:

@@ -23,7 +23,7 @@ class Sample:
     """One image. label: 0 normal, 1 anomalous, -1 unknown. split: train, validation or test.
 
     group: what must stay on one side of a split. earlier: frames of the clip that become the first channels
-    of the image, oldest first (`data.motion`). more_masks: of further instances of its defect.
+    of the image, oldest first (`data.stack_frames`). more_masks: of further instances of its defect.
     """
 
     path: Path
@@ -126,7 +126,7 @@ def check_counts(
 
 def _way_out(spec: DatasetSpec, root: Path, category: str) -> str:
     """What to do about a copy of a dataset that is not complete."""
-    frames = " --set data.time_step=0" if spec.video else ""
+    frames = " --set data.frame_offset=0" if spec.video else ""
     ways = f"Complete the copy, or take what is there with --skip-unreadable{frames}"
     if spec.counts and any(list_images(base / "train/good") for base in (root / category, root)):
         ways += ", or use --config configs/folder.yaml for a changed one"

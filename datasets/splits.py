@@ -189,5 +189,5 @@ def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[
     moved = {s: replace(s, split="train") for s in test if s.label == ANOMALOUS and tied[s.group] in chosen}
     rest = [s for s in test if s not in moved]
     if not any(s.label == ANOMALOUS for s in rest):
-        raise DatasetError(f"data.moved_anomalies {number} leaves no anomalous test image")
+        raise DatasetError(f"data.num_train_anomalies {number} leaves no anomalous test image")
     return rest, list(moved.values())

@@ -18,7 +18,7 @@ from datasets.samples import ANOMALOUS, NORMAL, Sample
 from datasets.transforms import Decode, Normalise
 
 DEFECT_KINDS = ("texture", "scratch", "stain", "cut")
-MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as planes (`data.motion`)
+MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as channels (`data.stack_frames`)
 MIN_SIDE, MIN_PIXELS = 32, 12  # of an image; of a mask
 MIN_CHANGE = 5  # grey levels; less is not seen, so it is neither made nor masked
 MIN_CONTRAST = 16  # the strongest tenth of a defect differs by this much on average, more on rough surfaces
@@ -197,7 +197,7 @@ def _cut(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
 
 
 def _motion(scene: _Scene, kind: str) -> np.ndarray:
-    """Where something moves (H, W): what the faster frame changes, or where the planes differ."""
+    """Where something moves (H, W): what the faster frame changes, or where the channels differ."""
     if kind == "speed":
         return abs(scene.texture - scene.image).max(axis=2)
     return np.ptp(scene.image, axis=2)
@@ -317,18 +317,18 @@ class SyntheticTraining(ImageSet):
         return image, mask, label
 
     def _faster(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """The frame with its earlier planes two to five times as far back, as far as the clip goes.
+        """The frame with its earlier channels two to five times as far back, as far as the clip goes.
 
-        At the start of a clip, where the other planes are later, the frame as it is.
+        At the start of a clip, where the other channels are later, the frame as it is.
         """
         if self._before(index) == index:
             return self.pixels(index)
-        times, at, planes = int(rng.integers(2, 6)), index, [self.pixels(index)[..., 2]]
+        times, at, frames = int(rng.integers(2, 6)), index, [self.pixels(index)[..., 2]]
         for _ in range(2):
             for _ in range(times):
                 at = self._before(at)
-            planes.append(self.pixels(at)[..., 2])
-        return np.stack(planes[::-1], axis=2)
+            frames.append(self.pixels(at)[..., 2])
+        return np.stack(frames[::-1], axis=2)
 
     def _before(self, index: int) -> int:
         """The set's place of the frame one step earlier, its own where that is not there."""

@@ -48,8 +48,8 @@ class Decode:
         """
         return np.asarray(self.fit(read_image(path)))
 
-    def planes(self, paths: Sequence[Path]) -> np.ndarray:
-        """Three files to (H, W, 3) uint8, the grey values of one file a plane.
+    def stacked(self, paths: Sequence[Path]) -> np.ndarray:
+        """Three files to (H, W, 3) uint8, the grey values of each file as one channel.
 
         Raises:
             UnreadableImageError: as `image`.

@@ -58,7 +58,7 @@ def _clips(samples: Sequence[Sample]) -> dict[str, list[Path]]:
     return {name: sorted(frames, key=natural_order) for name, frames in clips.items()}
 
 
-def with_motion(samples: Sequence[Sample], step: int) -> list[Sample]:
+def with_earlier_frames(samples: Sequence[Sample], step: int) -> list[Sample]:
     """Grey frames with the frames 2 and 1 times `step` earlier in their clip as red and green plane.
 
     What stands still stays grey, what moves gets coloured fringes as wide as its way: speed becomes something
@@ -216,9 +216,9 @@ PED2 = DatasetSpec(
 
 
 class FrameSet(ImageSet):
-    """Samples as frames (B, 2, 3, H, W): the one `time_step` earlier in the clip, and the one that is judged.
+    """Samples as frames (B, 2, 3, H, W): one `frame_offset` earlier in the clip, and the judged one.
 
-    Near the start of a clip the earlier one is the clip's first. With `time_step` 0 both are the same.
+    Near the start of a clip the earlier one is the clip's first. With `frame_offset` 0 both are the same.
     Otherwise there are no masks: anomaly maps are of the earlier frame, masks of the later one.
     """
 
@@ -228,17 +228,17 @@ class FrameSet(ImageSet):
         decode: Decode,
         normalise: Normalise,
         *,
-        time_step: int,
+        frame_offset: int,
         cache_gb: float = 0,
     ) -> None:
         super().__init__(samples, decode, normalise, cache_gb=cache_gb)
-        if time_step:
+        if frame_offset:
             warn_of_gaps(self.samples)
         first = {}
         for i, sample in enumerate(self.samples):
             first.setdefault(sample.group, i)
-        self.has_masks = self.has_masks and time_step == 0
-        self.earlier = [max(first[s.group], i - time_step) for i, s in enumerate(self.samples)]
+        self.has_masks = self.has_masks and frame_offset == 0
+        self.earlier = [max(first[s.group], i - frame_offset) for i, s in enumerate(self.samples)]
 
     def __getitems__(self, draws: list[int]) -> Batch:
         """As an ImageSet's, with `frames` in place of `image`."""

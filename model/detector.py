@@ -94,7 +94,7 @@ class Detector:
             FloatingPointError: as `predictions`.
         """
         data = self.config.data
-        if self.config.model.head == "frame" or data.motion:
+        if self.config.model.head == "frame" or data.stack_frames:
             raise ConfigError("this model takes several frames of a video: use predict.py on their folder")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate is {false_alarm_rate}; choose a value between 0 and 1")

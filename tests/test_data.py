@@ -147,7 +147,8 @@ class TestSplits:
         for path in list((mvtec_like / "part/ground_truth/spot").iterdir()):
             shutil.copy(path, path.with_name(f"again{path.name}"))
         config = make_config(
-            "configs/folder.yaml", data__root=str(mvtec_like), data__category="part", data__moved_anomalies=3,
+            "configs/folder.yaml", data__root=str(mvtec_like), data__category="part",
+            data__num_train_anomalies=3,
             data__calibration_fraction=0.3, data__validation_fraction=0.3, eval__split="validation",
             model__setting="supervised",
         )  # fmt: skip

@@ -93,7 +93,7 @@ class TestListing:
         shape = (2, 3, 64, 64) if spec.video else (3, 64, 64)
         assert batch["frames" if spec.video else "image"].shape == (len(data.test), *shape)
         assert batch["label"].sum() == test_anomalous
-        if spec.has_masks and not config_of(spec, root).data.time_step:
+        if spec.has_masks and not config_of(spec, root).data.frame_offset:
             assert batch["mask"].shape == (len(data.test), 1, 64, 64)
             assert [bool(m.any()) for m in batch["mask"]] == batch["label"].bool().tolist()
         else:

@@ -198,7 +198,7 @@ def test_tiles_and_no_calibration(untrained):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"path": "configs/ped2.yaml"}, {"data__name": "ped2", "data__motion": 2}]
+    "settings", [{"path": "configs/ped2.yaml"}, {"data__name": "ped2", "data__stack_frames": 2}]
 )
 def test_a_model_of_frames_is_refused(untrained, settings):
     detector = load_detector(untrained(**settings), device="cpu")

@@ -96,7 +96,7 @@ class TestSplits:
         config = make_config(
             "configs/kolektor.yaml",
             data__root=str(masters["kolektor"]),
-            data__moved_anomalies=2,
+            data__num_train_anomalies=2,
             model__setting="supervised",
         )
         everything = split_samples(config).train

@@ -1,4 +1,4 @@
-"""Frames of a video as planes (`data.motion`), and the synthetic defects of motion."""
+"""Stacked frames of a video (`data.stack_frames`), and the synthetic defects of motion."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from datasets.registry import SPECS
 from datasets.samples import Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
 from datasets.transforms import Normalise
-from datasets.video import with_motion
+from datasets.video import with_earlier_frames
 from utils.checkpoint import Checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError, DatasetError
@@ -33,7 +33,7 @@ def frame(number, clip=0):
     return np.clip(ground, 0, 255).astype(np.uint8)
 
 
-def planes(number, step):
+def stacked(number, step):
     return np.stack([frame(number - 2 * step), frame(number - step), frame(number)], axis=2)
 
 
@@ -53,23 +53,23 @@ def ped2(tmp_path, monkeypatch):
 def config(make_config, ped2):
     def make(**settings):
         chosen = {"data__root": str(ped2), "model__flavor": "tuned", "model__head": "none"}
-        chosen |= {"loss__supervised": "none", "data__synthetic": 0.0, "data__motion": 1}
+        chosen |= {"loss__supervised": "none", "data__synthetic": 0.0, "data__stack_frames": 1}
         return make_config(path="configs/ped2.yaml", **(chosen | settings))
 
     return make
 
 
-class TestPlanes:
+class TestStackedFrames:
     def test_frames_of_the_clip_oldest_first(self):
         samples = [
             Sample(ROOT / f"{clip}{i}", 0, None, "v", "train", "", clip) for clip in "ab" for i in range(4)
         ]
-        found = [[p.name for p in s.earlier] for s in with_motion(samples, 1)]
+        found = [[p.name for p in s.earlier] for s in with_earlier_frames(samples, 1)]
         places = ((2, 1), (3, 2), (0, 1), (1, 2))  # backwards at the start
         assert found == [[f"{clip}{i}", f"{clip}{j}"] for clip in "ab" for i, j in places]
-        found = [[p.name for p in s.earlier] for s in with_motion(samples, 2)][:4]
+        found = [[p.name for p in s.earlier] for s in with_earlier_frames(samples, 2)][:4]
         assert found == [["a3", "a2"], ["a3", "a3"], ["a3", "a3"], ["a3", "a3"]]
-        assert with_motion(samples[:1], 2)[0].earlier == (samples[0].path,) * 2
+        assert with_earlier_frames(samples[:1], 2)[0].earlier == (samples[0].path,) * 2
 
     def test_pixels(self, config):
         data = build_data(config(), NORMALISE).train
@@ -101,9 +101,11 @@ class TestPlanes:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"model__head": "frame", "loss__supervised": "mse"}, "needs data.motion=0"),
-            ({"data__motion": 0, "data__validation_kinds": ["zoom"]}, "need data.motion"),
-            ({"data__motion": 0, "data__synthetic": 0.5, "data__synthetic_kinds": ["speed"]}, "data.motion"),
+            ({"model__head": "frame", "loss__supervised": "mse"}, "needs data.stack_frames=0"),
+            (
+                {"data__stack_frames": 0, "data__synthetic": 0.5, "data__synthetic_kinds": ["speed"]},
+                "data.stack_frames",
+            ),
         ],
     )
     def test_settings_that_do_not_go_together(self, config, settings, message):
@@ -111,7 +113,7 @@ class TestPlanes:
             config(**settings)
 
     def test_needs_a_video(self, make_config, mvtec_like):
-        config = make_config(data__root=str(mvtec_like), data__category="part", data__motion=1)
+        config = make_config(data__root=str(mvtec_like), data__category="part", data__stack_frames=1)
         with pytest.raises((ConfigError, DatasetError), match="frames of a video"):
             build_data(config, NORMALISE)
 
@@ -119,7 +121,7 @@ class TestPlanes:
 class TestDefects:
     @pytest.mark.parametrize("kind", ["speed", "zoom"])
     def test_where_something_moves(self, kind):
-        image, faster = planes(9, 1), planes(9, 4)
+        image, faster = stacked(9, 1), stacked(9, 4)
         for seed in range(8):
             texture = faster if kind == "speed" else None
             rng = np.random.default_rng(seed)
@@ -164,9 +166,9 @@ class TestDefects:
 
 
 def test_an_exported_model_says_what_its_planes_are(config):
-    state = Checkpoint(config(data__motion=2), {}, 1)
-    assert describe(state)["planes"].startswith("grey: the pictures 4 and 2 before")
-    assert "planes" not in describe(Checkpoint(config(data__motion=0, data__validation_kinds=None), {}, 1))
+    state = Checkpoint(config(data__stack_frames=2), {}, 1)
+    assert describe(state)["stacked_frames"].startswith("grey: the pictures 4 and 2 before")
+    assert "stacked_frames" not in describe(Checkpoint(config(data__stack_frames=0), {}, 1))
 
 
 def test_train_and_predict(ped2, tmp_path, capsys):
@@ -174,7 +176,7 @@ def test_train_and_predict(ped2, tmp_path, capsys):
     words += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet"]
     words += ["--iterations", "2", "--output", str(tmp_path / "runs"), "--name", "run"]
     for setting in (
-        "model.random_weights=true", "data.image_size=64", "data.motion=1", "train.batch_size=2",
+        "model.random_weights=true", "data.image_size=64", "data.stack_frames=1", "train.batch_size=2",
         "data.synthetic_kinds=[speed,cut]",
     ):  # fmt: skip
         words += ["--set", setting]

@@ -20,7 +20,7 @@ from datasets.registry import SPECS, collect, find_root
 from datasets.samples import count
 from datasets.splits import first_copies
 from datasets.transforms import Decode, Normalise
-from datasets.video import FrameSet, list_ped2, warn_of_gaps, with_motion
+from datasets.video import FrameSet, list_ped2, warn_of_gaps, with_earlier_frames
 from utils.cli import run_command
 from utils.config import CONFIGS, load_config
 from utils.errors import DatasetError
@@ -125,7 +125,7 @@ class TestIncomplete:
         with pytest.raises(DatasetError, match=r"Complete the copy, or take .* --skip-unreadable") as error:
             collect(spec, root, "all")
         assert error.value.args[0].count("\n") == 0
-        samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.time_step": 0})
+        samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.frame_offset": 0})
         assert victim.path not in {s.path for s in samples} and len(skipped) == (layout == "visa")
         assert "this is not the official split" in caplog.text
         also = "or use --config configs/folder.yaml" in str(error.value)
@@ -141,7 +141,7 @@ class TestIncomplete:
         match = rf"no mask for \S*{victim.path.name}; expected .*--skip-unreadable"
         with pytest.raises(DatasetError, match=match):
             samples_of(name, root)
-        samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.time_step": 0})
+        samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.frame_offset": 0})
         assert victim.path not in {s.path for s in samples} and len(skipped) == 1
         assert {s.label for s in samples if s.split == "train"} <= {0, int(SPECS[name].segmentation)}
 
@@ -276,7 +276,7 @@ class TestPed2AsFrames:
         assert [s.label == 1 for s in test] == [(np.asarray(Image.open(s.path)) > 200).any() for s in test]
         assert all(s.mask_path is None for s in samples)
         assert len({s.group for s in samples}) == 4  # clip 01 of both parts
-        planes = with_motion(samples, 1)
+        planes = with_earlier_frames(samples, 1)
         assert all(p.parent == s.path.parent for s in planes for p in s.earlier)
 
     def test_mistakes(self, tmp_path, official):
@@ -349,13 +349,15 @@ class TestFrameOrder:
         )
         found, expected = (collect(SPECS["ped2"], r, "all") for r in (root, release))
         assert [p.name for p in (s.path for s in found[:4])] == [f"frame{i}.tif" for i in (8, 9, 10, 11)]
-        for s, t in zip(with_motion(found, 1), with_motion(expected, 1), strict=True):
+        for s, t in zip(with_earlier_frames(found, 1), with_earlier_frames(expected, 1), strict=True):
             pairs = ((s.path, t.path), *zip(s.earlier, t.earlier), (s.mask_path, t.mask_path))
             assert all(a is b is None or a.read_bytes() == b.read_bytes() for a, b in pairs)
             assert s.label == t.label
 
     def test_a_folder_to_predict(self, make_config, tmp_path):
-        config = make_config("configs/ped2.yaml", data__motion=1, model__flavor="tuned", data__root=str(ROOT))
+        config = make_config(
+            "configs/ped2.yaml", data__stack_frames=1, model__flavor="tuned", data__root=str(ROOT)
+        )
         files = [tmp_path / f"{i}.png" for i in range(8, 13)]
         samples = new_samples(sorted(files), tmp_path, config)
         assert [s.path for s in samples] == files
@@ -383,11 +385,11 @@ class TestFrameOrder:
     def test_models_that_see_motion_warn(self, masters, caplog):
         samples = list_ped2(masters["ped2"], "ped2")
         few = [s for s in samples if s.path.name != "002.tif"]
-        with_motion(samples, 1)
-        FrameSet(few, Decode((8, 8)), NORMALISE, time_step=0)
+        with_earlier_frames(samples, 1)
+        FrameSet(few, Decode((8, 8)), NORMALISE, frame_offset=0)
         assert not caplog.records
-        with_motion(few, 1)
-        FrameSet(few, Decode((8, 8)), NORMALISE, time_step=1)
+        with_earlier_frames(few, 1)
+        FrameSet(few, Decode((8, 8)), NORMALISE, frame_offset=1)
         assert caplog.text.count("001.tif is followed by 003.tif") == 2
 
 

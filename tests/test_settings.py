@@ -95,7 +95,7 @@ class TestSupervised:
     def test_moved_anomalies_leave_the_same_test_set_to_both_settings(self, masters):
         parts = []
         for setting in ("one-class", "supervised"):
-            settings = {"model.setting": setting, "data.moved_anomalies": 2}
+            settings = {"model.setting": setting, "data.num_train_anomalies": 2}
             parts.append(data_of("kolektor", masters["kolektor"], **settings))
         one_class, supervised = parts
         assert [s.path for s in one_class.test.samples] == [s.path for s in supervised.test.samples]
@@ -106,23 +106,23 @@ class TestSupervised:
         assert not {s.group for s in moved} & tested  # copies and commutators stay on one side
         assert all(s.mask_path is not None for s in moved)
         with pytest.raises(DatasetError, match="leaves no anomalous test image"):
-            data_of("kolektor", masters["kolektor"], **{"data.moved_anomalies": 50})
+            data_of("kolektor", masters["kolektor"], **{"data.num_train_anomalies": 50})
 
     def test_the_same_images_are_left_out_afterwards(self, run, masters, tmp_path):
         code, _, err = run("kolektor", "--iterations", "1")
         assert code == 0, err
         folder = next((tmp_path / "runs").rglob("last.pt")).parent
         code = run_command(
-            test_command.main, ["--checkpoint", str(folder), "--quiet", "--set", "data.moved_anomalies=2"]
+            test_command.main, ["--checkpoint", str(folder), "--quiet", "--set", "data.num_train_anomalies=2"]
         )
         assert code == 0
-        left = data_of("kolektor", masters["kolektor"], **{"data.moved_anomalies": 2}).test.samples
+        left = data_of("kolektor", masters["kolektor"], **{"data.num_train_anomalies": 2}).test.samples
         rows = (folder / "test" / "scores.csv").read_text().splitlines()[1:]
         assert len(rows) == len(left)
 
     def test_kolektor(self, run, tmp_path):
         code, _, err = run(
-            "kolektor", "--setting", "supervised", "--iterations", "1", "--set", "data.moved_anomalies=2"
+            "kolektor", "--setting", "supervised", "--iterations", "1", "--set", "data.num_train_anomalies=2"
         )
         assert code == 0, err
         assert list(results_of(tmp_path / "runs")) == ["kolektor", "mean"]  # one kind of defect: seen
@@ -134,15 +134,17 @@ class TestSupervised:
         assert code == 2 and "memory-bank learns from normal images" in err
 
     def test_held_out_items_stay_out(self, masters):
-        settings = {"model.setting": "supervised", "data.moved_anomalies": 2, "eval.split": "validation"}
+        settings = {"model.setting": "supervised", "data.num_train_anomalies": 2, "eval.split": "validation"}
         data = data_of("kolektor", masters["kolektor"], **settings, **{"data.validation_fraction": 0.3})
         held = {s.group for s in data.validation.samples}
         assert held and not held & {s.group for s in data.train.samples}
 
     def test_anomalous_images_are_drawn_more_often(self, masters):
-        settings = {"model.setting": "supervised", "data.moved_anomalies": 2}
+        settings = {"model.setting": "supervised", "data.num_train_anomalies": 2}
         once, often = (
-            data_of("kolektor", masters["kolektor"], **settings, **{"data.anomaly_repeats": n}).train.samples
+            data_of(
+                "kolektor", masters["kolektor"], **settings, **{"data.anomaly_oversampling": n}
+            ).train.samples
             for n in (1, 4)
         )
         drawn = {s.path: sum(o.path == s.path for o in often) for s in once}
@@ -150,7 +152,7 @@ class TestSupervised:
         assert {drawn[s.path] for s in once if s.label == 0} == {1}
 
     def test_validation_takes_real_defects_where_training_knows_some(self, masters):
-        settings = {"model.setting": "supervised", "data.moved_anomalies": 2, "eval.split": "validation"}
+        settings = {"model.setting": "supervised", "data.num_train_anomalies": 2, "eval.split": "validation"}
         kinds = {}
         for fraction in (0.1, 0.6):
             data = data_of(
@@ -163,7 +165,7 @@ class TestSupervised:
         assert kinds[0.6] == {"defect"}
 
     def test_the_moved_ones_do_not_depend_on_the_seed(self, masters):
-        settings = {"model.setting": "supervised", "data.moved_anomalies": 2}
+        settings = {"model.setting": "supervised", "data.num_train_anomalies": 2}
         sets = [
             data_of("kolektor", masters["kolektor"], **settings, **{"train.seed": seed}).test.samples
             for seed in (0, 1, 2)
@@ -259,7 +261,7 @@ class TestSegmentationMetrics:
 
 class TestVideo:
     def test_frames_are_of_the_clip(self, masters):
-        data = data_of("ped2", masters["ped2"], **{"model.head": "frame", "data.time_step": 2}).train
+        data = data_of("ped2", masters["ped2"], **{"model.head": "frame", "data.frame_offset": 2}).train
         assert isinstance(data, FrameSet) and data.earlier == [0, 0, 0, 1, 4, 4, 4, 5]
         batch = data.__getitems__([3, 4])
         image = Decode((64, 64)).image
@@ -299,7 +301,7 @@ class TestVideo:
         assert Image.open(picture).size[0] == 960
         code, _, err = run("ped2", "--iterations", "1", "--eval", "validation", output="other")
         assert code == 2 and "ped2 has no validation images" in err
-        for key in ("train_limit", "moved_anomalies"):
+        for key in ("train_limit", "num_train_anomalies"):
             code, _, err = run("ped2", "--set", f"data.{key}=3", output="other")
             assert code == 2 and "leave gaps between frames" in err
 
@@ -366,7 +368,7 @@ class TestTestCommand:
         return run_command(test_command.main, ["--quiet", "--overwrite", *flags])
 
     def test_seen_defects_are_those_of_the_run(self, run, masters, tmp_path, capfd):
-        flags = ("--setting", "supervised", "--iterations", "1", "--set", "data.moved_anomalies=2")
+        flags = ("--setting", "supervised", "--iterations", "1", "--set", "data.num_train_anomalies=2")
         assert run("kolektor", *flags)[0] == 0
         (folder,) = (tmp_path / "runs").glob("kolektor/supervised/kolektor/*")
         vad = ("--checkpoint", str(folder), "--dataset", "vad", "--data-root", str(masters["vad"]))

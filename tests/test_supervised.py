@@ -205,7 +205,7 @@ class TestModel:
             ({"model__head": "label"}, "model.head label and loss.supervised none do not go together"),
             ({"model__head": "label", "loss__supervised": "dice"}, "loss.supervised is one of bce"),
             ({"loss__supervised": "bce"}, "model.head none"),
-            ({"data__time_step": 1}, "needs a model that looks at frames"),
+            ({"data__frame_offset": 1}, "needs a model that looks at frames"),
             ({"data__center_crop": 1.5}, r"data.center_crop is 1.5; above 1 it is a side in whole pixels"),
             ({"data__center_crop": 5}, "data.center_crop is 5; .* at least 8"),
             ({"data__center_crop": 400.5}, "data.center_crop is 400.5"),
@@ -216,7 +216,7 @@ class TestModel:
             make_config(**settings)
 
     def test_the_memory_bank_has_no_head(self, make_config):
-        config = make_config("configs/ped2.yaml", model__name="memory-bank", data__time_step=0)
+        config = make_config("configs/ped2.yaml", model__name="memory-bank", data__frame_offset=0)
         assert config.model.head == config.loss.supervised == "none"
 
 

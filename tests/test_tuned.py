@@ -205,6 +205,8 @@ class TestSyntheticTraining:
         assert isinstance(data.train, SyntheticTraining) and data.validation.samples[-1].label == 1
         assert not isinstance(data.test, SyntheticTraining)
         assert validation_kinds(make_config(data__synthetic=0.5).data) == validation_kinds(make_config().data)
+        video = make_config("configs/ped2.yaml", model__flavor="tuned").data  # trained on all but this one
+        assert validation_kinds(video) == ("zoom",)
 
 
 @pytest.mark.parametrize(

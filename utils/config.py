@@ -70,15 +70,14 @@ class DataConfig:
     validation_fraction: float = field(metadata=_number(0, 0.9))
     calibration_fraction: float = field(metadata=_number(0, 0.9))
     train_limit: int | None = field(metadata=_number(1, 10**9))
-    moved_anomalies: int = field(metadata=_number(0, 10**9))
-    anomaly_repeats: int = field(metadata=_number(1, 1000))
+    num_train_anomalies: int = field(metadata=_number(0, 10**9))
+    anomaly_oversampling: int = field(metadata=_number(1, 1000))
     synthetic: float = field(metadata=_number(0, 1))
     synthetic_kinds: tuple[DefectKind, ...]
-    validation_kinds: tuple[DefectKind, ...] | None
     augment: Literal["none", "flip", "flip-rotate", "by-category"]
     augment_by_category: dict[str, tuple[Literal["hflip", "vflip", "rot90"], ...]]
-    time_step: int = field(metadata=_number(0, 1000))
-    motion: int = field(metadata=_number(0, 1000))
+    frame_offset: int = field(metadata=_number(0, 1000))
+    stack_frames: int = field(metadata=_number(0, 1000))
     skip_unreadable: bool
     cache_gb: float = field(metadata=_number(0, 10**4))
     workers: int | None = field(metadata=_number(0, 256))
@@ -262,7 +261,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
     if names["name"] != "uninet":  # no other model has heads
         none = {"model": {"head": "none"}, "loss": {"supervised": "none"}}
-        none["data"] = {"time_step": 0, "synthetic": 0}
+        none["data"] = {"frame_offset": 0, "synthetic": 0}
         tree = merge([tree, none])
     config = build(Config, tree)
     check_together(config)

@@ -37,17 +37,19 @@ def check_together(config: Config) -> None:
             f"model.head {head} and loss.supervised {loss} do not go together; "
             f"with that head loss.supervised is one of {', '.join(HEAD_LOSSES[head])}"
         )
-    if config.data.time_step and head != "frame":
-        raise ConfigError("data.time_step needs a model that looks at frames: model.head=frame")
+    if config.data.frame_offset and head != "frame":
+        raise ConfigError("data.frame_offset needs a model that looks at frames: model.head=frame")
     if head == "frame" and config.data.synthetic:
         raise ConfigError(
             "data.synthetic draws defects on single images; a frame head needs data.synthetic=0"
         )
     kinds = set(config.data.synthetic_kinds if config.data.synthetic else ())
-    if not config.data.motion and (kinds | set(config.data.validation_kinds or ())) & {"speed", "zoom"}:
-        raise ConfigError("synthetic defects of the kinds speed and zoom need data.motion, such as 1")
-    if config.data.motion and head == "frame":
-        raise ConfigError("data.motion makes one image of three frames; model.head=frame needs data.motion=0")
+    if not config.data.stack_frames and kinds & {"speed", "zoom"}:
+        raise ConfigError("synthetic defects of the kinds speed and zoom need data.stack_frames, such as 1")
+    if config.data.stack_frames and head == "frame":
+        raise ConfigError(
+            "data.stack_frames makes one image of three frames; model.head=frame needs data.stack_frames=0"
+        )
     if head == "discrepancy" and not (config.data.synthetic or config.model.setting == "supervised"):
         raise ConfigError("model.head discrepancy learns from defects: data.synthetic above 0, such as 0.5")
     if config.data.synthetic and not config.data.synthetic_kinds:

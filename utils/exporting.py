@@ -81,8 +81,10 @@ def describe(state: Checkpoint) -> dict[str, str]:
         "training": f"{state.iteration} of {state.config.train.iterations} steps",
         "code": git_sha(),
     }
-    if data.motion:
-        about["planes"] = f"grey: the pictures {2 * data.motion} and {data.motion} before, and the one judged"
+    if data.stack_frames:
+        about["stacked_frames"] = (
+            f"grey: the pictures {2 * data.stack_frames} and {data.stack_frames} before, and the one judged"
+        )
     if state.calibration:
         about["calibration"] = json.dumps(state.calibration)
         about["p_value"] = "(1 + number of calibration.scores >= score) / (1 + number of calibration.scores)"
