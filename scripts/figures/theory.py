@@ -7,8 +7,6 @@ Each writes an SVG and the numbers as CSV, and prints them.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ from datasets.registry import SPECS
 from evaluation.published_protocol import smooth_in_order
 from evaluation.svg import Axis, Series, document, panel
 from scripts import ROOT
+from scripts.text import csv_text, markdown
 from utils.cli import new_parser, run_command, say
 from utils.files import write_text
 
@@ -34,12 +33,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "results/figures", metavar="DIR")
     args = parser.parse_args(argv)
     header, rows, svg = temperature() if args.figure == "temperature" else smoothing()
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *([_text(v) for v in row] for row in rows)])
-    write_text(args.output / f"{args.figure}.csv", text.getvalue())
+    lines = [header, *([_text(v) for v in row] for row in rows)]
+    write_text(args.output / f"{args.figure}.csv", csv_text(lines))
     write_text(args.output / f"{args.figure}.svg", svg)
-    lines = [header, ["---"] * len(header), *([_text(v) for v in row] for row in rows)]
-    say("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+    say(markdown(lines))
 
 
 def _text(value: float | str) -> str:

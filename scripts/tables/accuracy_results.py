@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from evaluation.scoring import COLUMNS
 from scripts.tables.collect import portable
+from scripts.text import markdown
 from utils.config import Config, Tree
 from utils.files import write_text
 
@@ -107,14 +108,13 @@ def table(rows: Sequence[Row]) -> str:
     names = [COLUMNS[k] for k in shown]
     about = ["dataset", "category", "model", "backbone", "size", "steps", "seeds"]
     lines = [[*about, *names, "ms per image", "parameters, M"]]
-    lines.append(["---"] * len(lines[0]))
     for name, by_category in groups.items():
         parts = dict(by_category)
         if len(parts) > 1:
             parts[f"mean of {len(parts)}"] = _means(by_category, (*shown, "ms_per_image", "parameters"))
         for category, found in parts.items():
             lines.append(_line(name, category, found, shown))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def _means(by_category: dict[str, list[Row]], columns: Sequence[str]) -> list[Row]:

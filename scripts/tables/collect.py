@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.scoring import COLUMNS
+from scripts.text import markdown
 from utils.cli import new_parser, run_command, say
 from utils.config import Tree
 from utils.files import write_json
@@ -69,14 +70,14 @@ def results(runs: dict[str, Tree]) -> str:
     rows = [row for row in rows if row[1] != "mean" or len(row[2]["results"]) > 2]
     shown = {k: title for k, title in COLUMNS.items() if any(r.get(k) is not None for *_, r in rows)}
     header = ["run", "category", "steps", *shown.values(), "training", "ms per image"]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     for name, key, tree, r in rows:
         values = ["" if r.get(k) is None else f"{100 * r[k]:.1f}" for k in shown]
         timing = tree["timing"]
         steps = str(tree["protocol"]["iterations"]) if "s_per_iteration" in timing else ""
         minutes = f"{timing['train_s'] / 60:.0f} min" if "train_s" in timing else ""
         lines.append([name, key, steps, *values, minutes, f"{timing['ms_per_image']:.0f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def curves(runs: dict[str, Tree]) -> str:
@@ -85,12 +86,11 @@ def curves(runs: dict[str, Tree]) -> str:
     names = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "dsc", "miou")
     names = [n for n in names if any(entry.get(n) is not None for entry in entries)]
     lines = [["run", "step", *(COLUMNS[n] for n in names)]]
-    lines.append(["---"] * len(lines[0]))
     for name, tree in runs.items():
         for entry in tree.get("curve", []):
             values = ["" if entry.get(n) is None else f"{100 * entry[n]:.1f}" for n in names]
             lines.append([name, str(entry["iteration"]), *values])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if len(lines) > 2 else ""
+    return markdown(lines) if len(lines) > 1 else ""
 
 
 if __name__ == "__main__":

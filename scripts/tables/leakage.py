@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from evaluation.published_protocol import smooth_in_order
 from evaluation.scoring import COLUMNS
 from scripts import ROOT
+from scripts.text import markdown
 from train import CRITERIA
 from utils.cli import new_parser, run_command, say
 from utils.config import Tree
@@ -44,11 +45,11 @@ def main(argv: Sequence[str]) -> None:
     if not smoothed:
         raise ValueError(f"no finished run with scores of both kinds below {', '.join(map(str, args.runs))}")
     head = ["run", "category", "normal", "anomalous", "fair", "in folder order~", "in shuffled order~"]
-    say(markdown(head, smoothed))
+    say(markdown([head, *smoothed]))
     say("~ smoothed along the list, percent: not a fair protocol\n")
     picked = [row for folder in folders if (row := picking_row(folder))]
     if picked:
-        say(markdown(["run", "metric", "evaluations", "last", "best on the test set", "gain"], picked))
+        say(markdown([["run", "metric", "evaluations", "last", "best on the test set", "gain"], *picked]))
         say("the best of several evaluations on the test set, percent: not a fair protocol")
 
 
@@ -104,11 +105,6 @@ def picking_row(folder: Path) -> Cells | None:
 
 def _name(folder: Path) -> str:
     return "/".join(folder.parts[-4:])  # dataset, setting, category, run
-
-
-def markdown(head: Cells, rows: Sequence[Cells]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
 if __name__ == "__main__":

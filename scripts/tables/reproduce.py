@@ -8,8 +8,6 @@ Finished runs are found and reused. Cells that were not run stay empty. --dry-ru
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import statistics
 import subprocess
@@ -25,6 +23,7 @@ from datasets.registry import SPECS
 from evaluation.scoring import COLUMNS
 from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
+from scripts.text import csv_text, markdown
 from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
 from utils.config import Config, Tree, load_config
 from utils.errors import ConfigError, RunError
@@ -106,11 +105,11 @@ def main(argv: Sequence[str]) -> None:
             continue
         for run in wanted:
             train(run, args)
-        markdown, rows = filled(table, args)
-        say(markdown + "\n")
+        text, rows = filled(table, args)
+        say(text + "\n")
         if args.output is not None:
-            write_text(args.output / f"table{table.name}.md", markdown + "\n")
-            write_text(args.output / f"table{table.name}.csv", _csv(rows))
+            write_text(args.output / f"table{table.name}.md", text + "\n")
+            write_text(args.output / f"table{table.name}.csv", csv_text(rows))
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
     by_cell: dict[tuple[int, int], list[Run]] = {}
     for i, j, run in runs_of(table, args):
         by_cell.setdefault((i, j), []).append(run)
-    lines = [head]
+    lines = []
     for i, row in enumerate(table.rows):
         for j, column in enumerate(table.columns):
             if args.datasets and column.dataset not in args.datasets:
@@ -262,15 +261,13 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
                     [str(row.get("ours") or row["name"]), column.title, NAMES.get(metric, metric), *cells]
                 )
     others_rows = _methods_of_others(table, len(kinds) - 1)
-    text = "\n".join(
-        "| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *others_rows, *lines[1:]]
-    )
+    rows = [head, *others_rows, *lines]
     about = [f"{table.published['title']} ({table.published['source_table']}). Percent. Ours: "]
     about[0] += f"{args.iterations} steps" if args.iterations else "length as in the configs"
     about[0] += f", {', '.join(args.set)}" if args.set else ""
     others = [f"Reported by others: {table.others['source']}."] if table.others else []
     notes = [f"- {note}" for note in [*others, *table.notes]]
-    return "\n\n".join([*about, text, "\n".join(notes)]), [head, *others_rows, *lines[1:]]
+    return "\n\n".join([*about, markdown(rows), "\n".join(notes)]), rows
 
 
 def _methods_of_others(table: Table, blanks: int) -> list[list[str]]:
@@ -325,12 +322,6 @@ def _value(tree: Tree, category: str, metric: str) -> float | None:
 
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":
