@@ -26,7 +26,16 @@ from evaluation.scoring import Scores, write_scores
 from model import load_detector
 from model.calibration import Calibration
 from model.detector import Predicted
-from utils.cli import add_overwrite_flag, add_skip_flag, log, new_parser, run_command, say, user_path
+from utils.cli import (
+    add_device_flags,
+    add_overwrite_flag,
+    add_skip_flag,
+    log,
+    new_parser,
+    run_command,
+    say,
+    user_path,
+)
 from utils.config import Config
 from utils.errors import ConfigError, DatasetError
 from utils.files import printable
@@ -45,7 +54,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
     )
-    parser.add_argument("--output", type=user_path, default=Path("predictions"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=user_path, default=Path("predictions"), metavar="DIR", help="where results go"
+    )
     add_overwrite_flag(parser)
     parser.add_argument(
         "--false-alarm-rate",
@@ -58,15 +69,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--save",
         default="overlay",
         metavar="KINDS",
-        help="of overlay (picture), map (32-bit float TIFF), mask (0 or 255, PNG), with commas; or none",
+        help="overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none",
     )
     add_skip_flag(parser)
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        help="default: as the run was evaluated (fp32); auto: bf16 where it is faster",
-    )
+    add_device_flags(parser)
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,7 @@ docs/REPRODUCTION.md says how they differ from the fair protocol, and by how muc
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -21,13 +21,20 @@ from evaluation.metrics import (
     split_pixels,
 )
 from evaluation.scoring import Scores, as_slice, results_by_category, row_name
-from model.decision import Decision
+from model.detector import Detector
 from utils.config import Config
 
+UNFAIR = "not a fair protocol"
 
-def april_decision(decision: Decision) -> Decision:
-    """The score was that of 1 - exp(map - its maximum), not blurred: the highest of it are low distances."""
-    return dataclasses.replace(decision, score_map="legacy_exp", score_sigma=0.0)
+
+def april_detector(detector: Detector) -> Detector:
+    """The same run with the score of then: that of 1 - exp(map - its maximum), so of the low distances.
+
+    The decision of `detector.model` is changed; what `detector` has deployed stays.
+    """
+    decision = detector.model.decision
+    detector.model.decision = replace(decision, score_map="legacy_exp", score_sigma=0.0)
+    return replace(detector)
 
 
 def april_results(scores: Scores, config: Config) -> dict[str, Results]:
@@ -37,7 +44,7 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     their label; PRO takes 800 thresholds and stretches the false-positive rate; DSC and mIoU are soft. Pixel
     AUROC and AP are not touched.
     """
-    fair = results_by_category(scores, dataclasses.replace(config.eval, segmentation="soft"))
+    fair = results_by_category(scores, replace(config.eval, segmentation="soft"))
     results: dict[str, Results] = {}
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])

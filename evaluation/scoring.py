@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from evaluation.metrics import Curve, Results, evaluate, mean_results, segmentat
 from evaluation.metrics_by_task import frame_metrics
 from evaluation.unias_dice import unias_dice
 from model.base import AnomalyModel
-from model.detector import predictions
+from model.detector import Predicted, predictions
 from utils.config import EvalConfig
 from utils.files import relative_to, write_text
 
@@ -61,7 +61,15 @@ def score_images(
     indices: range | None = None,
     quiet: bool = False,
 ) -> Scores:
-    """Predict as `predictions` and keep maps and masks.
+    """Predict as `predictions` and keep maps and masks."""
+    predicted = predictions(
+        model, data, batch_size=batch_size, device=device, precision=precision, indices=indices, quiet=quiet
+    )
+    return collect_scores(predicted, data, indices)
+
+
+def collect_scores(predicted: Iterable[Predicted], data: ImageSet, indices: range | None = None) -> Scores:
+    """The predictions of `data` (or those of `indices`), with their masks, as one object.
 
     Time is the model's alone: decoding is not counted, but on a CPU its threads share the cores meanwhile.
     """
@@ -70,9 +78,7 @@ def score_images(
     score, maps = np.empty(len(indices)), _room(shape, np.float32)
     masks = _room(shape, np.uint8) if data.has_masks else None
     seconds, done = 0.0, 0
-    for found in predictions(
-        model, data, batch_size=batch_size, device=device, precision=precision, indices=indices, quiet=quiet
-    ):
+    for found in predicted:
         part = slice(done, done + len(found.score))
         score[part], maps[part] = found.score, found.maps
         if masks is not None:

@@ -147,6 +147,7 @@ def load_detector(
     config = state.config if change is None else change(state.config)
     place = choose_device(device)
     precision = choose_precision(precision or config.eval.precision, place)
+    config = replace(config, eval=replace(config.eval, precision=cast(Any, precision)))
     model = build_model(config, pretrained=False).to(place).to(memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     return Detector(

@@ -61,15 +61,19 @@ BACKBONE_LINES = {
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in the help; of a flag that stands for a setting, base.yaml's, which a config may change."""
+    """Defaults in the help, as (default: ...); one that is written there already counts.
+
+    That of a flag that stands for a setting is base.yaml's, which a config may change.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if "(default:" in (action.help or ""):
+            return action.help
         if action.default is None and action.dest in FLAGS:
             section, _, key = FLAGS[action.dest].partition(".")
             value = read_yaml(CONFIGS / "base.yaml")[section][key]
-            return (
-                action.help if value is None else f"{action.help} (default: the config's; base.yaml: {value})"
-            )
+            default = f" (default: the config's; base.yaml: {value})"
+            return f"{action.help}{'' if value in (None, False) else default}"
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
@@ -100,6 +104,21 @@ def add_skip_flag(parser: argparse._ActionsContainer) -> None:
         action="store_true",
         default=None,
         help="leave out image files that cannot be read (listed in skipped.csv), take incomplete datasets",
+    )
+
+
+def add_device_flags(parser: argparse._ActionsContainer) -> None:
+    """--device and --precision of a command that uses a trained model."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="where to compute; auto: a GPU if there is one",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        help="of scoring; auto: bf16 where it is faster, else fp32 (default: the run's eval.precision)",
     )
 
 

@@ -234,11 +234,11 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     dataset, base = read_yaml(path), read_yaml(CONFIGS / "base.yaml")
     if _is_complete(dataset, base):
         _check_same_layers(path, dataset, overrides)
-        config = build(Config, merge([base, dataset, _nested(overrides)]))
+        config = build(Config, merge([base, dataset, nested(overrides)]))
         check_together(config)
         return config
     settings, categories, flavors = (_blocks(dataset, key) for key in ("settings", "categories", "flavors"))
-    chosen = _nested(overrides)
+    chosen = nested(overrides)
     models = [_mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
     names = merge([base["model"], *models])
     for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
@@ -333,7 +333,8 @@ def merge(layers: Sequence[Tree]) -> Tree:
     return result
 
 
-def _nested(overrides: Mapping[str, object]) -> Tree:
+def nested(overrides: Mapping[str, object]) -> Tree:
+    """Dotted keys as a tree of sections."""
     tree: Tree = {}
     for dotted, value in overrides.items():
         section, dot, key = dotted.partition(".")

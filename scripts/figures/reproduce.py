@@ -23,19 +23,15 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from datasets.build import build_test
 from datasets.loader import ImageSet, batches
 from datasets.registry import SPECS
-from datasets.transforms import Normalise
 from evaluation.figures import Picture, heatmap_page, write_on, write_png
-from evaluation.scoring import score_images
+from evaluation.scoring import collect_scores
 from evaluation.svg import Axis, Series, document, panel
-from model import build_model
-from model.backbone import input_normalisation
+from model import Detector, load_detector
 from model.detector import inputs_of, to_device
 from scripts import ROOT
 from scripts.tables import reproduce as tables
-from utils.checkpoint import load_trained, restore_model
 from utils.cli import new_parser, run_command, say, when_stopped
 from utils.config import Config, Tree
-from utils.device import choose_device
 from utils.errors import ConfigError
 from utils.files import write_text
 from utils.yaml_io import read_yaml
@@ -150,31 +146,27 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
-def load_run(folder: Path, root: Path, device: torch.device) -> tuple[torch.nn.Module, ImageSet, Config]:
-    """The model of a run in eval mode, its test set, its configuration."""
-    path, state = load_trained(folder)
-    data = dataclasses.replace(state.config.data, root=str(root))
-    config = dataclasses.replace(state.config, data=data)
-    model = build_model(config, pretrained=False).to(device, memory_format=torch.channels_last)
-    restore_model(model, state.model, source=path)
-    normalise = Normalise(*input_normalisation(config.model.backbone))
-    return model.eval(), build_test(config, config, normalise)[0], config
+def load_run(folder: Path, root: Path, device: str) -> tuple[Detector, ImageSet]:
+    """The model of a run, and its test set below `root`."""
+
+    def moved(config: Config) -> Config:
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
+
+    detector = load_detector(folder, device=device, change=moved)
+    return detector, build_test(detector.config, detector.config, detector.normalise)[0]
 
 
 def grid(places: Sequence[Place], args: argparse.Namespace) -> Picture:
     """A row of anomalous images with map and mask for every place and model, below each other."""
-    device, strips = choose_device(args.device), []
+    strips = []
     for place in places:
-        model, data, config = load_run(
-            tables.folder_of(place.run, args), args.data / place.run.dataset, device
-        )
+        folder, root = tables.folder_of(place.run, args), args.data / place.run.dataset
+        detector, data = load_run(folder, root, args.device)
         labels = np.array([s.label for s in data.samples])
         shown = _spread(np.flatnonzero(labels == 1), args.images)
         part = [*shown, *_spread(np.flatnonzero(labels == 0), CALM)]
         images = ImageSet([data.samples[i] for i in part], data.decode, data.normalise)
-        scores = score_images(
-            model, images, batch_size=16, device=device, precision=config.eval.precision, quiet=args.quiet
-        )
+        scores = collect_scores(detector.predictions(images, quiet=args.quiet), images)
         chosen = list(range(len(shown)))
         page = heatmap_page([images.pixels(i) for i in chosen], scores, chosen)
         strips.append(_titled(page, f"{place.title}: {place.row}"))
@@ -203,18 +195,19 @@ def tsne(places: Sequence[Place], args: argparse.Namespace) -> str:
     The paper does not say which features it shows; these are our choice. One panel per place and model; axes
     have no unit.
     """
-    device, panels = choose_device(args.device), []
+    panels = []
     kinds = [
         Series("normal images", [], [], 0, points=True),
         Series("anomalous images", [], [], 1, points=True),
     ]
     for place in places:
-        model, data, _ = load_run(tables.folder_of(place.run, args), args.data / place.run.dataset, device)
+        folder, root = tables.folder_of(place.run, args), args.data / place.run.dataset
+        detector, data = load_run(folder, root, args.device)
         part = ImageSet(
             [data.samples[i] for i in _spread(np.arange(len(data)), POINTS)], data.decode, data.normalise
         )
         labels = np.array([s.label for s in part.samples])
-        flat = embed(image_features(model, part, device))
+        flat = embed(image_features(detector.model, part, detector.device))
         series = [
             dataclasses.replace(kind, x=flat[labels == i, 0], y=flat[labels == i, 1])
             for i, kind in enumerate(kinds)
