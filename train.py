@@ -378,7 +378,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         step = best.iteration
     held_out = None
     if len(run.data.calibration):  # by the very model that predict.py scores with
-        held_out = score(run, run.data.calibration, for_inference(run.model, precision=config.eval.precision))
+        held_out = score(run, run.data.calibration, for_inference(run.model))
     calibration = calibrate(held_out) if held_out else None
     if distributed.is_main_process():
         Checkpoint(

@@ -25,8 +25,7 @@ from stages import predict_stages, train_stages  # noqa: E402
 
 from evaluation.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
-from model.graphs import graphed  # noqa: E402
-from model.packing import pack_convolutions  # noqa: E402
+from model.inference import replayed  # noqa: E402
 from utils.device import autocast, keep_freed_memory  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
@@ -69,7 +68,7 @@ def predict(spec: Spec) -> Built:
                 net.predict(batch)
 
     counted = convolutions(run)
-    net = graphed(pack_convolutions(net, precision=spec.precision))
+    net = replayed(net)
     for _ in range(2):  # the second call records a graph on a GPU
         run()
     return run, counted

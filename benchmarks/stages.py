@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from losses.uninet import uninet_loss
 from model.decision import distance_map
-from model.packing import pack_convolutions
 from utils.device import autocast
 from utils.optim import make_optimizer
 
@@ -91,7 +90,6 @@ def predict_stages(spec: Spec) -> Counted:
     }
     stages = {name: torch.inference_mode()(_in_precision(call, spec)) for name, call in calls.items()}
     counted = {name: convolutions(call) for name, call in stages.items()}
-    pack_convolutions(net, precision=spec.precision)
     return _timed(stages, spec.device), counted
 
 

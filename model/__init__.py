@@ -1,6 +1,7 @@
 """The models, which know no dataset, category or file name; `load_detector` gives a trained one to use."""
 
-from model.build import build_model, for_inference
+from model.build import build_model
 from model.detector import Detection, Detector, load_detector
+from model.inference import for_inference
 
 __all__ = ["Detection", "Detector", "build_model", "for_inference", "load_detector"]

@@ -18,6 +18,7 @@ class AnomalyModel(nn.Module):
     """A model of normal images: a subclass gives `predict`, and `loss` or (with `one_pass`) `fit`."""
 
     one_pass: bool = False  # True: learns by `fit` from one pass over the training normals, without gradients
+    cuda_graphs: bool = False  # True: `predict` has no sync point, so a GPU can replay it as a graph
     info: BackboneInfo
     config: ModelConfig
     decision: Decision

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from model.backbone import build_backbone
 from model.base import AnomalyModel
 from model.decision import Decision
-from model.graphs import graphed
-from model.packing import pack_convolutions
 from model.peers.memory_bank import MemoryBank
 from model.peers.recontrast import ReContrast
 from model.peers.unias import UniAS
@@ -48,14 +46,3 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
     if data.tile is None:
         return model
     return Tiled(model, tile=data.tile, batch_size=config.eval.batch_size)
-
-
-def for_inference(model: AnomalyModel, *, precision: str) -> AnomalyModel:
-    """A copy that only predicts: batch norms folded, weights packed on a CPU, recorded as graphs on a GPU.
-
-    predict.py and calibration score with it, so that p-values compare like with like. precision: fp32 or
-    bf16, what it is to run in.
-    """
-    deployed = model.deploy()
-    pack_convolutions(deployed, precision=precision)
-    return graphed(deployed)

@@ -26,8 +26,9 @@ from datasets.samples import UNKNOWN, Sample
 from datasets.transforms import Decode, Normalise
 from model.backbone import input_normalisation
 from model.base import AnomalyModel, Batch
-from model.build import build_model, for_inference
+from model.build import build_model
 from model.calibration import Calibration
+from model.inference import for_inference
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.config import Config
 from utils.device import autocast, choose_device, choose_precision
@@ -73,7 +74,7 @@ class Detector:
     @cached_property
     def deployed(self) -> AnomalyModel:
         """A copy of the model that only predicts, and is faster."""
-        return for_inference(self.model, precision=self.precision)
+        return for_inference(self.model)
 
     @overload
     def predict(self, images: ImageLike, *, false_alarm_rate: float = 0.01) -> Detection: ...

@@ -41,6 +41,8 @@ class UniNet(AnomalyModel):
     pairs in place of 2n.
     """
 
+    cuda_graphs = True
+
     def __init__(
         self,
         backbone: nn.Module,

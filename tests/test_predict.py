@@ -178,7 +178,7 @@ def test_a_folder(run, mvtec_like, tmp_path):
 
 @pytest.mark.parametrize("name", ["memory-bank", "uninet"])
 def test_held_out_scores_are_those_of_the_model_that_predicts(mvtec_like, tmp_path, name):
-    """To the last bit: a p-value compares with >=. The state that is saved is not the packed one."""
+    """To the last bit: a p-value compares with >=. The state that is saved is not the folded one."""
     flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), "--name", "r", *FLAGS]
     small = ["--backbone", LITE0, "--iterations", "1", "--set", "model.random_weights=true", "--eval", "none"]
     assert (
@@ -188,7 +188,7 @@ def test_held_out_scores_are_those_of_the_model_that_predicts(mvtec_like, tmp_pa
     data = build_data(state.config, Normalise(*input_normalisation(LITE0))).calibration
     model = build_model(state.config, pretrained=False)
     restore_model(model, state.model, source=tmp_path)
-    model = for_inference(model, precision="fp32")
+    model = for_inference(model)
     found = score_images(model, data, batch_size=16, device=torch.device("cpu"), precision="fp32", quiet=True)
     assert tuple(found.score.tolist()) == tuple(state.calibration["scores"])
 

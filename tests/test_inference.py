@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from model import build_model
-from model.graphs import GraphedPredictor, graphed
+from model.inference import GraphedPredictor, replayed
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
 def test_on_a_cpu_the_model_is_left_as_it_is(make_config):
     model = build_model(make_config(model__width=0.5)).deploy()
-    assert graphed(model) is model
+    assert replayed(model) is model
 
 
 def test_recorded_the_second_time(monkeypatch, make_config):
@@ -27,7 +27,7 @@ def test_recorded_the_second_time(monkeypatch, make_config):
         recorded.append([tuple(images.shape), 0])
         return Graph(), images.clone(), model.predict(images)
 
-    monkeypatch.setattr(GraphedPredictor, "_recorded", record)
+    monkeypatch.setattr(GraphedPredictor, "_capture", record)
     predictor = GraphedPredictor(model)
     for size, batch in ((64, 2), (64, 2), (64, 1), (64, 2), (96, 2)):
         images = torch.randn(batch, 3, size, size)
@@ -41,7 +41,7 @@ def test_what_cannot_be_recorded_is_computed_as_it_is(monkeypatch, make_config, 
     def refuse(self, images):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(GraphedPredictor, "_recorded", refuse)
+    monkeypatch.setattr(GraphedPredictor, "_capture", refuse)
     predictor, images = GraphedPredictor(model), torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         expected = model.predict(images)
@@ -59,7 +59,7 @@ def test_the_same_as_plain(make_config, name, bf16, flavor):
     model = build_model(config).cuda().eval()
     batches = [torch.randn(2, 3, 64, 64, device="cuda") for _ in range(4)]
     batches.append(torch.randn(1, 3, 64, 64, device="cuda"))
-    plain, predictor = model.deploy(), graphed(model.deploy())
+    plain, predictor = model.deploy(), replayed(model.deploy())
     assert isinstance(predictor, GraphedPredictor)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         expected = [plain.predict(x) for x in batches]
