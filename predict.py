@@ -22,7 +22,8 @@ from datasets.masks import filter_unreadable, write_skipped
 from datasets.samples import Sample, log_unused
 from evaluation.figures import overlay, write_map, write_png
 from evaluation.outputs import begin, claim, finish, names_of
-from evaluation.scoring import Scores, write_scores
+from evaluation.results import write_scores
+from evaluation.scoring import Scores
 from model import load_detector
 from model.calibration import Calibration
 from model.detector import Predicted

@@ -19,16 +19,11 @@ from datasets.build import build_test, dataset_root, read_as
 from datasets.masks import write_skipped
 from datasets.registry import SPECS
 from evaluation.figures import write_map
-from evaluation.outputs import SCORES, begin, claim, finish, names_of, write_pages
+from evaluation.outputs import SCORES, begin, claim, finish, names_of
 from evaluation.published_protocol import UNFAIR, april_detector, april_results
-from evaluation.results import parameter_counts, protocol_notes, write_results
-from evaluation.scoring import (
-    Scores,
-    collect_scores,
-    results_by_category,
-    results_table,
-    write_scores,
-)
+from evaluation.report import write_pages
+from evaluation.results import parameter_counts, protocol_notes, results_table, write_results, write_scores
+from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils.checkpoint import find_checkpoint
 from utils.cli import (

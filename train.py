@@ -33,16 +33,10 @@ from datasets.transforms import AUGMENTATIONS, Normalise, by_category, random_ti
 from evaluation.calibration import calibrate
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
-from evaluation.outputs import SCORES, write_pages
-from evaluation.results import parameter_counts, protocol_notes, write_results
-from evaluation.scoring import (
-    Scores,
-    join_scores,
-    results_by_category,
-    results_table,
-    score_images,
-    write_scores,
-)
+from evaluation.outputs import SCORES
+from evaluation.report import write_pages
+from evaluation.results import parameter_counts, protocol_notes, results_table, write_results, write_scores
+from evaluation.scoring import Scores, join_scores, results_by_category, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel

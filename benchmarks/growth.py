@@ -1,4 +1,4 @@
-"""How a training step grows with image size and batch: a table and an SVG plot."""
+"""How a training step grows with image size and batch: a table and a plot."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from protocol import Spec, WorkerError
 from rows import Setup, measure
 from tables import cell, markdown
 
+from evaluation.figures import subplots, svg
+
 SIZES, BATCHES = (256, 384, 512), (1, 4, 8, 16)
-COLOURS = ("#0072b2", "#d55e00", "#009e73")
-WIDTH, HEIGHT, MARGIN = 360, 260, 50
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def available_gb() -> float:
 
 
 def table(points: list[Point]) -> str:
-    """A row a size and batch."""
+    """One row per size and batch."""
     rows = [["size", "batch", "step, s", "s per image", "peak, GB"]]
     for p in points:
         each = None if p.seconds is None else p.seconds / p.batch
@@ -66,36 +66,14 @@ def table(points: list[Point]) -> str:
 
 
 def plot(points: list[Point]) -> str:
-    """Two panels over the batch, one line per size: seconds of a step, and peak memory."""
-    panels = [("step, s", lambda p: p.seconds), ("peak memory, GB", lambda p: p.gb)]
-    parts = [_panel(points, title, value, MARGIN + i * WIDTH) for i, (title, value) in enumerate(panels)]
-    size = f'width="{2 * WIDTH + MARGIN}" height="{HEIGHT + 2 * MARGIN}"'
-    style = 'font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n' + "\n".join(parts) + "\n</svg>\n"
-
-
-def _panel(points: list[Point], title: str, value: object, left: int) -> str:
-    shown = [p for p in points if value(p) is not None]
-    top = max((value(p) for p in shown), default=1.0)
-    right, bottom = WIDTH - MARGIN - 30, MARGIN + HEIGHT
-
-    def place(batch: int, height: float) -> str:
-        return f"{left + right * batch / max(BATCHES):.1f},{bottom - HEIGHT * height / top:.1f}"
-
-    lines = [f'<text x="{left}" y="{MARGIN - 14}">{title}</text>']
-    lines.append(f'<path d="M{left},{MARGIN} V{bottom} H{left + right}" fill="none" stroke="#555"/>')
-    for tick in range(5):
-        x, y = place(0, top * tick / 4).split(",")
-        lines.append(f'<text x="{float(x) - 6}" y="{y}" text-anchor="end">{top * tick / 4:.3g}</text>')
-    for batch in BATCHES:
-        x, _ = place(batch, 0).split(",")
-        lines.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{batch}</text>')
-    lines.append(f'<text x="{left + right / 2}" y="{bottom + 34}" text-anchor="middle">batch</text>')
-    for size, colour in zip(SIZES, COLOURS, strict=True):
-        own = [p for p in shown if p.size == size]
-        if own:
-            way = " ".join(place(p.batch, value(p)) for p in own)
-            lines.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            x, y = place(own[-1].batch, value(own[-1])).split(",")
-            lines.append(f'<text x="{x}" y="{y}" fill="{colour}">{size}</text>')
-    return "\n".join(lines)
+    """Two panels over the batch, one line per size: seconds of a step, and peak memory, as SVG."""
+    figure, panels = subplots(2)
+    quantities = (("step, s", "seconds"), ("peak memory, GB", "gb"))
+    for axes, (label, name) in zip(panels, quantities, strict=True):
+        for size in SIZES:
+            shown = [p for p in points if p.size == size and getattr(p, name) is not None]
+            values = [getattr(p, name) for p in shown]
+            axes.plot([p.batch for p in shown], values, marker=".", label=f"{size} px")
+        axes.set(xlabel="batch", ylabel=label, xticks=BATCHES, xlim=(0, None), ylim=(0, None))
+        axes.legend()
+    return svg(figure, "step time and peak memory by batch and image size")

@@ -91,7 +91,7 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be 1-D and of equal length")
-    scores, labels = check_finite(scores, "scores").astype(np.float64), _binary(labels, "labels")
+    scores, labels = check_finite(scores, "scores").astype(np.float64), check_binary(labels, "labels")
     n_anomalous = int(np.count_nonzero(labels))
     results: Results = dict.fromkeys(("image_auroc", "image_ap", "image_f1", "image_acc"))
     results |= {"n_normal": labels.size - n_anomalous, "n_anomalous": n_anomalous}
@@ -171,47 +171,13 @@ def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
     return bits.astype(np.uint32).view(np.float32), curve.hits, curve.alarms
 
 
-def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
-    """DSC and mIoU: Dice and intersection over union of the foreground an image, averaged over images.
-
-    Args:
-        probability: (N, H, W) in [0, 1].
-        masks: (N, H, W) of {0, 1}.
-        soft: as the public code has it: probabilities stretched to [0, 1] an image and not thresholded,
-            smoothing 1. Otherwise above 0.5 is foreground; an empty mask that is predicted empty counts 1.
-
-    Returns:
-        dsc and miou in [0, 1].
-
-    Raises:
-        ValueError: Empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
-    """
-    p, g = (
-        check_finite(np.asarray(probability, np.float64), "probability"),
-        _binary(np.asarray(masks), "masks"),
-    )
-    if p.shape != g.shape or p.ndim != 3 or p.min() < 0 or p.max() > 1:
-        raise ValueError(f"probability {p.shape} in [0, 1] and masks {g.shape} must have one shape (N, H, W)")
-    if soft:
-        low, high = (extreme(p, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
-        p = (p - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
-    else:
-        p = (p > 0.5).astype(np.float64)
-    both, sums = (p * g).sum((1, 2)), p.sum((1, 2)) + g.sum((1, 2))
-    smooth = 1.0 if soft else 0.0
-    empty = sums + smooth == 0
-    dice = np.where(empty, 1, (2 * both + smooth) / np.where(empty, 1, sums + smooth))
-    union = np.where(empty, 1, sums - both + smooth)
-    return {"dsc": float(dice.mean()), "miou": float(np.where(empty, 1, (both + smooth) / union).mean())}
-
-
 def region_labels(masks: np.ndarray) -> np.ndarray:
     """Number the 8-connected regions of a set: (N, H, W) of {0, 1} -> (N, H, W) int32, 0 normal, else 1 to R.
 
     Raises:
         ValueError: Empty input, not three dimensions, or values other than 0 and 1.
     """
-    masks = _binary(_three_dimensional(masks), "masks")
+    masks = check_binary(_three_dimensional(masks), "masks")
     regions = np.zeros(masks.shape, np.int32)
     found = 0
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
@@ -355,7 +321,8 @@ def check_finite(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _binary(values: np.ndarray, name: str) -> np.ndarray:
+def check_binary(values: np.ndarray, name: str) -> np.ndarray:
+    """The values as uint8; ValueError if there is none, or if one is neither 0 nor 1."""
     ones = np.ascontiguousarray(values).astype(bool)
     if not ones.size:
         raise ValueError(f"{name} {values.shape} must not be empty")

@@ -1,4 +1,4 @@
-"""Frame-level metrics of video: over all test frames, and averaged over clips, with and without smoothing."""
+"""Metrics of one task each: frames of video, segmentation, and the Dice score of UniAS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import roc_auc_score
 
-from evaluation.metrics import Results
+from evaluation.metrics import Results, check_binary, check_finite, counts_by_score
 
 
 def frame_metrics(scores: np.ndarray, labels: np.ndarray, clips: Sequence[str], *, sigma: float) -> Results:
@@ -45,3 +45,69 @@ def frame_metrics(scores: np.ndarray, labels: np.ndarray, clips: Sequence[str], 
 def smooth_clip(scores: np.ndarray, sigma: float) -> np.ndarray:
     """Scores (N,) of one clip after a Gaussian of `sigma` frames, the ends mirrored."""
     return gaussian_filter1d(scores, sigma) if sigma > 0 else scores
+
+
+def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
+    """DSC and mIoU: Dice and intersection over union of the foreground an image, averaged over images.
+
+    Args:
+        probability: (N, H, W) in [0, 1].
+        masks: (N, H, W) of {0, 1}.
+        soft: as the public code has it: probabilities stretched to [0, 1] an image and not thresholded,
+            smoothing 1. Otherwise above 0.5 is foreground; an empty mask that is predicted empty counts 1.
+
+    Returns:
+        dsc and miou in [0, 1].
+
+    Raises:
+        ValueError: Empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
+    """
+    p, g = (
+        check_finite(np.asarray(probability, np.float64), "probability"),
+        check_binary(np.asarray(masks), "masks"),
+    )
+    if p.shape != g.shape or p.ndim != 3 or p.min() < 0 or p.max() > 1:
+        raise ValueError(f"probability {p.shape} in [0, 1] and masks {g.shape} must have one shape (N, H, W)")
+    if soft:
+        low, high = (extreme(p, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
+        p = (p - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
+    else:
+        p = (p > 0.5).astype(np.float64)
+    both, sums = (p * g).sum((1, 2)), p.sum((1, 2)) + g.sum((1, 2))
+    smooth = 1.0 if soft else 0.0
+    empty = sums + smooth == 0
+    dice = np.where(empty, 1, (2 * both + smooth) / np.where(empty, 1, sums + smooth))
+    union = np.where(empty, 1, sums - both + smooth)
+    return {"dsc": float(dice.mean()), "miou": float(np.where(empty, 1, (both + smooth) / union).mean())}
+
+
+def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
+    """Mean over all test images of the Dice of map and mask, at one threshold for all of them.
+
+    The threshold is the one with the largest sum of precision and recall over all pixels; the test masks
+    choose it. A pixel at or above it is positive. An image without anomalous pixels counts 1 if nothing is
+    predicted, else 0.
+
+    Args:
+        maps: (N, H, W) finite, higher is more anomalous.
+        masks: (N, H, W) of {0, 1}.
+
+    Returns:
+        A fraction; None without an anomalous pixel.
+
+    Raises:
+        ValueError: unequal shapes.
+    """
+    if maps.shape != masks.shape or maps.ndim != 3:
+        raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, H, W)")
+    if not masks.any():
+        return None
+    levels, hits, alarms = counts_by_score(maps, masks)
+    total = hits / (hits + alarms) + hits / hits[-1]  # at a score of normal pixels alone it is smaller
+    threshold = levels[::-1][np.argmax(total[::-1])]  # the lowest of equals
+    dice = []
+    for scores, mask in zip(maps, masks, strict=True):
+        positive = scores >= threshold
+        sums = np.count_nonzero(positive) + np.count_nonzero(mask)
+        dice.append(2 * np.count_nonzero(positive & (mask > 0)) / sums if sums else 1.0)
+    return float(np.mean(dice))

@@ -1,26 +1,16 @@
-"""The files of an evaluation for people: heatmaps.png, clips.png, report.html."""
+"""The folder that test.py or predict.py writes: whether it may, and what the files in it are called."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.loader import ImageSet
-from evaluation.figures import Picture, clip_page, example_page, write_png
-from evaluation.metrics import Results
-from evaluation.report import Report, write_report
-from evaluation.results import protocol_notes
-from evaluation.scoring import Scores
 from utils.checkpoint import FILE as CHECKPOINT
-from utils.config import Config
-from utils.device import versions
 from utils.errors import DatasetError, RunError
 from utils.files import printable, write_text
-from utils.runs import git_sha
 
 LONGEST_NAME = 255  # bytes, of most file systems
 SCORES = "scores.csv"
@@ -29,39 +19,6 @@ WRITTEN = (  # by test.py and predict.py, below --output
     SCORES, "skipped.csv", "metrics.json", "report.html", "heatmaps.png", "clips.png", "heatmaps", "maps",
     "masks", "april-2025", UNFINISHED,
 )  # fmt: skip
-
-_log = logging.getLogger("uninet")
-
-
-def write_pages(
-    folder: Path,
-    config: Config,
-    data: ImageSet,
-    scores: Scores,
-    results: dict[str, Results],
-    *,
-    command: str,
-    step: int | None = None,
-) -> Picture | None:
-    """Write the pictures and the report, after the numbers; give back the page of heatmaps.
-
-    `step` as in `evaluation.results.protocol`. What fails here is a warning and gives None: it must not cost
-    a finished training.
-    """
-    try:
-        page = example_page(data, scores, 8)
-        write_png(folder / "heatmaps.png", page)
-        if scores.kind == "video":
-            write_png(folder / "clips.png", clip_page(scores))
-        write_report(folder / "report.html", _report(config, data, scores, results, command, step))
-    except Exception as error:
-        _log.debug("pictures and report", exc_info=True)
-        _log.warning(
-            "pictures and report.html of %s are not complete (%s: %s); scores.csv and metrics.json are",
-            folder, type(error).__name__, error,
-        )  # fmt: skip
-        return None
-    return page
 
 
 def names_of(images: Sequence[Path], suffix: str) -> list[Path]:
@@ -139,24 +96,3 @@ def begin(folder: Path, earlier: Sequence[Path]) -> None:
 def finish(folder: Path) -> None:
     """Everything is written."""
     (folder / UNFINISHED).unlink()
-
-
-def _report(
-    config: Config,
-    data: ImageSet,
-    scores: Scores,
-    results: dict[str, Results],
-    command: str,
-    step: int | None,
-) -> Report:
-    model, steps = config.model, config.train.iterations if step is None else step
-    facts = {
-        "command": command,
-        "backbone": model.backbone,
-        "training": f"{steps} steps of {config.train.batch_size}, {config.train.precision}",
-        "prediction": f"{scores.ms_per_image:.1f} ms an image",
-        "code": git_sha(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-    }
-    title = f"{model.name} ({model.flavor}) on {config.data.name}/{config.data.category}, {model.setting}"
-    return Report(title, scores, data.pixels, results, protocol_notes(config, step), facts, config.to_dict())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from datasets.registry import SPECS
 from evaluation.metrics import Results
+from evaluation.scoring import Scores
 from utils.config import Config, Tree
 from utils.device import versions
-from utils.files import write_json
+from utils.files import relative_to, write_json, write_text
 from utils.runs import RESULTS
 
 
@@ -110,3 +114,73 @@ def write_results(
         "identity": identity,
     }
     write_json(folder / RESULTS, tree)
+
+
+def write_scores(
+    path: Path, scores: Scores, root: Path | None, *, p_values: np.ndarray | None = None, rate: float = 0.01
+) -> None:
+    """Write scores.csv, a line an image; paths are relative to the dataset's root where they are below it.
+
+    With p-values (N,) of a calibration, the columns p_value and is_anomalous (p-value at most `rate`) follow.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    extra = [] if p_values is None else ["p_value", "is_anomalous"]
+    table.writerow(["path", "category", "label", "defect", "score", *extra])
+    for i, s in enumerate(scores.samples):
+        shown = relative_to(s.path, root)
+        decision = [] if p_values is None else [f"{p_values[i]:.6g}", int(p_values[i] <= rate)]
+        table.writerow([shown.as_posix(), s.category, s.label, s.defect, f"{scores.score[i]:.6g}", *decision])
+    write_text(path, text.getvalue())
+
+
+COLUMNS = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1": "I-F1*",
+    "pixel_auroc": "P-AUROC",
+    "pixel_ap": "P-AP",
+    "pixel_f1": "P-F1*",
+    "pro": "PRO",
+    "pro_05": "PRO@5%",
+    "aupimo": "AUPIMO",
+    "dsc_unias": "Dice (UniAS)*",
+    "dsc": "DSC",
+    "miou": "mIoU",
+    "frame_auroc_micro": "micro",
+    "frame_auroc_macro": "macro",
+    "frame_auroc_micro_smoothed": "micro~",
+    "frame_auroc_macro_smoothed": "macro~",
+}
+FOOTNOTES = {
+    "*": "best threshold on these very images: an upper bound, not a working point",
+    "~": "scores smoothed within each clip (eval.clip_sigma), which uses later frames",
+}
+
+
+def table_cells(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Head, rows and footnotes of a table in percent, one row per category; cells are empty where undefined.
+
+    The mean is left out where it is of one category.
+    """
+    shown = {k: name for k, name in COLUMNS.items() if any(r.get(k) is not None for r in results.values())}
+    rows = []
+    for name, metrics in results.items():
+        if name == "mean" and sum("/" not in other for other in results) == 2:
+            continue
+        values = [metrics.get(key) for key in shown]
+        rows.append([name, *("" if v is None else f"{100 * v:.2f}" for v in values)])
+    marks = [f"{mark} {text}" for mark, text in FOOTNOTES.items() if any(mark in n for n in shown.values())]
+    return ["category", *shown.values()], rows, marks
+
+
+def results_table(results: Mapping[str, Results], *, notes: Sequence[str] = ()) -> str:
+    """`table_cells` as Markdown; then the footnotes and the notes, one per line."""
+    head, rows, marks = table_cells(results)
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in (head, *rows)
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+    return "\n".join([*lines, "", *marks, *notes])

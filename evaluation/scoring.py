@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,13 +16,11 @@ import torch
 from datasets.loader import ImageSet
 from datasets.samples import Sample
 from evaluation.aupimo import aupimo
-from evaluation.metrics import Curve, Results, evaluate, mean_results, segmentation_metrics
-from evaluation.metrics_by_task import frame_metrics
-from evaluation.unias_dice import unias_dice
+from evaluation.metrics import Curve, Results, evaluate, mean_results
+from evaluation.metrics_by_task import frame_metrics, segmentation_metrics, unias_dice
 from model.base import AnomalyModel
 from model.detector import Predicted, predictions
 from utils.config import EvalConfig
-from utils.files import relative_to, write_text
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory
@@ -183,63 +178,3 @@ def as_slice(index: np.ndarray) -> np.ndarray | slice:
     """
     whole = len(index) == index[-1] - index[0] + 1
     return slice(int(index[0]), int(index[-1]) + 1) if whole else index
-
-
-def write_scores(
-    path: Path, scores: Scores, root: Path | None, *, p_values: np.ndarray | None = None, rate: float = 0.01
-) -> None:
-    """Write scores.csv, a line an image; paths are relative to the dataset's root where they are below it.
-
-    With p-values (N,) of a calibration, the columns p_value and is_anomalous (p-value at most `rate`) follow.
-    """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    extra = [] if p_values is None else ["p_value", "is_anomalous"]
-    table.writerow(["path", "category", "label", "defect", "score", *extra])
-    for i, s in enumerate(scores.samples):
-        shown = relative_to(s.path, root)
-        decision = [] if p_values is None else [f"{p_values[i]:.6g}", int(p_values[i] <= rate)]
-        table.writerow([shown.as_posix(), s.category, s.label, s.defect, f"{scores.score[i]:.6g}", *decision])
-    write_text(path, text.getvalue())
-
-
-COLUMNS = {
-    "image_auroc": "I-AUROC",
-    "image_ap": "I-AP",
-    "image_f1": "I-F1*",
-    "pixel_auroc": "P-AUROC",
-    "pixel_ap": "P-AP",
-    "pixel_f1": "P-F1*",
-    "pro": "PRO",
-    "pro_05": "PRO@5%",
-    "aupimo": "AUPIMO",
-    "dsc_unias": "Dice (UniAS)*",
-    "dsc": "DSC",
-    "miou": "mIoU",
-    "frame_auroc_micro": "micro",
-    "frame_auroc_macro": "macro",
-    "frame_auroc_micro_smoothed": "micro~",
-    "frame_auroc_macro_smoothed": "macro~",
-}
-FOOTNOTES = {
-    "*": "best threshold on these very images: an upper bound, not a working point",
-    "~": "scores smoothed within each clip (eval.clip_sigma), which uses later frames",
-}
-
-
-def results_table(results: dict[str, Results], *, notes: Sequence[str] = ()) -> str:
-    """A Markdown table in percent, a row a category; empty where undefined. Then the notes, one a line."""
-    shown = {k: name for k, name in COLUMNS.items() if any(r.get(k) is not None for r in results.values())}
-    rows = [["category", *shown.values()]]
-    for name, metrics in results.items():
-        if name == "mean" and sum("/" not in other for other in results) == 2:
-            continue
-        values = [metrics.get(key) for key in shown]
-        rows.append([name, *("" if v is None else f"{100 * v:.2f}" for v in values)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
-    marked = [f"{mark} {text}" for mark, text in FOOTNOTES.items() if any(mark in n for n in shown.values())]
-    return "\n".join([*lines, "", *marked, *notes])

@@ -9,7 +9,7 @@ from conftest import TINY
 from sklearn.metrics import f1_score, precision_recall_curve
 
 from evaluation.aupimo import aupimo
-from evaluation.unias_dice import unias_dice
+from evaluation.metrics_by_task import unias_dice
 
 LABELS = np.array([0, 0, 0, 1, 1])
 

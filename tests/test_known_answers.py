@@ -25,7 +25,8 @@ from datasets.splits import limit
 from datasets.transforms import Decode, Normalise
 from evaluation.calibration import calibrate
 from evaluation.published_protocol import april_results
-from evaluation.scoring import Scores, results_by_category, write_scores
+from evaluation.results import write_scores
+from evaluation.scoring import Scores, results_by_category
 from losses.supervised import supervised_loss
 from losses.uninet import Pair, uninet_loss
 from model import build_model

@@ -1,7 +1,9 @@
 """report.html: self-contained, escaped, and with the numbers and pictures of the run."""
 
+import base64
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -68,7 +70,12 @@ def test_for_people_who_listen(make_config, tmp_path):
     tags.feed(page(report_of(make_config, tmp_path)))
     assert ("html", {"lang": "en"}) in tags.seen
     assert all(a.get("alt") for tag, a in tags.seen if tag == "img")
-    assert all(a.get("aria-label") for tag, a in tags.seen if tag == "svg")
+    plots = [a for tag, a in tags.seen if tag == "img" and a["src"].startswith("data:image/svg+xml")]
+    assert [a["alt"].split(",")[0] for a in plots] == [
+        "part: ROC of images",
+        "part: PRO",
+        "part: score of images",
+    ]
     headings = [tag for tag, _ in tags.seen if re.fullmatch(r"h\d", tag)]
     assert headings[0] == "h1" and headings.count("h1") == 1
     assert [a["scope"] for tag, a in tags.seen if tag == "th"].count("col") >= 5
@@ -86,6 +93,16 @@ def test_numbers_and_pictures(make_config, tmp_path):
     missed = html[html.index("lowest scores") : html.index("highest scores")]
     worst = min(i for i in range(50, 100) if report.scores.score[i] == report.scores.score[50:].min())
     assert f'data-place="{worst}"' in missed
+
+
+def test_what_the_curves_show(make_config, tmp_path):
+    html = page(report_of(make_config, tmp_path))
+    svgs = [base64.b64decode(s) for s in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
+    words = [" ".join(ElementTree.fromstring(s).itertext()) for s in svgs]
+    for found, expected in zip(
+        words, ("FPR TPR", "FPR overlap 0.3", "score share normal anomalous"), strict=True
+    ):
+        assert set(expected.split()) <= set(found.split())
 
 
 @pytest.mark.parametrize(("anomalous", "masks"), [(1, True), (0, True), (None, False)])

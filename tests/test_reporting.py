@@ -1,14 +1,24 @@
 """Tables, scores.csv, pictures, log.jsonl after a kill."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.samples import Sample
-from evaluation.figures import choose_examples, colour_scale, heatmap, heatmap_page, write_png
-from evaluation.scoring import Scores, results_by_category, results_table, write_scores
+from evaluation.figures import (
+    choose_examples,
+    colour_scale,
+    heatmap,
+    heatmap_page,
+    subplots,
+    svg,
+    write_png,
+)
+from evaluation.results import results_table, write_scores
+from evaluation.scoring import Scores, results_by_category
 from utils.tracking import Tracker, validation_curve
 
 
@@ -90,6 +100,18 @@ def test_page(scores, tmp_path):
     assert page.shape == (3 * 32 + 30, 4 * 36, 3)
     write_png(tmp_path / "p.png", page)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "p.png")), page)
+
+
+def test_plots_are_the_same_text_each_time():
+    def drawn():
+        figure, panels = subplots(4, columns=3)
+        for axes in panels:
+            axes.plot([0, 1], [0, 1], label="a < b")
+        return svg(figure, "s & t")
+
+    root = ElementTree.fromstring(drawn())
+    assert root.find("{http://www.w3.org/2000/svg}title").text == "s & t"
+    assert drawn() == drawn() and "a < b" not in "".join(root.itertext())  # without a legend
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path):

@@ -96,7 +96,7 @@ class TestNumbersComeBeforePictures:
             assert list((tmp_path / "runs").rglob("metrics.json"))
             raise ValueError("no page")
 
-        monkeypatch.setattr("evaluation.outputs.write_report", fails)
+        monkeypatch.setattr("evaluation.report.page", fails)
         code, out, err = run(*self.BANK)
         assert code == 0 and "I-AUROC" in out and err.count("\n") == 1
         assert "report.html" in err and "not complete (ValueError: no page)" in err

@@ -17,15 +17,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from datasets.build import build_test
 from datasets.loader import ImageSet, batches
 from datasets.registry import SPECS
-from evaluation.figures import Picture, heatmap_page, write_on, write_png
+from evaluation.figures import (
+    COLOURS,
+    Picture,
+    evenly_spread,
+    heatmap_page,
+    subplots,
+    svg,
+    write_on,
+    write_png,
+)
 from evaluation.scoring import collect_scores
-from evaluation.svg import Axis, Series, document, panel
 from model import Detector, load_detector
 from model.detector import inputs_of, to_device
 from scripts import ROOT
@@ -88,7 +97,8 @@ def main(argv: Sequence[str]) -> None:
         write_png(path, grid(places, args))
     else:
         path = path.with_suffix(".svg")
-        write_text(path, {"roc": roc, "tsne": tsne}[kind](places, args))
+        draw, about = PLOTS[kind]
+        write_text(path, svg(draw(places, args), about))
     say(str(path))
 
 
@@ -119,20 +129,20 @@ def _by_title(places: Sequence[Place]) -> dict[str, list[Place]]:
 # --- curves -------------------------------------------------------------------------------------------------
 
 
-def roc(places: Sequence[Place], args: argparse.Namespace) -> str:
-    """Found anomalous images against false alarms: one panel per dataset, one curve per model, with areas."""
-    axes = (Axis("false alarms among normal images", 0, 1), Axis("found anomalous images", 0, 1))
-    panels, legend, rows = [], [], list(dict.fromkeys(p.row for p in places))
-    for title, found in _by_title(places).items():
-        curves = [Series("chance", [0, 1], [0, 1], 7, dashed=True)]
+def roc(places: Sequence[Place], args: argparse.Namespace) -> Figure:
+    """TPR over FPR of images: one panel per dataset, one curve per model, its area in the legend."""
+    by_title, rows = _by_title(places), list(dict.fromkeys(p.row for p in places))
+    figure, panels = subplots(len(by_title))
+    for axes, (title, found) in zip(panels, by_title.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", label="chance")
         for place in found:
             labels, scores = read_scores(tables.folder_of(place.run, args) / "scores.csv")
             fpr, tpr, _ = roc_curve(labels, scores)
-            name = f"{place.row}, {title}: {100 * roc_auc_score(labels, scores):.2f} %"
-            curves.append(Series(name, fpr, tpr, rows.index(place.row)))
-        panels.append(panel(title, axes, curves))
-        legend += curves
-    return document(panels, legend, columns=3, about="ROC curves of image scores")
+            name = f"{place.row}: {100 * roc_auc_score(labels, scores):.2f} %"
+            axes.plot(fpr, tpr, color=COLOURS[rows.index(place.row) % len(COLOURS)], label=name)
+        axes.set(title=title, xlabel="FPR", ylabel="TPR", xlim=(0, 1), ylim=(0, 1.01))
+        axes.legend(fontsize=7)
+    return figure
 
 
 def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -163,8 +173,8 @@ def grid(places: Sequence[Place], args: argparse.Namespace) -> Picture:
         folder, root = tables.folder_of(place.run, args), args.data / place.run.dataset
         detector, data = load_run(folder, root, args.device)
         labels = np.array([s.label for s in data.samples])
-        shown = _spread(np.flatnonzero(labels == 1), args.images)
-        part = [*shown, *_spread(np.flatnonzero(labels == 0), CALM)]
+        shown = evenly_spread(np.flatnonzero(labels == 1), args.images)
+        part = [*shown, *evenly_spread(np.flatnonzero(labels == 0), CALM)]
         images = ImageSet([data.samples[i] for i in part], data.decode, data.normalise)
         scores = collect_scores(detector.predictions(images, quiet=args.quiet), images)
         chosen = list(range(len(shown)))
@@ -173,11 +183,6 @@ def grid(places: Sequence[Place], args: argparse.Namespace) -> Picture:
     width = max(s.shape[1] for s in strips)
     strips = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
     return np.vstack(strips)
-
-
-def _spread(indices: np.ndarray, count: int) -> list[int]:
-    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
-    return [int(i) for i in indices[places]]
 
 
 def _titled(page: Picture, text: str) -> Picture:
@@ -189,33 +194,25 @@ def _titled(page: Picture, text: str) -> Picture:
 # --- features -----------------------------------------------------------------------------------------------
 
 
-def tsne(places: Sequence[Place], args: argparse.Namespace) -> str:
+def tsne(places: Sequence[Place], args: argparse.Namespace) -> Figure:
     """t-SNE of one vector per test image: means over positions of the student's features, levels joined.
 
     The paper does not say which features it shows; these are our choice. One panel per place and model; axes
     have no unit.
     """
-    panels = []
-    kinds = [
-        Series("normal images", [], [], 0, points=True),
-        Series("anomalous images", [], [], 1, points=True),
-    ]
-    for place in places:
+    figure, panels = subplots(len(places), columns=len({p.row for p in places}))
+    for axes, place in zip(panels, places, strict=True):
         folder, root = tables.folder_of(place.run, args), args.data / place.run.dataset
         detector, data = load_run(folder, root, args.device)
-        part = ImageSet(
-            [data.samples[i] for i in _spread(np.arange(len(data)), POINTS)], data.decode, data.normalise
-        )
+        chosen = evenly_spread(range(len(data)), POINTS)
+        part = ImageSet([data.samples[i] for i in chosen], data.decode, data.normalise)
         labels = np.array([s.label for s in part.samples])
         flat = embed(image_features(detector.model, part, detector.device))
-        series = [
-            dataclasses.replace(kind, x=flat[labels == i, 0], y=flat[labels == i, 1])
-            for i, kind in enumerate(kinds)
-        ]
-        panels.append(panel(f"{place.title}, {place.row}", (Axis("", 0, 1), Axis("", 0, 1)), series))
-    about = "t-SNE of features of test images, normal and anomalous"
-    columns = len({p.row for p in places})
-    return document(panels, kinds, columns=columns, about=about)
+        for label, name in enumerate(("normal images", "anomalous images")):
+            axes.scatter(*flat[labels == label].T, s=9, alpha=0.6, color=COLOURS[label], label=name)
+        axes.set(title=f"{place.title}, {place.row}", xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
 
 
 @torch.inference_mode()
@@ -236,6 +233,12 @@ def embed(features: np.ndarray) -> np.ndarray:
     flat = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(features)
     low, high = flat.min(axis=0), flat.max(axis=0)
     return 0.03 + 0.94 * (flat - low) / np.maximum(high - low, 1e-9)
+
+
+PLOTS = {
+    "roc": (roc, "ROC curves of image scores"),
+    "tsne": (tsne, "t-SNE of features of test images, normal and anomalous"),
+}
 
 
 if __name__ == "__main__":

@@ -14,16 +14,21 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from datasets.registry import SPECS
+from evaluation.figures import COLOURS, subplots, svg
 from evaluation.published_protocol import smooth_in_order
-from evaluation.svg import Axis, Series, document, panel
 from scripts import ROOT
 from scripts.text import csv_text, markdown
 from utils.cli import new_parser, run_command, say
 from utils.files import write_text
 
 Row = list[float | str]
+TITLES = {
+    "temperature": "d, L_SC and L_M over the temperature T",
+    "smoothing": "AUROC of simulated scores before and after smoothing along the list of test images",
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,10 +37,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("figure", choices=("temperature", "smoothing"))
     parser.add_argument("--output", type=Path, default=ROOT / "results/figures", metavar="DIR")
     args = parser.parse_args(argv)
-    header, rows, svg = temperature() if args.figure == "temperature" else smoothing()
+    header, rows, figure = temperature() if args.figure == "temperature" else smoothing()
     lines = [header, *([_text(v) for v in row] for row in rows)]
     write_text(args.output / f"{args.figure}.csv", csv_text(lines))
-    write_text(args.output / f"{args.figure}.svg", svg)
+    write_text(args.output / f"{args.figure}.svg", svg(figure, TITLES[args.figure]))
     say(markdown(lines))
 
 
@@ -61,7 +66,7 @@ def largest_d(n: int, temperature: float, *, everywhere: bool = False) -> float:
     return 1 / (1 + (n - 1) * math.exp((other - 1) / temperature))
 
 
-def temperature() -> tuple[list[str], list[Row], str]:
+def temperature() -> tuple[list[str], list[Row], Figure]:
     """d, L_SC = -log d and L_M = 1 - d (tau = 1) of one pair over T: from equal similarities to the bound."""
     header = [
         "N",
@@ -78,28 +83,24 @@ def temperature() -> tuple[list[str], list[Row], str]:
         for t in LISTED:
             one, every = largest_d(n, t), largest_d(n, t, everywhere=True)
             rows.append([n, t, 1 / n, one, every, math.log(n), -math.log(every), 1 - every])
-    x = Axis("temperature T", 0.02, 4, log=True)
-    quantities: list[tuple[str, Axis, Callable[[float], float]]] = [
-        ("largest d (1 is a perfect match)", Axis("d", 1e-4, 1, log=True), lambda d: d),
-        ("lowest L_SC of a pair", Axis("-log d", 0, 10), lambda d: -math.log(d)),
-        ("lowest L_M of a pair (tau = 1)", Axis("1 - d", 0, 1.05), lambda d: 1 - d),
+    quantities: list[tuple[str, str, Callable[[float], float]]] = [
+        ("largest d (1 is a perfect match)", "d", lambda d: d),
+        ("lowest L_SC of a pair", "-log d", lambda d: -math.log(d)),
+        ("lowest L_M of a pair (tau = 1)", "1 - d", lambda d: 1 - d),
     ]
-    panels, legend = [], []
-    for title, y, of in quantities:
-        series = []
-        for i, n in enumerate(SIZES):
-            for every in (False, True):
-                name = f"N = {n}, {'all positions' if every else 'one position'}"
+    figure, panels = subplots(len(quantities))
+    for axes, (title, label, of) in zip(panels, quantities, strict=True):
+        for t in (0.1, 2.0):  # in use: 0.1 (public code, by category) and 2 (paper)
+            axes.axvline(t, color="#999999", linestyle="--", linewidth=1)
+        for colour, n in zip(COLOURS, SIZES, strict=False):
+            for every, style in ((False, "-"), (True, "--")):
                 values = [of(largest_d(n, t, everywhere=every)) for t in TEMPERATURES]
-                series.append(Series(name, TEMPERATURES, values, i, dashed=every))
-        panels.append(panel(title, (x, y), [*_marks(y), *series]))
-        legend = series
-    return header, rows, document(panels, legend, about="d, L_SC and L_M over the temperature T")
-
-
-def _marks(y: Axis) -> list[Series]:
-    """Grey lines at the temperatures in use: 0.1 (public code, by category) and 2 (paper)."""
-    return [Series("", [t, t], [y.low, y.high], 7, dashed=True) for t in (0.1, 2.0)]
+                name = f"N = {n}, {'all positions' if every else 'one position'}"
+                axes.plot(TEMPERATURES, values, style, color=colour, label=name)
+        axes.set(title=title, xlabel="temperature T", ylabel=label, xscale="log", xlim=(0.02, 4))
+    panels[0].set(yscale="log", ylim=(1e-4, 1.1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return header, rows, figure
 
 
 # --- smoothing of image scores ------------------------------------------------------------------------------
@@ -146,25 +147,24 @@ def simulate(dataset: str, raw: float, *, seed: int = 0) -> tuple[float, float, 
     return tuple(fmean(column) for column in zip(*means, strict=True))
 
 
-def smoothing() -> tuple[list[str], list[Row], str]:
+def smoothing() -> tuple[list[str], list[Row], Figure]:
     """Raw against smoothed AUROC on every benchmark's numbers of test images, percent."""
     found = {name: [simulate(name, raw) for raw in RAW] for name in SIMULATED}
     kinds = ("raw", "folder order", "shuffled")
     rows: list[Row] = [
         [name, *(100 * v for v in values)] for name, triples in found.items() for values in triples
     ]
-    axes = (Axis("AUROC of the raw scores, %", 50, 100), Axis("AUROC after smoothing, %", 50, 100))
-    raw = [Series("no smoothing", [50, 100], [50, 100], 7, dashed=True)]
-    panels, legend = [], [*raw]
-    for place, title in ((1, "smoothed in folder order"), (2, "smoothed in shuffled order")):
-        series = [
-            Series(name, [100 * t[0] for t in triples], [100 * t[place] for t in triples], i)
-            for i, (name, triples) in enumerate(found.items())
-        ]
-        panels.append(panel(title, axes, [*raw, *series]))
-        legend += series
-    about = "AUROC of simulated scores before and after smoothing along the list of test images"
-    return ["benchmark", *kinds], rows, document(panels, legend, columns=2, about=about)
+    figure, panels = subplots(2)
+    titles = ("smoothed in folder order", "smoothed in shuffled order")
+    for axes, place, title in zip(panels, (1, 2), titles, strict=True):
+        axes.plot([50, 100], [50, 100], color="#999999", linestyle="--", label="no smoothing")
+        for i, (name, triples) in enumerate(found.items()):
+            curve = 100 * np.array(triples)
+            axes.plot(curve[:, 0], curve[:, place], color=(*COLOURS, "#b0a000")[i], label=name)
+        axes.set(title=title, xlabel="AUROC of the raw scores, %", ylabel="AUROC after smoothing, %")
+        axes.set(xlim=(50, 100), ylim=(50, 100))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return ["benchmark", *kinds], rows, figure
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from evaluation.scoring import COLUMNS
+from evaluation.results import COLUMNS
 from scripts.tables.collect import portable
 from scripts.text import markdown
 from utils.config import Config, Tree

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.scoring import COLUMNS
+from evaluation.results import COLUMNS
 from scripts.text import markdown
 from utils.cli import new_parser, run_command, say
 from utils.config import Tree

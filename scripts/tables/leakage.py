@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from evaluation.published_protocol import smooth_in_order
-from evaluation.scoring import COLUMNS
+from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.text import markdown
 from train import CRITERIA

@@ -20,7 +20,7 @@ from pathlib import Path
 import train as train_command
 from datasets.loader import batches_per_epoch
 from datasets.registry import SPECS
-from evaluation.scoring import COLUMNS
+from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
 from scripts.text import csv_text, markdown
