@@ -23,6 +23,11 @@ LITE0 = "tf_efficientnet_lite0"
 TINY = "test_efficientnet"  # of timm, for tests: a tenth of the parameters and no weights to load
 
 
+def pytest_collection_finish():
+    """What the imports have made stays, so the garbage collector need not look at it: 0.01 s, not 0.4."""
+    import frozen  # noqa: F401
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked slow (over eight seconds) run where UNINET_SLOW_TESTS is set, as .ci/run does."""
     if "UNINET_SLOW_TESTS" not in os.environ:
@@ -45,6 +50,24 @@ def _yaml_parsed_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml, "load", load)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _backbones_probed_once():
+    """Which options timm needs for an image size depends on the arguments alone, and takes 0.1 s to see."""
+    from model import backbone
+
+    real, known = backbone._size_options, {}
+
+    def size_options(name, strides, size, options):
+        key = name, strides, size, repr(sorted(options.items()))
+        if key not in known:
+            known[key] = real(name, strides, size, options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "_size_options", size_options)
         yield
 
 

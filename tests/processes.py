@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train", "test", "predict"])
+_context.set_forkserver_preload(["train", "test", "predict", "frozen"])
 
 
 @dataclass
@@ -84,7 +84,7 @@ def start(
     env: further environment variables. before: Python that runs in the process first.
     """
     with pytest.MonkeyPatch.context() as patch:  # only the server's first start looks there
-        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
         forkserver.ensure_running()
     folder = tempfile.TemporaryDirectory()
     where = (str(script), [str(a) for a in argv], str(cwd), {k: str(v) for k, v in (env or {}).items()})
