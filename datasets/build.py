@@ -230,7 +230,12 @@ def _check_masks_are_there(config: Config, train: ImageSet) -> None:
     if not lacking:
         return
     lacks = f"{config.data.name} lacks masks of anomalous training images"
-    masked_head = config.model.head in ("mask", "discrepancy")
+    if config.model.name == "remind":
+        raise DatasetError(
+            f"{lacks}, which its head needs (of {lacking[0]}, for one); add them, or leave these images out: "
+            "--setting one-class"
+        )
+    masked_head = config.model.head == "mask"
     if masked_head or config.loss.anomalous == "mask":
         raise DatasetError(
             f"{lacks}, which the loss needs (of {lacking[0]}, for one); add them, or learn from labels "

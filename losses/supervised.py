@@ -1,11 +1,11 @@
-"""Supervised losses L_S of Eq. 13: binary cross-entropy, Dice, focal, and the structure loss of polyps.
+"""Supervised losses L_S of Eq. 13: cross-entropy, Dice, and polyps' structure loss; ReMIND's focal loss.
 
 Legend: B images, H x W pixels. Logits are raw outputs; targets are 0 or 1, for labels also -1 (unknown).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -96,13 +96,18 @@ def supervised_loss(outputs: list[Tensor], target: Tensor, config: LossConfig) -
         "bce": bce_loss,
         "dice": dice_loss,
         "structure": partial(structure_loss, bce=config.structure_bce),
-        "focal": focal_loss,
         "mse": F.mse_loss,
     }
-    return torch.stack([losses[config.supervised](_resized(x, target), target) for x in outputs]).sum()
+    return torch.stack(
+        [
+            losses[config.supervised](x if x.dim() < 4 else upsample(x, target.shape[2:]), target)
+            for x in outputs
+        ]
+    ).sum()
 
 
-def _resized(output: Tensor, target: Tensor) -> Tensor:
-    if output.dim() < 4 or output.shape[2:] == target.shape[2:]:
-        return output
-    return F.interpolate(output, size=target.shape[2:], mode="bilinear", align_corners=False)
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Phi of Eq. 13: logits (B, C, h, w) at the mask's `size` (H, W)."""
+    if logits.shape[2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from losses.eager_backward import gradients_formed
@@ -34,31 +35,26 @@ def uninet_loss(
     *,
     label: Tensor | None = None,
     mask: Tensor | None = None,
-    progress: float = 1.0,
     seen: list[Diagonal] | None = None,
 ) -> dict[str, Tensor]:
     """Sum over pairs of the weighted terms; each term is a mean over batch and positions.
 
-    `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11), where both teachers give
-    2n pairs; `released` sums over pairs. `kd_anomalous: false` keeps anomalous positions out of L_KD, so
-    that the student does not learn to restore them. `kd_hardest` below 1 averages L_KD over the hardest
-    positions alone, all of them at `progress` 0 and that share from `kd_hardest_from` on. Computed in float32
-    whatever the model's precision. The gradients of a pair are formed with its terms, before the next pair's.
+    `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11); the 2n pairs of both
+    teachers are summed either way. Computed in float32 whatever the model's precision. The gradients of a
+    pair are formed with its terms, before the next pair's.
 
     seen: takes the similarity diagonal of each pair, for curves.
 
     Returns:
         kd, sc, m (before weighting) and total, the one that has a gradient.
     """
-    levels = len(pairs) // 2 if config.pairs == "both" else len(pairs)
-    divisor = levels if config.reduction == "paper" else 1
-    hardest = 1 - (1 - config.kd_hardest) * min(1.0, progress / config.kd_hardest_from)
-    parts = {"kd": 0, "sc": 0, "m": 0, "total": 0}
+    divisor = len(pairs) // 2 if config.reduction == "paper" else 1
+    parts = dict.fromkeys(("kd", "sc", "m", "total"), torch.zeros((), device=pairs[0].teacher.device))
 
     def of_pair(pair: Pair, teacher: Tensor, student: Tensor, *_: Tensor) -> Tensor:
         teacher, student = teacher.float(), student.float()
         selected = student if pair.select is None else pair.select(student, teacher)
-        kd, sc, m = _terms(teacher, selected, config, label=label, mask=mask, hardest=hardest, seen=seen)
+        kd, sc, m = _terms(teacher, selected, config, label=label, mask=mask, seen=seen)
         sc, m = sc / divisor, m / divisor
         for name, value in {"kd": kd, "sc": sc, "m": m}.items():
             parts[name] = parts[name] + value.detach()
@@ -77,13 +73,11 @@ def _terms(
     *,
     label: Tensor | None,
     mask: Tensor | None,
-    hardest: float,
     seen: list[Diagonal] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_KD, L_SC and L_M of one pair; those that are switched off are zero."""
     normal = normal_positions(teacher.shape[2:], label=label, mask=mask)
-    taught, restored = _stop(teacher, config.stop_grad_kd), None if config.kd_anomalous else normal
-    kd = cosine_distance(taught, student, reading=config.kd, normal=restored, hardest=hardest)
+    kd = cosine_distance(_stop(teacher, config.stop_grad_kd), student, reading=config.kd)
     sc = m = kd.new_zeros(())
     if config.contrastive or config.margin:
         d = matched_similarity(student, _stop(teacher, config.stop_grad_similarity), config.temperature)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from model.backbone import BackboneInfo
+from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction
+from model.layers import fold_batch_norms
 from utils.config import ModelConfig, OptimConfig
 
 Batch = dict[str, Tensor]
@@ -22,6 +25,7 @@ class AnomalyModel(nn.Module):
     info: BackboneInfo
     config: ModelConfig
     decision: Decision
+    deployed: bool = False
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
@@ -47,6 +51,54 @@ class AnomalyModel(nn.Module):
         """Values of the last step for curves, beyond its losses (may be a sync point); none here."""
         return {}
 
+    def parts_to_fold(self) -> list[nn.Module]:
+        """Parts whose batch norms `deploy` folds into their convolutions; none here."""
+        return []
+
+    def example(self) -> Tensor:
+        """One input of `predict`, normal noise: what parts are folded on."""
+        noise = torch.randn(1, 3, *self.info.image_size, generator=torch.Generator().manual_seed(0))
+        return noise.to(next(self.parameters()), memory_format=torch.channels_last)
+
     def deploy(self) -> AnomalyModel:
-        """Copy for inference: same predictions, what can be folded or merged is."""
-        return copy.deepcopy(self).eval()
+        """A copy for inference: parallel kernels merged, batch norms folded (Eq. 3).
+
+        It predicts the same, which is checked part by part on `example`, and cannot be trained.
+        """
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        parts = model.parts_to_fold()
+        for part in parts:
+            if isinstance(part, Bottleneck):
+                part.deploy()
+        for part, inputs in _inputs(model, parts).items():
+            fold_batch_norms(part, *inputs)
+        model.deployed = True
+        return model
+
+    def train(self, mode: bool = True) -> AnomalyModel:
+        """As of any module.
+
+        Raises:
+            RuntimeError: for a deployed model.
+        """
+        if mode and self.deployed:
+            raise RuntimeError(
+                "this model was folded by deploy() for inference; load the checkpoint to train on"
+            )
+        return super().train(mode)
+
+
+@torch.no_grad()
+def _inputs(model: AnomalyModel, parts: list[nn.Module]) -> dict[nn.Module, tuple]:
+    """What each part takes as the example is predicted; its first call counts."""
+    inputs: dict[nn.Module, tuple] = {}
+
+    def keep(part: nn.Module, args: tuple) -> None:
+        inputs.setdefault(part, copy.deepcopy(args))
+
+    hooks = [part.register_forward_pre_hook(keep) for part in parts]
+    if parts:
+        model.predict(model.example())
+    for hook in hooks:
+        hook.remove()
+    return inputs

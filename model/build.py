@@ -10,10 +10,11 @@ from model.decision import Decision
 from model.peers.memory_bank import MemoryBank
 from model.peers.recontrast import ReContrast
 from model.peers.unias import UniAS
+from model.remind import ReMIND
 from model.tiles import Tiled
 from model.uninet import UniNet
 from utils.config import Config
-from utils.config_rules import scaled_side
+from utils.config_rules import WITH_DECODER, scaled_side
 
 
 def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
@@ -28,7 +29,7 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
     """
     data = config.data
     size = data.image_size if data.tile is None else (data.tile, data.tile)
-    scales = config.train.scales if config.model.name in ("uninet", "recontrast") else ()
+    scales = config.train.scales if config.model.name in WITH_DECODER else ()
     backbone, info = build_backbone(
         config.model.backbone,
         config.model.strides,
@@ -40,6 +41,11 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
     decision = Decision(**asdict(config.score))
     if config.model.name == "memory-bank":
         model = MemoryBank(backbone, info, config.model, decision=decision)
+    elif config.model.name == "remind":
+        defects = (
+            data.synthetic > 0 or config.model.setting == "supervised"
+        )  # with masks, which the head learns
+        model = ReMIND(backbone, info, config.model, loss=config.loss, decision=decision, with_head=defects)
     else:
         network = {"uninet": UniNet, "recontrast": ReContrast, "unias": UniAS}[config.model.name]
         model = network(backbone, info, config.model, loss=config.loss, decision=decision)

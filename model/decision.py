@@ -98,7 +98,6 @@ class Decision:
     score_sigma: float
     map_sigma: float
     head_weight: float = 0.0
-    head_floor: float = 0.05
     blur_size: int | None = None
 
     def __call__(
@@ -108,18 +107,16 @@ class Decision:
         *,
         highest: float = math.inf,
         head_score: Tensor | None = None,
-        head_map: Tensor | None = None,
+        factor: Tensor | None = None,
     ) -> Prediction:
         """Distance maps (B, h_i, w_i) to the map M_AS at `size` (their sum, upsampled) and the score.
 
         `highest`: what no distance exceeds, if that is known (2 for cosine distances). A head's own score
-        (B,) is added with `head_weight`. A head's probability of an anomaly (B, H, W) multiplies the sum, but
-        for `head_floor`, so that what the head does not know still shows. Each image's result depends on that
-        image alone.
+        (B,) is added with `head_weight`; `factor` (B, H, W) multiplies the map. Each image's result depends
+        on that image alone.
         """
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
-            factor = None if head_map is None else head_map.float() + self.head_floor
             found = self._decide([m.float() for m in maps], size, highest, factor)
         if head_score is None:
             return found

@@ -6,6 +6,7 @@ And one on where teacher and student differ. Legend: B images, C channels of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class MaskHead(nn.Module):
         return self.conv(feature)
 
 
-class DiscrepancyHead(nn.Module):
+class DiscriminationHead(nn.Module):
     """Anomaly logit of every position from how teacher and student differ, channel by channel, on all levels.
 
     What it sees is the summands of the cosine: products of both features, each of length 1 along channels,
@@ -54,7 +55,7 @@ class DiscrepancyHead(nn.Module):
     Zhang et al., CVPR 2023). Each level is mixed to `width` channels, brought to the finest size, and added.
     """
 
-    def __init__(self, channels: Sequence[int], *, width: int = 64, rare: float = -3.0) -> None:
+    def __init__(self, channels: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
         self.mix = nn.ModuleList(nn.Conv2d(c, width, 1, bias=False) for c in channels)
         self.norm = nn.BatchNorm2d(width)
@@ -62,17 +63,17 @@ class DiscrepancyHead(nn.Module):
             nn.ReLU(), conv_bn(width, width, 3), nn.ReLU(), conv_bn(width, width, 3), nn.ReLU()
         )
         self.out = nn.Conv2d(width, 1, 1)
-        nn.init.constant_(self.out.bias, rare)  # anomalies are rare: a start at 5 %
+        self.out.bias = nn.Parameter(torch.tensor([-3.0]))  # a start at 5 %: anomalies are rare
 
     def forward(self, teachers: Sequence[Tensor], students: Sequence[Tensor]) -> Tensor:
         """Features (B, C_i, H_i, W_i), fine to coarse, of both to (B, 1, H_1, W_1), in float32."""
-        size, total = teachers[0].shape[2:], 0
+        size, levels = teachers[0].shape[2:], []
         with torch.autocast(teachers[0].device.type, enabled=False):  # small differences of large numbers
             for mix, teacher, student in zip(self.mix, teachers, students, strict=True):
                 t, s = F.normalize(teacher.float(), dim=1), F.normalize(student.float(), dim=1)
                 mixed = mix(t * s * teacher.shape[1])
-                total = total + F.interpolate(mixed, size=size, mode="bilinear", align_corners=False)
-            return self.out(self.body(self.norm(total)))
+                levels.append(F.interpolate(mixed, size=size, mode="bilinear", align_corners=False))
+            return self.out(self.body(self.norm(reduce(torch.add, levels))))
 
 
 class FrameHead(nn.Module):

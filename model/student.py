@@ -11,7 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from model.backbone import BackboneInfo, backbone_channels
+from model.bottleneck import Bottleneck
 from model.layers import conv_bn, halves, init_weights
+from utils.config import ModelConfig
 
 ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}  # model.student_activation
 
@@ -110,3 +113,28 @@ class Student(nn.Module):
             return self.heads[i](x)
         first, second = halves(x)
         return torch.cat([self.heads[i](first), self.second_heads[i](second)])
+
+
+def build_bottleneck_and_student(
+    info: BackboneInfo, config: ModelConfig, *, outputs: int = 1
+) -> tuple[Bottleneck, Student]:
+    """Both for the teacher's levels (`info`); `outputs` per level as in `Student`."""
+    own = config.student_backbone and backbone_channels(config.student_backbone, config.strides)
+    bottleneck = Bottleneck(
+        info.channels,
+        width=config.width,
+        mem=config.mem,
+        kernels=config.mem_kernels,
+        reparam=config.mem_reparam,
+    )
+    student = Student(
+        info.channels,
+        bottleneck.out_channels,
+        width=config.width,
+        own=own or None,
+        signed=info.signed or config.feature_scale == "standardise",
+        skips=config.skips,
+        outputs=outputs,
+        activation=config.student_activation,
+    )
+    return bottleneck, student

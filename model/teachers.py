@@ -58,34 +58,26 @@ class FeatureScale(nn.Module):
 class Teachers(nn.Module):
     """Source teacher: frozen, always eval, no gradient. Target teacher: starts as its copy and is trained.
 
-    train_bn: whether the target's batch norms take batch statistics in training. with_target: False leaves
-    the target out (None).
+    train_bn: whether the target's batch norms take batch statistics in training.
     """
 
-    def __init__(
-        self, backbone: nn.Module, scale: FeatureScale, *, train_bn: bool = True, with_target: bool = True
-    ) -> None:
+    def __init__(self, backbone: nn.Module, scale: FeatureScale, *, train_bn: bool) -> None:
         super().__init__()
         self.train_bn = train_bn
         self.source = backbone.eval().requires_grad_(False)
-        self.target = copy.deepcopy(backbone).requires_grad_(True) if with_target else None
+        self.target = copy.deepcopy(backbone).requires_grad_(True)
         self.scale = scale
 
-    def forward(self, images: Tensor) -> list[Features]:
-        """Images (B, 3, H, W) to source and, if any, target features, one (B, C_i, H_i, W_i) a level."""
+    def forward(self, images: Tensor) -> tuple[Features, Features]:
+        """Images (B, 3, H, W) to the source's and the target's features."""
         with torch.no_grad():
             source = self.scale(self.source(images))
-        return [source] if self.target is None else [source, self.scale(self.target(images))]
+        return source, self.scale(self.target(images))
 
     def train(self, mode: bool = True) -> Teachers:
         """Switch the target's batch norm; the source stays in eval."""
         super().train(mode)
         self.source.eval()
-        if self.target is not None and not self.train_bn:
+        if not self.train_bn:
             self.target.eval()
         return self
-
-    @torch.no_grad()
-    def fit_scale(self, images: Iterable[Tensor]) -> None:
-        """Measure the feature scale with the source teacher on batches of training normals (B, 3, H, W)."""
-        self.scale.fit(self.source(batch) for batch in images)

@@ -22,12 +22,11 @@ SUPERVISED = {"model.setting": "supervised"}
 # what each name of a case stands for: the settings, and what a batch has beside images
 CASES = {
     "uninet": ({}, ()),
-    "uninet, anomalous": ({"loss.kd": "pointwise", "loss.kd_anomalous": False}, ("label",)),
+    "uninet, anomalous": ({"loss.kd": "pointwise", "loss.temperature": 0.1}, ("label",)),
     "uninet, label head": (SUPERVISED | {"model.head": "label", "loss.supervised": "bce"}, ("label",)),
     "uninet, dice": (SUPERVISED | {"model.head": "mask", "loss.supervised": "dice"}, ("label", "mask")),
-    "uninet, focal": (SUPERVISED | {"model.head": "mask", "loss.supervised": "focal"}, ("label", "mask")),
     "uninet, tiles": ({"data.image_size": 96, "data.tile": 64, "loss.anomalous": "mask"}, ("label", "mask")),
-    "remind": ({"model.flavor": "tuned"}, ("label", "mask")),
+    "remind": ({"model.name": "remind"}, ("label", "mask")),
     "recontrast": ({"model.name": "recontrast"}, ()),
     "unias": ({"model.name": "unias"}, ()),
 }

@@ -58,7 +58,7 @@ def test_flavours_are_the_contracts_table():
     for config in (paper, released):
         assert (config.loss.temperature, config.loss.tau, config.loss.kd_weight) == (2, 1, 0.7)
         assert (config.optim.lr, config.optim.lr_teacher, config.optim.weight_decay) == (5e-3, 1e-6, 1e-5)
-        assert config.score.alpha == 0.01 and config.loss.pairs == "both" and config.score.map_sigma == 0
+        assert config.score.alpha == 0.01 and config.score.map_sigma == 0
 
 
 def test_category_exceptions():
@@ -353,7 +353,7 @@ class TestCompleteFiles:
             load_config(path, {key: value})
 
     def test_settings_younger_than_the_file(self, write):
-        path = write(without=[("data", "tile"), ("loss", "kd_anomalous")], model__flavor="released")
+        path = write(without=[("data", "tile"), ("loss", "hard_ratio")], model__flavor="released")
         assert load_config(path, {}) == load(model__flavor="released")
         with pytest.raises(ConfigError, match="every setting of a run"):
             load_config(path, {"model.flavor": "paper"})

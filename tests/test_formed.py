@@ -24,10 +24,9 @@ def gradients(model):
     [
         {"model__flavor": "paper", "loss__temperature": 0.1},
         {"model__flavor": "released"},
-        {"model__flavor": "tuned"},
         {"model__dfs_theta_map": "clamp_sigmoid", "model__dfs_stop_grad": False, "loss__anomalous": "mask"},
     ],
-    ids=["paper", "released", "tuned", "mask"],
+    ids=["paper", "released", "mask"],
 )
 def test_every_gradient_of_a_step_is_that_of_a_plain_call(make_config, monkeypatch, settings):
     formed = build_model(make_config(**settings), pretrained=False)

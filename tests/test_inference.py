@@ -51,11 +51,10 @@ def test_what_cannot_be_recorded_is_computed_as_it_is(monkeypatch, make_config, 
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize("name", ["uninet", "recontrast"])
+@pytest.mark.parametrize("name", ["uninet", "remind", "recontrast"])
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("flavor", ["paper", "tuned"])
-def test_the_same_as_plain(make_config, name, bf16, flavor):
-    config = make_config(model__name=name, model__flavor=flavor, model__width=0.5)
+def test_the_same_as_plain(make_config, name, bf16):
+    config = make_config(model__name=name, model__width=0.5)
     model = build_model(config).cuda().eval()
     batches = [torch.randn(2, 3, 64, 64, device="cuda") for _ in range(4)]
     batches.append(torch.randn(1, 3, 64, 64, device="cuda"))

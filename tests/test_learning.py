@@ -17,7 +17,7 @@ MODELS = {
     "memory-bank": "--model memory-bank",
     "uninet, paper": "--flavor paper --iterations 40",
     "uninet, released": "--flavor released --iterations 40",
-    "uninet, tuned": "--flavor tuned --iterations 40",
+    "remind": "--model remind --iterations 40",
     "recontrast": "--model recontrast --iterations 40",
     "unias": "--model unias --setting one-class --iterations 20 --set optim.lr=1e-3 --set train.batch_size=2",
 }

@@ -80,31 +80,6 @@ class TestKD:
             lambda a, b: cosine_distance(a, b, reading=reading), (t.requires_grad_(), s.requires_grad_())
         )
 
-    def test_global_without_anomalous_positions(self):
-        t, s = features(b=3)
-        normal = torch.rand(3, 42) < 0.6
-        normal[2] = False  # nothing of this image counts
-        expected = 0.0
-        for a, b, kept in zip(t[:2].flatten(2), s[:2].flatten(2), normal):
-            a, b = a[:, kept].flatten(), b[:, kept].flatten()
-            expected += (1 - a @ b / (a.norm() * b.norm())) / 2
-        value = cosine_distance(t, s, reading="global", normal=normal)
-        assert value.item() == pytest.approx(expected.item(), abs=1e-12)
-
-    @pytest.mark.parametrize("reading", ["global", "pointwise"])
-    def test_anomalous_positions_get_no_gradient(self, reading):
-        t, s = features()
-        normal = torch.rand(2, 42) < 0.5
-        s.requires_grad_()
-        value = cosine_distance(t, s, reading=reading, normal=normal)
-        value.backward()
-        assert (s.grad.flatten(2).abs().sum(1) > 0).equal(normal)
-        if reading == "pointwise":
-            each = 1 - torch.cosine_similarity(t, s, dim=1).flatten(1)[normal]
-            assert value.item() == pytest.approx(each.mean().item(), abs=1e-12)
-        nothing = cosine_distance(t, s, reading=reading, normal=torch.zeros_like(normal))
-        assert nothing.item() == 0
-
     def test_unknown_reading(self):
         t, s = features()
         with pytest.raises(ValueError, match="global or pointwise"):
@@ -267,22 +242,6 @@ class TestTotal:
         one = make_config(**{f"loss__{which}": True, f"loss__{other}": False}).loss
         uninet_loss(pairs, one)["total"].backward()
         assert all(p.teacher.grad is not None and p.teacher.grad.abs().sum() > 0 for p in pairs)
-
-    def test_kd_leaves_anomalous_positions_out_if_told(self, make_config):
-        pairs = [Pair(*features(dtype=torch.float32))]
-        mask = torch.zeros(2, 1, 6, 7)
-        mask[:, :, :3] = 1
-        parts = {}
-        for kept in (True, False):
-            config = make_config(loss__kd="pointwise", loss__kd_anomalous=kept, loss__pairs="source").loss
-            parts[kept] = uninet_loss(pairs, config, mask=mask)
-        whole, lower = (
-            cosine_distance(pairs[0].teacher[:, :, cut], pairs[0].student[:, :, cut], reading="pointwise")
-            for cut in (slice(None), slice(3, None))
-        )
-        assert parts[True]["kd"].item() == pytest.approx(whole.item(), abs=1e-6)
-        assert parts[False]["kd"].item() == pytest.approx(lower.item(), abs=1e-6)
-        assert parts[True]["sc"] == parts[False]["sc"] and parts[True]["m"] == parts[False]["m"]
 
     def test_a_mask_of_zeros_changes_nothing(self, make_config):
         pairs, config = self.pairs(), make_config().loss

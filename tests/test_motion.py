@@ -52,8 +52,8 @@ def ped2(tmp_path, monkeypatch):
 @pytest.fixture
 def config(make_config, ped2):
     def make(**settings):
-        chosen = {"data__root": str(ped2), "model__flavor": "tuned", "model__head": "none"}
-        chosen |= {"loss__supervised": "none", "data__synthetic": 0.0, "data__stack_frames": 1}
+        chosen = {"data__root": str(ped2), "model__name": "remind"}
+        chosen |= {"data__synthetic": 0.0, "data__stack_frames": 1}
         return make_config(path="configs/ped2.yaml", **(chosen | settings))
 
     return make
@@ -101,7 +101,7 @@ class TestStackedFrames:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"model__head": "frame", "loss__supervised": "mse"}, "needs data.stack_frames=0"),
+            ({"model__name": "uninet"}, "needs data.stack_frames=0"),
             (
                 {"data__stack_frames": 0, "data__synthetic": 0.5, "data__synthetic_kinds": ["speed"]},
                 "data.stack_frames",
@@ -141,7 +141,7 @@ class TestDefects:
 
     def test_training_draws(self, config):
         kinds = {"data__synthetic": 1.0, "data__synthetic_kinds": ["speed"]}
-        data = build_data(config(model__head="discrepancy", loss__supervised="focal", **kinds), NORMALISE)
+        data = build_data(config(**kinds), NORMALISE)
         normal = build_data(config(), NORMALISE).train
         for draw in range(16):  # also of first frames, of which nothing is faster
             image, mask, label = data.train.drawn(draw)
@@ -152,9 +152,7 @@ class TestDefects:
 
     def test_faster_is_what_its_name_says(self, config):
         kinds = {"data__synthetic": 1.0, "data__synthetic_kinds": ["speed"]}
-        data = build_data(
-            config(model__head="discrepancy", loss__supervised="focal", **kinds), NORMALISE
-        ).train
+        data = build_data(config(**kinds), NORMALISE).train
         grey = [cv2.resize(frame(i), (64, 64)) for i in range(4)]
         for index, places in (
             (3, (1, 1, 3)),
@@ -172,7 +170,7 @@ def test_an_exported_model_says_what_its_planes_are(config):
 
 
 def test_train_and_predict(ped2, tmp_path, capsys):
-    words = ["--config", str(ROOT / "configs/ped2.yaml"), "--data-root", str(ped2), "--flavor", "tuned"]
+    words = ["--config", str(ROOT / "configs/ped2.yaml"), "--data-root", str(ped2), "--model", "remind"]
     words += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet"]
     words += ["--iterations", "2", "--output", str(tmp_path / "runs"), "--name", "run"]
     for setting in (

@@ -356,7 +356,7 @@ class TestFrameOrder:
 
     def test_a_folder_to_predict(self, make_config, tmp_path):
         config = make_config(
-            "configs/ped2.yaml", data__stack_frames=1, model__flavor="tuned", data__root=str(ROOT)
+            "configs/ped2.yaml", data__stack_frames=1, model__name="remind", data__root=str(ROOT)
         )
         files = [tmp_path / f"{i}.png" for i in range(8, 13)]
         samples = new_samples(sorted(files), tmp_path, config)

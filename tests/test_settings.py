@@ -83,14 +83,15 @@ class TestSupervised:
         with pytest.raises(DatasetError, match="vad lacks masks.*bad.*--set loss.anomalous=label$"):
             data_of("vad", masters["vad"], **{"model.setting": "supervised", "loss.anomalous": "mask"})
 
-    @pytest.mark.parametrize("head", ["mask", "discrepancy"])
-    def test_a_head_that_learns_masks_needs_them(self, masters, head):
+    def test_a_head_that_learns_masks_needs_them(self, masters):
         """Whatever tells the losses the anomalous positions; and what the message advises is accepted."""
-        settings = {"model.setting": "supervised", "model.head": head, "loss.supervised": "focal"}
+        settings = {"model.setting": "supervised", "model.head": "mask", "loss.supervised": "dice"}
         with pytest.raises(DatasetError, match="vad lacks masks") as error:
             data_of("vad", masters["vad"], **settings, **{"loss.anomalous": "label"})
         advice = dict(part.split("=") for part in str(error.value).split("--set ")[1:])
         data_of("vad", masters["vad"], **settings | {key: value.strip() for key, value in advice.items()})
+        with pytest.raises(DatasetError, match="vad lacks masks.*--setting one-class$"):
+            data_of("vad", masters["vad"], **{"model.setting": "supervised", "model.name": "remind"})
 
     def test_moved_anomalies_leave_the_same_test_set_to_both_settings(self, masters):
         parts = []

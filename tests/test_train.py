@@ -461,7 +461,7 @@ class TestCheckpoints:
         config = make_config(model__width=0.5)
         Checkpoint(config, {}, 1).save(tmp_path / "old.pt")
         tree = torch.load(tmp_path / "old.pt", weights_only=True)
-        del tree["config"]["data"]["tile"], tree["config"]["loss"]["kd_anomalous"]
+        del tree["config"]["data"]["tile"], tree["config"]["loss"]["hard_ratio"]
         torch.save(tree, tmp_path / "old.pt")
         assert load_checkpoint(tmp_path / "old.pt").config == config
         tree["config"]["loss"]["no_longer_there"] = 1

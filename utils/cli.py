@@ -44,6 +44,7 @@ FLAGS = {
 
 MODEL_LINES = {
     "uninet": "the paper's: two teachers, a student with feature selection, contrastive and margin losses",
+    "remind": "our recipe: one frozen teacher, hard positions, synthetic defects (docs/REMIND.md)",
     "recontrast": "its ancestor: contrastive reconstruction with mining of hard points (NeurIPS 2023)",
     "unias": "coarse-to-fine reconstruction by a transformer, one model for all categories (WACV 2025)",
     "memory-bank": "the baseline: distance to the nearest of the training patches; no training",
@@ -51,7 +52,6 @@ MODEL_LINES = {
 FLAVOR_LINES = {
     "paper": "the equations as printed",
     "released": "the public code after May 2025",
-    "tuned": "our recipe: one teacher, hardest positions, synthetic defects (docs/TUNED.md)",
 }
 BACKBONE_LINES = {
     "wide_resnet50_2": "the paper's; weights by download or --weights FILE",
@@ -130,7 +130,9 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--setting", choices=SETTINGS, help="what a model is trained on (docs/SETTINGS.md)")
     what.add_argument("--model", choices=MODELS, help="the network (--list says what they are)")
     what.add_argument(
-        "--flavor", choices=FLAVORS, help="the equations as printed, the public code's reading, or our recipe"
+        "--flavor",
+        metavar="|".join(FLAVORS),
+        help="of uninet: the equations as printed, or as the public code",
     )
     what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
     what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")

@@ -28,8 +28,8 @@ from utils.config_rules import check_together
 from utils.errors import ConfigError
 from utils.yaml_io import CONFIGS, Tree, read_yaml
 
-MODELS = ("uninet", "recontrast", "unias", "memory-bank")
-FLAVORS = ("paper", "released", "tuned")
+MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
+FLAVORS = ("paper", "released")
 SETTINGS = ("one-class", "multi-class", "supervised")
 REMOVED = (  # settings of older checkpoints that changed no result, or only what was tested
     "data.test_name",
@@ -87,12 +87,11 @@ class DataConfig:
 class ModelConfig:
     """The network: teachers, bottleneck, student and feature selection (paper Sec. 4.1 to 4.3)."""
 
-    name: Literal["uninet", "recontrast", "unias", "memory-bank"]
-    flavor: Literal["paper", "released", "tuned", "default"]
+    name: Literal["uninet", "remind", "recontrast", "unias", "memory-bank"]
+    flavor: Literal["paper", "released", "default"]
     setting: Literal["one-class", "multi-class", "supervised"]
     category_exceptions: bool
     backbone: str
-    teachers: Literal["both", "source"]
     student_backbone: str | None
     weights: str | None
     random_weights: bool
@@ -109,9 +108,8 @@ class ModelConfig:
     dfs_at_test: bool
     dfs_stop_grad: bool
     student_activation: Literal["relu", "gelu"]
-    student_outputs: int = field(metadata=_number(1, 2))
     teacher_bn: Literal["train", "eval"]
-    head: Literal["none", "label", "mask", "discrepancy", "frame"]
+    head: Literal["none", "label", "mask", "frame"]
     head_levels: Literal["n-1", "finest"]
     head_share: float = field(metadata=_number(0, 1))
     skips: bool
@@ -123,12 +121,9 @@ class LossConfig:
     """Eqs. 7 to 13: which terms, how they are read, and their weights."""
 
     kd: Literal["global", "pointwise"]
-    kd_anomalous: bool
-    kd_hardest: float = field(metadata=_number(1e-4, 1))
-    kd_hardest_from: float = field(metadata=_number(1e-3, 1))
+    hard_ratio: float = field(metadata=_number(1e-4, 1))
     stop_grad_kd: bool
     stop_grad_similarity: bool
-    pairs: Literal["both", "source", "target"]
     reduction: Literal["paper", "released"]
     contrastive: bool
     margin: bool
@@ -136,7 +131,7 @@ class LossConfig:
     tau: float = field(metadata=_number(0, 2))
     kd_weight: float = field(metadata=_number(0, 1))
     anomalous: Literal["label", "mask", "none"]
-    supervised: Literal["none", "bce", "dice", "structure", "focal", "mse"]
+    supervised: Literal["none", "bce", "dice", "structure", "mse"]
     structure_bce: Literal["mean", "weighted"]
     head_weight: float = field(metadata=_number(0, 1e4))
 
@@ -154,7 +149,6 @@ class ScoreConfig:
     map_sigma: float = field(metadata=_number(0, 100))
     blur_size: int | None = field(metadata=_number(1, 99))
     head_weight: float = field(metadata=_number(0, 1e6))
-    head_floor: float = field(metadata=_number(0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -241,8 +235,10 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     chosen = nested(overrides)
     models = [_mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
     names = merge([base["model"], *models])
+    if names["flavor"] == "tuned":
+        raise ConfigError("the recipe tuned is a model of its own: --model remind in place of --flavor tuned")
     for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
-        if names[key] not in known and (key != "flavor" or names["name"] == "uninet"):
+        if names[key] not in known:
             raise ConfigError(f"unknown {key} {_shown(names[key])}; choose one of {', '.join(known)}")
     if names["name"] == "uninet":
         flavor, reading = names["flavor"], read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml")
@@ -259,9 +255,9 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
         layers.append(exceptions.get(category, {}))
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
-    if names["name"] != "uninet":  # no other model has heads
-        none = {"model": {"head": "none"}, "loss": {"supervised": "none"}}
-        none["data"] = {"frame_offset": 0, "synthetic": 0}
+    if names["name"] != "uninet":  # no other model has its heads
+        none = {"model": {"head": "none", "skips": False}, "loss": {"supervised": "none"}}
+        none["data"] = {"frame_offset": 0} | ({} if names["name"] == "remind" else {"synthetic": 0})
         tree = merge([tree, none])
     config = build(Config, tree)
     check_together(config)

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from utils.config import Config
 
 SMALLEST_CROP = 8  # pixels
+WITH_DECODER = ("uninet", "remind", "recontrast")  # their student mirrors the backbone's levels
 HEAD_LOSSES = {
     "none": ("none",),
     "label": ("bce",),
-    "mask": ("bce", "dice", "structure", "focal"),
-    "discrepancy": ("bce", "dice", "structure", "focal"),
+    "mask": ("bce", "dice", "structure"),
     "frame": ("mse",),
 }
 
@@ -50,23 +50,11 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             "data.stack_frames makes one image of three frames; model.head=frame needs data.stack_frames=0"
         )
-    if head == "discrepancy" and not (config.data.synthetic or config.model.setting == "supervised"):
-        raise ConfigError("model.head discrepancy learns from defects: data.synthetic above 0, such as 0.5")
     if config.data.synthetic and not config.data.synthetic_kinds:
         raise ConfigError("data.synthetic_kinds is empty; data.synthetic needs kinds to draw from")
-    if config.model.teachers == "source":
-        if config.model.name != "uninet":
-            raise ConfigError(f"model.teachers source is for uninet, not for {config.model.name}")
-        if config.loss.pairs != "source" or config.model.student_outputs != 1:
-            raise ConfigError(
-                "model.teachers source leaves one teacher: it goes with loss.pairs=source and "
-                "model.student_outputs=1"
-            )
-    if config.loss.kd_hardest < 1 and config.loss.kd != "pointwise":
-        raise ConfigError("loss.kd_hardest picks positions; it goes with loss.kd=pointwise")
-    if config.model.setting == "supervised" and config.model.name != "uninet":
+    if config.model.setting == "supervised" and config.model.name not in ("uninet", "remind"):
         raise ConfigError(
-            f"--setting supervised is for uninet; {config.model.name} learns from normal images"
+            f"--setting supervised is for uninet and remind; {config.model.name} learns from normal images"
         )
     if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
         raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
@@ -83,8 +71,10 @@ def check_together(config: Config) -> None:
         raise ConfigError("train.scales is empty; one size is [1.0]")
     _check_levels(config)
     _check_sizes(config)
-    if config.model.student_backbone and config.model.name not in ("uninet", "recontrast"):
-        raise ConfigError(f"model.student_backbone is for uninet and recontrast, not for {config.model.name}")
+    if config.model.student_backbone and config.model.name not in WITH_DECODER:
+        raise ConfigError(
+            f"model.student_backbone is for {', '.join(WITH_DECODER)}, not for {config.model.name}"
+        )
 
 
 def _check_levels(config: Config) -> None:
@@ -92,7 +82,7 @@ def _check_levels(config: Config) -> None:
     least = 2 if model.name == "memory-bank" else 1
     if len(strides) < least:
         raise ConfigError(f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]")
-    if model.name in ("uninet", "recontrast") and any(b != 2 * a for a, b in pairwise(strides)):
+    if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):
         raise ConfigError(f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]")
     if any(kernel % 2 == 0 for kernel in model.mem_kernels):
         raise ConfigError(f"model.mem_kernels is {list(model.mem_kernels)}; kernels have odd sides")
@@ -108,7 +98,7 @@ def _check_sizes(config: Config) -> None:
     data, model = config.data, config.model
     seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
     multiple = 2 * model.strides[-1]
-    for scale in (1.0, *config.train.scales) if model.name in ("uninet", "recontrast") else ():
+    for scale in (1.0, *config.train.scales) if model.name in WITH_DECODER else ():
         scaled = [scaled_side(n, scale) for n in sizes]
         if any(n % multiple for n in scaled):
             shown = list(sizes) if data.tile is None else data.tile

@@ -24,10 +24,10 @@ ALPHA_START, ALPHA_END = -3.0, 1.0  # standard deviations above the mean distanc
 class ReContrast(UniNet):
     """UniNet's network under contrastive reconstruction with hard-point mining."""
 
+    student_outputs = 2
+
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Half the sum over levels for each teacher, both added; image (B, 3, H, W), progress in [0, 1]."""
-        if self.deployed:
-            raise RuntimeError("this model was folded by deploy(); load the checkpoint to train on")
         pairs, alpha = self.features(batch["image"]), mining_alpha(progress)
         with torch.autocast(batch["image"].device.type, enabled=False):
             distances = [

@@ -1,4 +1,4 @@
-"""The tuned flavour's parts: hardest positions, focal loss, discrepancy head, one teacher, synthetic sets."""
+"""ReMIND: hardest positions, focal loss, discrimination head, one teacher, synthetic sets."""
 
 import math
 
@@ -15,17 +15,23 @@ from datasets.loader import TrainingOrder, training_batches
 from datasets.registry import collect
 from datasets.synthetic import SyntheticTraining
 from datasets.transforms import Decode, Normalise
-from losses.kd import cosine_distance
+from losses.kd import hardest_distance
+from losses.similarity import normal_positions
 from losses.supervised import focal_loss
-from losses.uninet import Pair, uninet_loss
 from model import build_model
 from model.decision import Decision
-from model.heads import DiscrepancyHead
+from model.heads import DiscriminationHead
 from utils.cli import run_command
-from utils.config import load_config
 from utils.errors import ConfigError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture
+def batch():
+    mask = torch.zeros(4, 1, 64, 64)
+    mask[2:, :, 10:30, 20:40] = 1
+    return {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([0, 0, 1, 1]), "mask": mask}
 
 
 class TestHardestPositions:
@@ -40,7 +46,7 @@ class TestHardestPositions:
         distance = 1 - F.cosine_similarity(teacher, student, dim=1)
         ranked = sorted(distance.flatten().tolist(), reverse=True)
         count = math.ceil(share * 84)
-        found = cosine_distance(teacher, student, reading="pointwise", hardest=share)
+        found = hardest_distance(teacher, student, torch.ones(2, 42, dtype=torch.bool), share)
         assert found.item() == pytest.approx(sum(ranked[:count]) / count, abs=1e-9)
         found.backward()
         moved = (student.grad.abs().sum(1) > 0).flatten()
@@ -51,19 +57,27 @@ class TestHardestPositions:
         normal = torch.zeros(2, 42, dtype=torch.bool)
         normal[0, :10] = True
         distance = (1 - F.cosine_similarity(teacher, student, dim=1))[0].flatten()[:10]
-        found = cosine_distance(teacher, student, reading="pointwise", normal=normal, hardest=0.2)
+        found = hardest_distance(teacher, student, normal, 0.2)
         assert found.item() == pytest.approx(distance.topk(2).values.mean().item(), abs=1e-9)
-        nothing = torch.zeros(2, 42, dtype=torch.bool)
-        assert cosine_distance(teacher, student, reading="pointwise", normal=nothing, hardest=0.2) == 0
+        assert hardest_distance(teacher, student, torch.zeros_like(normal), 0.2) == 0
+
+    def test_anomalous_positions_get_no_gradient(self):
+        teacher, student = self.pair()
+        normal = torch.rand(2, 42, generator=torch.Generator().manual_seed(5)) < 0.5
+        student.requires_grad_()
+        value = hardest_distance(teacher, student, normal, 1.0)
+        value.backward()
+        assert (student.grad.flatten(2).abs().sum(1) > 0).equal(normal)
+        each = 1 - F.cosine_similarity(teacher, student, dim=1).flatten(1)[normal]
+        assert value.item() == pytest.approx(each.mean().item(), abs=1e-12)
 
     @pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.15, 0.55), (0.3, 0.1), (1.0, 0.1)])
-    def test_share_falls_in_a_line(self, make_config, progress, share):
-        pair = Pair(*self.pair())
-        config = make_config(loss__kd="pointwise", loss__kd_hardest=0.1, loss__pairs="source").loss
-        expected = cosine_distance(
-            pair.teacher.float(), pair.student.float(), reading="pointwise", hardest=share
-        )
-        torch.testing.assert_close(uninet_loss([pair], config, progress=progress)["kd"], expected)
+    def test_share_falls_in_a_line(self, make_config, batch, progress, share):
+        model = build_model(make_config(model__name="remind", model__width=0.5)).eval()
+        pairs = list(zip(*model.features(batch["image"]), strict=True))
+        normal = [normal_positions(t.shape[2:], label=None, mask=batch["mask"]) for t, _ in pairs]
+        expected = sum(hardest_distance(t, s, n, share) for (t, s), n in zip(pairs, normal, strict=True))
+        torch.testing.assert_close(model.loss(batch, progress)["kd"], expected)
 
 
 def test_focal_loss_against_loops():
@@ -83,10 +97,10 @@ def test_focal_loss_against_loops():
     assert torch.isfinite(normal) and normal < found
 
 
-class TestDiscrepancyHead:
+class TestDiscriminationHead:
     def test_what_it_sees_sums_to_the_cosine(self):
         """With mixing weights 1 / C each level adds its cosine, brought to the finest size."""
-        head = DiscrepancyHead((4, 6), width=1)
+        head = DiscriminationHead((4, 6), width=1)
         for mix in head.mix:
             torch.nn.init.constant_(mix.weight, 1 / mix.in_channels)
         teachers, students = ([torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)] for _ in range(2))
@@ -100,34 +114,29 @@ class TestDiscrepancyHead:
         torch.testing.assert_close(seen[0], fine + coarse)
 
     def test_scale_of_the_features_does_not_matter(self):
-        head = DiscrepancyHead((4, 6)).eval()
+        head = DiscriminationHead((4, 6)).eval()
         teachers, students = ([torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)] for _ in range(2))
         torch.testing.assert_close(head(teachers, students), head([7 * t for t in teachers], students))
 
 
 class TestModel:
     @pytest.fixture
-    def batch(self):
-        mask = torch.zeros(4, 1, 64, 64)
-        mask[2:, :, 10:30, 20:40] = 1
-        return {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([0, 0, 1, 1]), "mask": mask}
-
-    @pytest.fixture
     def model(self, make_config):
-        return build_model(make_config(model__flavor="tuned", model__width=0.5))
+        return build_model(make_config(model__name="remind", model__width=0.5))
 
-    def test_one_teacher(self, model, batch):
-        assert model.teachers.target is None and not any("target" in key for key in model.state_dict())
-        assert [level for level, *_ in model.features(batch["image"])] == [0, 1, 2]
-        optim = load_config(ROOT / "configs/mvtec.yaml", {}).optim
-        assert [group["name"] for group in model.parameter_groups(optim)] == ["student"]
-        parts = model.train().loss(batch, 0.5)
+    def test_one_teacher(self, model, batch, make_config):
+        teacher, student = model.features(batch["image"])
+        assert [t.shape for t in teacher] == [s.shape for s in student] and len(teacher) == 3
+        (group,) = model.parameter_groups(make_config().optim)
+        assert {id(p) for p in group["params"]}.isdisjoint(id(p) for p in model.teacher.parameters())
+        assert not model.train().teacher.training and model.student.training
+        parts = model.loss(batch, 0.5)
         torch.testing.assert_close(parts["total"], parts["kd"] + parts["head"])
 
     def test_the_head_leaves_the_student_as_it_is(self, model, batch):
         model.train().loss(batch, 0.5)["head"].backward()
         assert all(p.grad is None for part in (model.student, model.bottleneck) for p in part.parameters())
-        assert all(p.grad.abs().sum() > 0 for p in model.heads.parameters())
+        assert all(p.grad.abs().sum() > 0 for p in model.head.parameters())
 
     def test_prediction(self, model, batch):
         images = batch["image"]
@@ -140,20 +149,24 @@ class TestModel:
         torch.testing.assert_close(found.score[2:3], alone.score, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.anomaly_map, folded.anomaly_map, rtol=1e-3, atol=1e-4)
 
-    def test_discrepancy_with_both_teachers(self, make_config, batch):
-        """The head is a switch of its own: one output for each teacher."""
-        settings = {"model__head": "discrepancy", "loss__supervised": "focal", "data__synthetic": 0.5}
-        model = build_model(make_config(model__width=0.5, **settings))
-        assert len(model.head_outputs(model.features(batch["image"]))) == 2
+    def test_no_head_where_no_defect_is_shown(self, make_config, batch):
+        model = build_model(make_config(model__name="remind", model__width=0.5, data__synthetic=0))
+        assert model.head is None and set(model.train().loss(batch, 0.5)) == {"kd", "total"}
         assert model.eval().predict(batch["image"]).score.shape == (4,)
 
-
-def test_map_is_multiplied_by_the_probability():
-    decision = Decision("max", "probability", 0, 0, "raw", 0.0, 0.0, head_floor=0.1)
-    maps, probability = [torch.rand(2, 8, 8), torch.rand(2, 8, 8)], torch.rand(2, 8, 8)
-    found = decision(maps, (8, 8), head_map=probability)
-    torch.testing.assert_close(found.anomaly_map, (maps[0] + maps[1]) * (probability + 0.1))
-    torch.testing.assert_close(found.score, found.anomaly_map.amax(dim=(1, 2)))
+    @torch.no_grad()
+    def test_map_is_multiplied_by_the_probability(self, model, batch):
+        model.eval().decision = Decision("max", "probability", 0, 0, "raw", 0.0, 0.0)
+        found = model.predict(batch["image"])
+        logits = model.head(*model.features(batch["image"]))
+        torch.nn.init.constant_(model.head.out.bias, -100)  # a head that knows nothing leaves a twentieth
+        nothing = model.predict(batch["image"])
+        probability = F.interpolate(logits, (64, 64), mode="bilinear")[:, 0].sigmoid()
+        model.head = None
+        plain = model.predict(batch["image"])
+        torch.testing.assert_close(found.anomaly_map, plain.anomaly_map * (probability + 0.05))
+        torch.testing.assert_close(nothing.anomaly_map, plain.anomaly_map / 20)
+        torch.testing.assert_close(found.score, found.anomaly_map.amax(dim=(1, 2)))
 
 
 class TestSyntheticTraining:
@@ -199,23 +212,22 @@ class TestSyntheticTraining:
 
     def test_validation_has_other_kinds(self, make_config, mvtec_like):
         settings = {"data__root": str(mvtec_like), "data__category": "part", "eval__split": "validation"}
-        config = make_config(data__synthetic=0.5, data__synthetic_kinds=["stain", "cut"], **settings)
+        kinds = {"data__synthetic_kinds": ["stain", "cut"]}
+        config = make_config(model__name="remind", **kinds, **settings)
         assert validation_kinds(config.data) == ("texture", "scratch")
         data = build_data(config, NORMALISE)
         assert isinstance(data.train, SyntheticTraining) and data.validation.samples[-1].label == 1
         assert not isinstance(data.test, SyntheticTraining)
-        assert validation_kinds(make_config(data__synthetic=0.5).data) == validation_kinds(make_config().data)
-        video = make_config("configs/ped2.yaml", model__flavor="tuned").data  # trained on all but this one
+        remind = make_config(model__name="remind")
+        assert validation_kinds(remind.data) == validation_kinds(make_config().data)
+        video = make_config("configs/ped2.yaml", model__name="remind").data  # trained on all but this one
         assert validation_kinds(video) == ("zoom",)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model__teachers": "source"}, "loss.pairs=source"),
-        ({"model__teachers": "source", "model__name": "recontrast"}, "is for uninet"),
-        ({"loss__kd_hardest": 0.1}, "loss.kd=pointwise"),
-        ({"model__head": "discrepancy", "loss__supervised": "focal"}, "data.synthetic above 0"),
+        ({"model__flavor": "tuned"}, "--model remind in place of --flavor tuned"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": []}, "kinds to draw from"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": ["dent"]}, "choose one of texture"),
         ({"data__synthetic": 0.5, "path": "configs/ped2.yaml"}, "single images"),
@@ -231,18 +243,19 @@ def test_settings_that_do_not_go_together(make_config, settings, message):
 )
 @pytest.mark.parametrize("setting", ["one-class", "multi-class", "supervised"])
 def test_every_dataset_has_it(make_config, path, setting):
-    config = make_config(f"configs/{path}", model__flavor="tuned", model__setting=setting)
-    assert config.model.teachers == "source" and config.loss.kd_hardest < 1
+    config = make_config(f"configs/{path}", model__name="remind", model__setting=setting)
+    assert config.model.name == "remind" and config.model.head == "none" and config.loss.hard_ratio == 0.1
+    assert config.data.synthetic == (0 if (path, setting) == ("kolektor.yaml", "supervised") else 0.5)
 
 
 def test_real_masks_replace_synthetic_defects(make_config):
-    """KolektorSDD, supervised: `tuned` keeps its own head, the published readings have the setting's."""
-    tuned = make_config("configs/kolektor.yaml", model__flavor="tuned", model__setting="supervised")
-    assert (tuned.model.head, tuned.loss.supervised, tuned.data.synthetic) == ("discrepancy", "focal", 0)
-    assert tuned.loss.anomalous == "mask" and not tuned.model.skips and tuned.data.augment == "flip"
+    """KolektorSDD, supervised: ReMIND keeps its own head, UniNet has the setting's."""
+    remind = make_config("configs/kolektor.yaml", model__name="remind", model__setting="supervised")
+    assert (remind.data.synthetic, remind.data.augment, remind.data.num_train_anomalies) == (0, "flip", 20)
+    assert build_model(remind).head is not None
     released = make_config("configs/kolektor.yaml", model__flavor="released", model__setting="supervised")
     assert (released.model.head, released.loss.supervised) == ("mask", "structure")
-    one_class = make_config("configs/kolektor.yaml", model__flavor="tuned", model__setting="one-class")
+    one_class = make_config("configs/kolektor.yaml", model__name="remind", model__setting="one-class")
     assert one_class.data.synthetic > 0 and one_class.data.synthetic_kinds == ("scratch",)
     assert one_class.data.augment == "none"
 
@@ -250,7 +263,7 @@ def test_real_masks_replace_synthetic_defects(make_config):
 def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
     """A run that stops and goes on ends with the weights of one that does not."""
     common = [
-        "--data-root", str(mvtec_like), "--category", "part", "--flavor", "tuned", "--device", "cpu",
+        "--data-root", str(mvtec_like), "--category", "part", "--model", "remind", "--device", "cpu",
         "--quiet", "--backbone", TINY, "--precision", "fp32", "--iterations", "6",
         "--set", "data.image_size=64", "--set", "model.random_weights=true",
         "--set", "model.width=0.5", "--set", "train.batch_size=4", "--set", "train.save_every=2",
