@@ -11,11 +11,11 @@ import torch
 import export as export_command
 from datasets.build import build_test
 from datasets.transforms import Normalise
+from export import Exported
 from model import build_model, layers
 from model.backbone import input_normalisation
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model
 from utils.cli import run_command
-from utils.exporting import Exported
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_onnx(checkpoint, resize, settings, capfd):
     path = checkpoint(calibration=scores, **settings)
     assert export(path) == 0
     out = capfd.readouterr().out
-    assert "largest difference on 6 images" in out and "ms an image" in out
+    assert "largest difference on 6 images" in out and "ms per image" in out
     session = onnxruntime.InferenceSession(path.parent / "model.onnx")
     raw, expected = predictions(path)
     score, anomaly_map = session.run(["score", "anomaly_map"], {"image": raw})
@@ -117,7 +117,7 @@ def test_what_no_onnx_file_can_hold_is_refused_at_once(checkpoint, monkeypatch, 
     monkeypatch.setattr(export_command, "to_onnx", None)
     path = checkpoint(model__name="memory-bank")
     bank = load_checkpoint(path).model["bank"]
-    monkeypatch.setattr("utils.exporting.LARGEST_FILE", bank.numel() * bank.element_size())
+    monkeypatch.setattr("export.LARGEST_FILE", bank.numel() * bank.element_size())
     assert export(path) == 1
     err = capfd.readouterr().err
     assert "GiB, an ONNX file at most" in err and "model.bank_fraction" in err and err.count("\n") == 1

@@ -31,7 +31,6 @@ FILES = {path.relative_to(ROOT).as_posix(): path for path in [*CORE, *ROOT.glob(
 EXCEPTIONS = {
     "utils/distributed.py imports datasets/samples.py",
     "utils/distributed.py imports evaluation/scoring.py",
-    "utils/exporting.py imports datasets/transforms.py",
 }
 CIRCLE = {"utils/config.py", "utils/config_rules.py"}
 LONG = {"train.py": 442, "utils/config.py": 434, "datasets/synthetic.py": 351, "evaluation/metrics.py": 364}

@@ -17,10 +17,10 @@ from datasets.samples import Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
 from datasets.transforms import Normalise
 from datasets.video import with_earlier_frames
+from export import describe
 from utils.checkpoint import Checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError, DatasetError
-from utils.exporting import describe
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SIDE, SPEED = 64, 3
