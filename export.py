@@ -26,7 +26,7 @@ from datasets.demo import write_demo
 from datasets.transforms import Normalise
 from model import Detector, load_detector
 from model.base import AnomalyModel
-from model.detector import inputs_of
+from model.inference import inputs_of
 from utils.checkpoint import Checkpoint
 from utils.cli import log, new_parser, run_command, say, user_path
 from utils.errors import DatasetError, ExportError

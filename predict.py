@@ -26,7 +26,7 @@ from evaluation.results import write_scores
 from evaluation.scoring import Scores
 from model import load_detector
 from model.calibration import Calibration
-from model.detector import Predicted
+from model.inference import Predicted
 from utils.cli import (
     add_device_flags,
     add_overwrite_flag,
@@ -42,8 +42,11 @@ from utils.errors import ConfigError, DatasetError
 from utils.files import printable
 
 SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration
-SUFFIXES = {"overlay": ".png", "map": ".tiff", "mask": ".png"}
-FOLDERS = {"overlay": "heatmaps", "map": "maps", "mask": "masks"}  # what --save names, below --output
+KINDS = {  # of --save: folder below --output, suffix
+    "overlay": ("heatmaps", ".png"),
+    "map": ("maps", ".tiff"),
+    "mask": ("masks", ".png"),
+}
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -78,7 +81,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write scores.csv and a picture an image, and print the most anomalous ones."""
+    """Write scores.csv and the pictures of each image, and print the most anomalous ones."""
     args = parse_arguments(argv)
     rate = args.false_alarm_rate
     if not 0 < rate < 1:
@@ -90,7 +93,11 @@ def main(argv: Sequence[str]) -> None:
             "this model predicts a frame from an earlier one; predict.py reads single images: train with "
             "data.frame_offset=0"
         )
-    kinds = saved_kinds(args.save, calibration)
+    kinds = [] if args.save == "none" else args.save.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ConfigError(f"--save {args.save}: '{unknown[0]}' is none of {', '.join(KINDS)}, none")
+    if "mask" in kinds and calibration is None:
+        raise ConfigError("--save mask needs a level: train with data.calibration_fraction above 0")
     root = (args.images if args.images.is_dir() else args.images.parent).resolve()
     samples = samples_at(root if args.images.is_dir() else root / args.images.name, args.output, config)
     earlier = claim(args.output, overwrite=args.overwrite, images=[s.path for s in samples])
@@ -98,8 +105,10 @@ def main(argv: Sequence[str]) -> None:
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
     inside = [s.path.relative_to(root) for s in samples]
-    files = {kind: [args.output / FOLDERS[kind] / name for name in names_of(inside, SUFFIXES[kind])]
-             for kind in kinds}  # fmt: skip
+    files = {}
+    for kind in kinds:
+        folder, suffix = KINDS[kind]
+        files[kind] = [args.output / folder / name for name in names_of(inside, suffix)]
     data = image_set(config, detector.normalise, samples)
     begin(args.output, earlier)
     found = score_and_write(detector.predictions(data, quiet=args.quiet), data, files, calibration)
@@ -113,21 +122,6 @@ def main(argv: Sequence[str]) -> None:
     say_why = log.info if decides else log.warning
     say_why("%s", about_decisions(calibration, rate, finished=detector.state.finished))
     log.info("written to %s", args.output)
-
-
-def saved_kinds(text: str, calibration: Calibration | None) -> list[str]:
-    """What --save names.
-
-    Raises:
-        ConfigError: for an unknown kind, or for masks without a calibrated level.
-    """
-    kinds = [] if text == "none" else text.split(",")
-    unknown = [kind for kind in kinds if kind not in FOLDERS]
-    if unknown:
-        raise ConfigError(f"--save {text}: '{unknown[0]}' is none of {', '.join(FOLDERS)}, none")
-    if "mask" in kinds and calibration is None:
-        raise ConfigError("--save mask needs a level: train with data.calibration_fraction above 0")
-    return kinds
 
 
 def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
@@ -161,6 +155,7 @@ def score_and_write(
     wait until then.
     """
     scale = (calibration.low, calibration.high) if calibration else None
+    level = calibration.pixel_level if calibration else np.inf
     scores = [np.empty(0)]
     jobs: list[Future[None]] = []
     waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -177,8 +172,8 @@ def score_and_write(
                 scale = float(np.median(maps)), float(np.quantile(maps, 0.999))
             for job in jobs:  # of the batch before; an error in one stops the command
                 job.result()
-            write = Writer(data, files, scale, calibration)
-            jobs = [pool.submit(write, *item) for item in waiting if files]
+            write = Writer(data, files, scale or (0, 1), level)
+            jobs = [pool.submit(write, *item) for item in waiting]
             waiting = []
         for job in jobs:
             job.result()
@@ -187,42 +182,34 @@ def score_and_write(
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes what `files` lists for an image; overlays are on one colour scale."""
+    """Writes what `files` lists for an image: overlays on one colour scale, masks of pixels above `level`."""
 
     data: ImageSet
     files: dict[str, list[Path]]
-    scale: tuple[float, float] | None
-    calibration: Calibration | None
+    scale: tuple[float, float]
+    level: float
 
     def __call__(self, index: int, image: np.ndarray, anomaly_map: np.ndarray) -> None:
         """image: (H, W, 3) uint8, anomaly_map: (H, W), both of the working size; of that place in `data`."""
-        if "overlay" in self.files:
-            assert self.scale is not None  # see score_and_write
-            write_png(self.files["overlay"][index], overlay(image, anomaly_map, self.scale))
-        if not {"map", "mask"} & self.files.keys():
+        paths = {kind: names[index] for kind, names in self.files.items()}
+        if "overlay" in paths:
+            write_png(paths["overlay"], overlay(image, anomaly_map, self.scale))
+        if not {"map", "mask"} & paths.keys():
             return
         whole = self.data.decode.to_image(anomaly_map, *upright_size(self.data.samples[index].path))
-        if "map" in self.files:
-            write_map(self.files["map"][index], whole)
-        if "mask" in self.files:
-            assert self.calibration is not None  # see saved_kinds
-            write_png(
-                self.files["mask"][index], 255 * (whole > self.calibration.pixel_level).astype(np.uint8)
-            )
+        if "map" in paths:
+            write_map(paths["map"], whole)
+        if "mask" in paths:
+            write_png(paths["mask"], 255 * (whole > self.level).astype(np.uint8))
 
 
-def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool = True) -> str:
-    """What a flag means here, in one sentence; `finished`: the state is that of the end of the training."""
-    if calibration is None and not finished:
-        return (
-            "this state is from before the end of its training, which is where calibration is done: no "
-            "p-values, colours fit these images"
-        )
+def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool) -> str:
+    """What a flag means here, in one sentence. finished: calibration is done at the end of the training."""
     if calibration is None:
-        return (
-            "the model was trained without data.calibration_fraction: no p-values, and the first images make "
-            "the colour scale"
+        lacks = (
+            "was trained without data.calibration_fraction" if finished else "has not finished its training"
         )
+        return f"the model {lacks}: no p-values, and the first images make the colour scale"
     held_out, smallest = len(calibration.scores), calibration.smallest_rate()
     if smallest > rate:
         return (
@@ -239,16 +226,12 @@ def summary(scores: Scores, p_values: np.ndarray | None, rate: float, root: Path
     """The ten most anomalous images, and how many were flagged."""
     lines = []
     for i in np.argsort(-scores.score)[:10]:
-        p = (
-            ""
-            if p_values is None
-            else f"  p = {p_values[i]:.3f}{'  ANOMALOUS' if p_values[i] <= rate else ''}"
-        )
+        p = "" if p_values is None else f"  p = {p_values[i]:.3f}" + "  ANOMALOUS" * bool(p_values[i] <= rate)
         lines.append(f"{scores.score[i]:10.4g}{p}  {printable(scores.samples[i].path.relative_to(root))}")
-    flagged = (
-        "" if p_values is None else f"; {int((p_values <= rate).sum())} flagged at false-alarm rate {rate:g}"
-    )
-    return "\n".join([*lines, f"{len(scores.score)} images, most anomalous first{flagged}"])
+    last = f"{len(scores.score)} images, most anomalous first"
+    if p_values is not None:
+        last += f"; {int((p_values <= rate).sum())} flagged at false-alarm rate {rate:g}"
+    return "\n".join([*lines, last])
 
 
 if __name__ == "__main__":

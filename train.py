@@ -40,7 +40,7 @@ from evaluation.scoring import Scores, join_scores, results_by_category, score_i
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
-from model.detector import inputs_of, to_device
+from model.inference import inputs_of, to_device
 from utils import distributed
 from utils.checkpoint import (
     BEST,
@@ -110,7 +110,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--output", type=user_path, default=Path("checkpoints"), metavar="DIR", help="folder of all runs"
     )
     where.add_argument(
-        "--name", help="name of the run folder; default: made from model, flavour, backbone and seed"
+        "--name", help="name of the run folder (default: made from model, variant, backbone and seed)"
     )
     again = where.add_mutually_exclusive_group()
     again.add_argument(

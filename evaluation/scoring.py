@@ -19,7 +19,7 @@ from evaluation.aupimo import aupimo
 from evaluation.metrics import Curve, Results, evaluate, mean_results
 from evaluation.metrics_by_task import frame_metrics, segmentation_metrics, unias_dice
 from model.base import AnomalyModel
-from model.detector import Predicted, predictions
+from model.inference import Predicted, predictions
 from utils.config import EvalConfig
 
 _log = logging.getLogger("uninet")

@@ -1,13 +1,9 @@
-"""A trained model for use: `load_detector(RUN).predict(image)`, and the loop by which every command scores.
-
-Legend: B images, H x W their working size (data.image_size).
-"""
+"""A trained model for use: `load_detector(RUN).predict(image)`."""
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,23 +13,20 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from datasets.images import read_image, to_rgb
-from datasets.loader import ImageSet, batches
+from datasets.loader import ImageSet
 from datasets.samples import UNKNOWN, Sample
 from datasets.transforms import Decode, Normalise
 from model.backbone import input_normalisation
-from model.base import AnomalyModel, Batch
+from model.base import AnomalyModel
 from model.build import build_model
 from model.calibration import Calibration
-from model.inference import for_inference
+from model.inference import Predicted, for_inference, predictions
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.config import Config
-from utils.device import autocast, choose_device, choose_precision
+from utils.device import choose_device, choose_precision
 from utils.errors import ConfigError
-from utils.files import printable
 
 ImageLike = str | Path | Image.Image | np.ndarray
 Item = TypeVar("Item", bound=ImageLike)
@@ -196,76 +189,3 @@ class _GivenImages(ImageSet):
         picture = read_image(path) if isinstance(image, str | Path) else to_rgb(image, name=str(path))
         self.sizes[index] = picture.size
         return np.asarray(self.decode.fit(picture))
-
-
-# --- the one loop -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """A batch and what a model makes of it: score (B,), maps (B, H, W) float32; the model's own seconds."""
-
-    batch: Batch
-    score: np.ndarray
-    maps: np.ndarray
-    seconds: float
-
-    @property
-    def indices(self) -> list[int]:
-        """Places of the images in their set."""
-        return self.batch["index"].tolist()
-
-    @property
-    def images(self) -> Tensor:
-        """What is judged, normalised: (B, 3, H, W); of frames the last ones."""
-        return self.batch["frames"][:, -1] if "frames" in self.batch else self.batch["image"]
-
-
-@torch.inference_mode()
-def predictions(
-    model: AnomalyModel,
-    data: ImageSet,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    indices: Sequence[int] | None = None,
-    quiet: bool = False,
-) -> Iterator[Predicted]:
-    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept.
-
-    Raises:
-        FloatingPointError: naming the first image whose score or map is not finite.
-    """
-    was_training = model.training
-    model.eval()
-    loader = batches(data, batch_size, indices=indices)
-    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=quiet or None):
-        images = inputs_of(to_device(batch, device))
-        start = time.perf_counter()
-        with autocast(device, precision):
-            prediction = model.predict(images)
-        score = prediction.score.double().cpu().numpy()  # waits for the device
-        seconds = time.perf_counter() - start
-        maps = prediction.anomaly_map.float().cpu().numpy()
-        for i in np.flatnonzero(~(np.isfinite(score) & np.isfinite(maps).all(axis=(1, 2)))):
-            raise FloatingPointError(
-                f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite; use "
-                "--precision fp32, or train again with a lower optim.lr"
-            )
-        yield Predicted(batch, score, maps, seconds)
-    model.train(was_training)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, images in channels-last order."""
-    formats = {"image": torch.channels_last}
-    return {
-        k: v.to(device, non_blocking=True, memory_format=formats.get(k, torch.preserve_format))
-        for k, v in batch.items()
-    }
-
-
-def inputs_of(batch: Batch) -> Tensor:
-    """What `predict` takes: images (B, 3, H, W), or frames (B, F, 3, H, W) of video."""
-    return batch["frames"] if "frames" in batch else batch["image"]

@@ -1,17 +1,27 @@
-"""Models made ready for inference: deployed, and on a GPU replayed as CUDA graphs.
+"""The one loop by which images are scored, and models made ready for it: deployed, on a GPU as CUDA graphs.
 
 A graph is one launch in place of hundreds, for which a GPU would wait at batch 1.
+
+Legend: B images, H x W their working size (data.image_size).
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from model.base import AnomalyModel
+from datasets.loader import ImageSet, batches
+from model.base import AnomalyModel, Batch
 from model.decision import Prediction
+from utils.device import autocast
+from utils.files import printable
 
 log = logging.getLogger("uninet")
 WARM_UP = 3  # calls before a capture, so that libraries have chosen their kernels and made their workspaces
@@ -47,8 +57,8 @@ class GraphedPredictor(AnomalyModel):
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """As the model's `predict`."""
-        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        kind = (tuple(images.shape), images.dtype, *autocast)
+        cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        kind = (tuple(images.shape), images.dtype, *cast)
         if kind in self._seen and kind not in self._graphs:
             try:
                 self._graphs[kind] = self._capture(images)
@@ -75,3 +85,76 @@ class GraphedPredictor(AnomalyModel):
         with torch.cuda.graph(graph):
             output = self.model.predict(static_input)
         return graph, static_input, output
+
+
+# --- scoring ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A batch and what a model makes of it: score (B,), maps (B, H, W) float32; the model's own seconds."""
+
+    batch: Batch
+    score: np.ndarray
+    maps: np.ndarray
+    seconds: float
+
+    @property
+    def indices(self) -> list[int]:
+        """Places of the images in their set."""
+        return self.batch["index"].tolist()
+
+    @property
+    def images(self) -> Tensor:
+        """What is judged, normalised: (B, 3, H, W); of frames the last ones."""
+        return self.batch["frames"][:, -1] if "frames" in self.batch else self.batch["image"]
+
+
+@torch.inference_mode()
+def predictions(
+    model: AnomalyModel,
+    data: ImageSet,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    indices: Sequence[int] | None = None,
+    quiet: bool = False,
+) -> Iterator[Predicted]:
+    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept.
+
+    Raises:
+        FloatingPointError: naming the first image whose score or map is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    loader = batches(data, batch_size, indices=indices)
+    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=quiet or None):
+        images = inputs_of(to_device(batch, device))
+        start = time.perf_counter()
+        with autocast(device, precision):
+            prediction = model.predict(images)
+        score = prediction.score.double().cpu().numpy()  # waits for the device
+        seconds = time.perf_counter() - start
+        maps = prediction.anomaly_map.float().cpu().numpy()
+        for i in np.flatnonzero(~(np.isfinite(score) & np.isfinite(maps).all(axis=(1, 2)))):
+            raise FloatingPointError(
+                f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite; use "
+                "--precision fp32, or train again with a lower optim.lr"
+            )
+        yield Predicted(batch, score, maps, seconds)
+    model.train(was_training)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, images in channels-last order."""
+    formats = {"image": torch.channels_last}
+    return {
+        k: v.to(device, non_blocking=True, memory_format=formats.get(k, torch.preserve_format))
+        for k, v in batch.items()
+    }
+
+
+def inputs_of(batch: Batch) -> Tensor:
+    """What `predict` takes: images (B, 3, H, W), or frames (B, F, 3, H, W) of video."""
+    return batch["frames"] if "frames" in batch else batch["image"]

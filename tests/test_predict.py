@@ -27,7 +27,7 @@ from evaluation.scoring import Scores, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.calibration import Calibration
-from model.detector import Predicted
+from model.inference import Predicted
 from predict import score_and_write
 from utils.checkpoint import load_checkpoint, restore_model
 from utils.cli import run_command

@@ -15,6 +15,8 @@ import torch
 from conftest import LITE0, TINY
 from PIL import Image
 
+import export as export_command
+import predict as predict_command
 import test as test_command
 import train as train_command
 from datasets.registry import SPECS
@@ -426,6 +428,18 @@ class TestMistakes:
     def test_bars_are_silent_where_there_is_no_terminal(self, run):
         code, _, err = run("--model", "memory-bank", "--eval", "none")
         assert code == 0 and err == ""
+
+
+@pytest.mark.parametrize("command", [train_command, test_command, predict_command, export_command])
+def test_help_says_each_default_once_and_in_one_way(command, capsys, monkeypatch):
+    """What test.py and predict.py take from a run, base.yaml has no say in."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        command.parse_arguments(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "default" in line]
+    assert told and all(line.count("default") == 1 and "(default: " in line for line in told)
+    assert command is train_command or not any("base.yaml" in line for line in told)
 
 
 class TestCheckpoints:

@@ -36,7 +36,7 @@ from evaluation.figures import (
 )
 from evaluation.scoring import collect_scores
 from model import Detector, load_detector
-from model.detector import inputs_of, to_device
+from model.inference import inputs_of, to_device
 from scripts import ROOT
 from scripts.tables import reproduce as tables
 from utils.cli import new_parser, run_command, say, when_stopped
