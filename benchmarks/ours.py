@@ -24,7 +24,7 @@ from shapes import configuration, uninet  # noqa: E402
 from stages import predict_stages, train_stages  # noqa: E402
 
 from evaluation.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
-from losses.similarity import contrastive_loss, margin_loss, matched_similarity  # noqa: E402
+from losses.similarity import contrastive_loss, margin_loss, softmax_diagonal  # noqa: E402
 from model.inference import replayed  # noqa: E402
 from utils.device import autocast, keep_freed_memory  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
@@ -80,7 +80,7 @@ def similarity_loss(spec: Spec) -> Built:
 
     def run() -> None:
         student.grad = teacher.grad = None
-        d = matched_similarity(student, teacher, 2.0)
+        d = softmax_diagonal(student, teacher, 2.0)
         (0.3 * contrastive_loss(d) + margin_loss(d, 1.0)).backward()
 
     run()

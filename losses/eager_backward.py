@@ -1,4 +1,4 @@
-"""A scalar whose gradients are formed with it, so that nothing else is kept until the backward pass."""
+"""Compute a scalar loss and its gradients in one pass, freeing the graph at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 
-def gradients_formed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def eager_backward(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """The scalar function(*inputs), with the gradients of a plain call, to the bit.
 
     A plain call keeps what each of its operations needs until the backward pass. This one goes forward and
@@ -19,34 +19,39 @@ def gradients_formed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor
         function: takes the inputs. A module's parameter that it uses must be among them, or gets no gradient.
         inputs: those that require no gradient get none.
     """
-    return _Formed.apply(function, *inputs)
+    return _EagerBackward.apply(function, *inputs)
 
 
-class _Formed(torch.autograd.Function):
+class _Context(FunctionCtx):
+    needs_input_grad: tuple[bool, ...]
+    gradients: list[Tensor | None]
+
+
+class _EagerBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: _Context, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         if not any(ctx.needs_input_grad):
             return function(*inputs)
         with torch.enable_grad():
-            own = [_own(x) for x in inputs]
-            value = function(*own)
-        learning = [x for x in own if x.requires_grad]
-        found = [None] * len(learning)
+            starts = [_start_of_graph(x) for x in inputs]
+            value = function(*starts)
+        learning = [i for i, x in enumerate(starts) if x.requires_grad]
+        ctx.gradients = [None] * len(starts)
         if value.requires_grad:
-            found = torch.autograd.grad(value, learning, allow_unused=True)
-        found = iter(found)
-        ctx.gradients = [next(found) if x.requires_grad else None for x in own]
+            gradients = torch.autograd.grad(value, [starts[i] for i in learning], allow_unused=True)
+            for i, gradient in zip(learning, gradients, strict=True):
+                ctx.gradients[i] = gradient
         return value.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, outer: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
+    def backward(ctx: _Context, outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, []
         return None, *(None if g is None else g.mul_(outer) for g in gradients)
 
 
-def _own(x: Tensor) -> Tensor:
-    """Start a graph at x. A leaf stays itself, as a module knows its parameters by identity."""
+def _start_of_graph(x: Tensor) -> Tensor:
+    """A leaf stays itself, as a module knows its parameters by identity."""
     if x.is_leaf or not x.requires_grad:
         return x
     start = x.detach().requires_grad_()

@@ -1,8 +1,8 @@
 """Similarity-contrastive loss L_SC and margin loss L_M (Sec. 4.4, Eqs. 8 to 11).
 
 Both need only the diagonal of the softmax over teacher positions, d_j = exp(m_jj) / sum_k exp(m_jk), with
-m = s t^T / T for L2-normalised features. `similarity_rows` gives m_jj and log sum_k exp(m_jk) by blocks of
-rows, so the N x N matrix is never in memory, forward or backward.
+m = s t^T / T for L2-normalised features. `diagonal_and_logsumexp` gives m_jj and log sum_k exp(m_jk) by
+blocks of rows, so the N x N matrix is never in memory, forward or backward.
 
 Legend: B images, N = H W positions, C channels; G images and R rows of a block.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,15 @@ EPS = 1e-8  # epsilon of Eqs. 9 and 10
 Diagonal = tuple[Tensor, Tensor | None]  # d of a pair and which positions are normal (None: all), (B, N)
 BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}  # 4 MB of float32 stay in cache; a GPU needs more to do
 SAFE_BOUND = 40.0  # logits within +-40 of zero: exp(-80) is still a normal float32
-ONEDNN = torch.backends.mkldnn.is_available()  # on some CPUs its products are twice as fast as torch.mm's
 
 
-class _SimilarityRows(torch.autograd.Function):
+class _Context(FunctionCtx):
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+    temperature: float
+
+
+class _DiagonalAndLogSumExp(torch.autograd.Function):
     """Diagonal and row log-sum-exp of s t^T / T, and their gradients.
 
     The student's gradient needs softmax(m) t, which the forward pass forms beside the row sums. The teacher's
@@ -35,9 +41,7 @@ class _SimilarityRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, student: Tensor, teacher: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _Context, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         diagonal = (student * teacher).sum(dim=2) / temperature  # (B, N)
         expected, lse = torch.empty_like(student), torch.empty_like(diagonal)
         keys, values = teacher / temperature, teacher.transpose(1, 2).contiguous()
@@ -59,7 +63,7 @@ class _SimilarityRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: FunctionCtx, g_diagonal: Tensor, g_lse: Tensor
+        ctx: _Context, g_diagonal: Tensor, g_lse: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
         student, teacher, lse, expected = ctx.saved_tensors
         g_diagonal, g_lse = g_diagonal[..., None] / ctx.temperature, g_lse[..., None] / ctx.temperature
@@ -87,17 +91,32 @@ def _blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Per image a b^T + bias: (G, R, C), (G, N, C) and (G, N) to (G, R, N)."""
-    if ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32:
-        linear = torch.ops.mkldnn._linear_pointwise  # no public function leads there in float32
+    if a.device.type == "cpu" and a.dtype == torch.float32 and _onednn_multiplies():
         biases = [None] * len(a) if bias is None else bias
-        found = [linear(*block, "none", [], "") for block in zip(a, b, biases, strict=True)]
-        return found[0][None] if len(found) == 1 else torch.stack(found)
+        products = [_onednn_product(*block) for block in zip(a, b, biases, strict=True)]
+        return products[0][None] if len(products) == 1 else torch.stack(products)
     if bias is None:
         return torch.bmm(a, b.transpose(1, 2))
     return torch.baddbmm(bias[:, None], a, b.transpose(1, 2))
 
 
-def similarity_rows(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """The product a b^T + bias by a private operator of torch, which no public function calls in float32."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+@cache
+def _onednn_multiplies() -> bool:
+    """Whether that operator is there and right; on some CPUs it is twice as fast as torch.mm."""
+    a, b = (torch.arange(first, first + 12, dtype=torch.float32).view(4, 3) for first in (0, 5))
+    bias = torch.arange(4, dtype=torch.float32)  # the operator misreads one that is not contiguous
+    try:
+        return torch.equal(_onednn_product(a, b, bias), torch.addmm(bias, a, b.T))
+    except (AttributeError, RuntimeError, TypeError):  # another torch, or a build without oneDNN
+        return False
+
+
+def diagonal_and_logsumexp(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Diagonal m_jj and row log-sum-exp of the similarity matrix m (Eq. 8), each (B, N), exact.
 
     Args:
@@ -112,14 +131,14 @@ def similarity_rows(student: Tensor, teacher: Tensor, temperature: float) -> tup
         raise ValueError(
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape"
         )
-    return _SimilarityRows.apply(student.contiguous(), teacher.contiguous(), temperature)
+    return _DiagonalAndLogSumExp.apply(student.contiguous(), teacher.contiguous(), temperature)
 
 
-def matched_similarity(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def softmax_diagonal(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """The diagonal d of the normalised similarity matrix (Eq. 9), (B, N) in (0, 1], of two (B, C, H, W)."""
     s = F.normalize(student.flatten(2).transpose(1, 2).float(), dim=2)
     t = F.normalize(teacher.flatten(2).transpose(1, 2).float(), dim=2)
-    diagonal, lse = similarity_rows(s, t, temperature)
+    diagonal, lse = diagonal_and_logsumexp(s, t, temperature)
     return torch.exp(diagonal - lse)
 
 
@@ -128,8 +147,8 @@ def diagonal_statistics(d: Tensor, normal: Tensor | None, temperature: float) ->
 
     It cannot exceed that of a match of cosine 1 among N - 1 of cosine -1: 0.011 for N = 256 and T = 2.
     """
-    kept = torch.ones_like(d, dtype=torch.bool) if normal is None else normal
-    parts = {"normal": d[kept], "anomalous": d[~kept]}
+    normal = torch.ones_like(d, dtype=torch.bool) if normal is None else normal
+    parts = {"normal": d[normal], "anomalous": d[~normal]}
     means = {name: float(part.mean()) for name, part in parts.items() if len(part)}
     return means | {"highest": 1 / (1 + (d.shape[1] - 1) * math.exp(-2 / temperature))}
 
@@ -138,7 +157,7 @@ def contrastive_loss(d: Tensor, normal: Tensor | None = None) -> Tensor:
     """L_SC of one pair (Eq. 10): mean of -log(d + eps) over normal positions; zero if there are none.
 
     Args:
-        d: (B, N) from `matched_similarity`.
+        d: (B, N) from `softmax_diagonal`.
         normal: (B, N) bool, True where the training image is normal; None if all are.
     """
     value = -torch.log(d + EPS)

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from losses.eager_backward import gradients_formed
+from losses.eager_backward import eager_backward
 from losses.kd import cosine_distance
-from losses.similarity import Diagonal, contrastive_loss, margin_loss, matched_similarity, normal_positions
+from losses.similarity import Diagonal, contrastive_loss, margin_loss, normal_positions, softmax_diagonal
 from utils.config import LossConfig
 
 
@@ -61,7 +61,7 @@ def uninet_loss(
         return config.kd_weight * kd + (1 - config.kd_weight) * sc + m
 
     for pair in pairs:
-        value = gradients_formed(partial(of_pair, pair), pair.teacher, pair.student, *pair.learnt)
+        value = eager_backward(partial(of_pair, pair), pair.teacher, pair.student, *pair.learnt)
         parts["total"] = parts["total"] + value
     return parts
 
@@ -80,7 +80,7 @@ def _terms(
     kd = cosine_distance(_stop(teacher, config.stop_grad_kd), student, reading=config.kd)
     sc = m = kd.new_zeros(())
     if config.contrastive or config.margin:
-        d = matched_similarity(student, _stop(teacher, config.stop_grad_similarity), config.temperature)
+        d = softmax_diagonal(student, _stop(teacher, config.stop_grad_similarity), config.temperature)
         if seen is not None:
             seen.append((d.detach(), normal))
         sc = contrastive_loss(d, normal) if config.contrastive else sc

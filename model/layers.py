@@ -42,8 +42,8 @@ def conv_bn(
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
-def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Both halves of a batch (2B, ...). `chunk` would do, but ties an exported graph to the batch size."""
+def chunk(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Both halves of a batch (2B, ...). `Tensor.chunk` ties an exported graph to the batch size."""
     middle = x.shape[0] // 2
     return x[:middle], x[middle:]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.backbone import BackboneInfo, backbone_channels
 from model.bottleneck import Bottleneck
-from model.layers import conv_bn, halves, init_weights
+from model.layers import chunk, conv_bn, init_weights
 from utils.config import ModelConfig
 
 ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}  # model.student_activation
@@ -111,7 +111,7 @@ class Student(nn.Module):
     def _output(self, i: int, x: Tensor) -> Tensor:
         if not self.second_heads:
             return self.heads[i](x)
-        first, second = halves(x)
+        first, second = chunk(x)
         return torch.cat([self.heads[i](first), self.second_heads[i](second)])
 
 

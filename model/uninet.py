@@ -20,7 +20,7 @@ from model.base import AnomalyModel, Batch
 from model.decision import Decision, Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
 from model.heads import FrameHead, LabelHead, MaskHead
-from model.layers import halves
+from model.layers import chunk
 from model.student import build_bottleneck_and_student
 from model.teachers import FeatureScale, Teachers
 from utils.config import LossConfig, ModelConfig, OptimConfig
@@ -75,7 +75,7 @@ class UniNet(AnomalyModel):
         """The 2n pairs (level, teacher, student) of (B, C_i, H_i, W_i): source teacher's, then target's."""
         source, target = self.teachers(images)
         both = [torch.cat(pair) for pair in zip(target, source, strict=True)]
-        restored = [halves(f) for f in self.student(self.bottleneck(both), both)]
+        restored = [chunk(f) for f in self.student(self.bottleneck(both), both)]
         pairs = [(i, t, s) for i, (t, (s, _)) in enumerate(zip(source, restored, strict=True))]
         return pairs + [(i, t, s) for i, (t, (_, s)) in enumerate(zip(target, restored, strict=True))]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from losses.similarity import matched_similarity
+from losses.similarity import softmax_diagonal
 from scripts.figures import theory
 from utils.cli import run_command
 
@@ -24,11 +24,11 @@ class TestTemperature:
         n = 9
         corners = torch.eye(n) - 1 / n  # a simplex: similarities of -1 / (n - 1)
         features = corners.T.reshape(1, n, 3, 3)
-        d = matched_similarity(features, features, temperature)
+        d = softmax_diagonal(features, features, temperature)
         expected = theory.largest_d(n, temperature, everywhere=True)
         torch.testing.assert_close(d, torch.full_like(d, expected))
         opposite = torch.cat([torch.ones(1), -torch.ones(n - 1)]).reshape(1, 1, 3, 3)
-        one = matched_similarity(opposite, opposite, temperature)[0, 0]
+        one = softmax_diagonal(opposite, opposite, temperature)[0, 0]
         assert one.item() == pytest.approx(theory.largest_d(n, temperature), rel=1e-4)
 
 

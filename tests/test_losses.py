@@ -10,11 +10,11 @@ from losses import similarity
 from losses.kd import cosine_distance
 from losses.similarity import (
     contrastive_loss,
+    diagonal_and_logsumexp,
     diagonal_statistics,
     margin_loss,
-    matched_similarity,
     normal_positions,
-    similarity_rows,
+    softmax_diagonal,
 )
 from losses.uninet import Pair, uninet_loss
 
@@ -35,7 +35,7 @@ def features(b=2, c=5, h=6, w=7, dtype=torch.float64):
 class TestDiagonalStatistics:
     def test_the_highest_value_is_reached_and_not_exceeded(self):
         x = torch.tensor([[[[3.0, -1.0, -2.0, -4.0]]]])
-        d = matched_similarity(x, x, 2.0)
+        d = softmax_diagonal(x, x, 2.0)
         found = diagonal_statistics(d, torch.tensor([[True, False, False, False]]), 2.0)
         assert found["normal"] == pytest.approx(found["highest"], rel=1e-6)
         assert found["anomalous"] == pytest.approx(d[0, 1].item()) and d.max() <= found["highest"] + 1e-7
@@ -86,7 +86,7 @@ class TestKD:
             cosine_distance(t, s, reading="both")
 
 
-class TestSimilarityRows:
+class TestDiagonalAndLogSumExp:
     @pytest.mark.parametrize("temperature", [2.0, 0.1, 0.01])
     @pytest.mark.parametrize("block", [16, 100, 900, 1 << 20])  # a row, some, an image, all images
     def test_matches_the_dense_matrix_and_its_gradients(self, monkeypatch, temperature, block):
@@ -97,7 +97,7 @@ class TestSimilarityRows:
         g1, g2 = torch.randn(2, 30, dtype=torch.float64), torch.randn(2, 30, dtype=torch.float64)
         m = s @ t.transpose(1, 2) / temperature
         dense = (m.diagonal(dim1=1, dim2=2), m.logsumexp(dim=2))
-        ours = similarity_rows(s, t, temperature)
+        ours = diagonal_and_logsumexp(s, t, temperature)
         for a, b in zip(ours, dense):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
         wanted = torch.autograd.grad((dense[0] * g1 + dense[1] * g2).sum(), (s, t))
@@ -108,10 +108,11 @@ class TestSimilarityRows:
     @pytest.mark.parametrize("onednn", [True, False])
     @pytest.mark.parametrize(("images", "positions", "temperature"), [(1, 2048, 0.1), (3, 200, 0.01)])
     def test_float32(self, monkeypatch, onednn, images, positions, temperature):
-        monkeypatch.setattr(similarity, "ONEDNN", onednn and similarity.ONEDNN)
+        works = onednn and similarity._onednn_multiplies()
+        monkeypatch.setattr(similarity, "_onednn_multiplies", lambda: works)
         s, t = (F.normalize(torch.randn(images, positions, 24), dim=2).requires_grad_() for _ in range(2))
         dense = (s.double() @ t.double().transpose(1, 2) / temperature).logsumexp(dim=2)
-        _, lse = similarity_rows(s, t, temperature)
+        _, lse = diagonal_and_logsumexp(s, t, temperature)
         torch.testing.assert_close(lse.double(), dense, rtol=1e-6, atol=1e-5)
         weight = torch.rand(images, positions)
         got = torch.autograd.grad((lse * weight).sum(), (s, t))
@@ -119,10 +120,27 @@ class TestSimilarityRows:
         for a, b in zip(got, wanted):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 / temperature)
 
+    @pytest.mark.parametrize("answer", [None, 1.0])
+    def test_a_private_operator_that_is_gone_or_wrong_is_not_used(self, monkeypatch, answer):
+        def product(a, b, bias):
+            if answer is None:
+                raise AttributeError("no such operator")
+            return a @ b.T + answer
+
+        monkeypatch.setattr(similarity, "_onednn_product", product)
+        similarity._onednn_multiplies.cache_clear()
+        try:
+            s = F.normalize(torch.randn(1, 12, 3), dim=2)
+            _, lse = diagonal_and_logsumexp(s, s, 1.0)
+            assert not similarity._onednn_multiplies()
+        finally:
+            similarity._onednn_multiplies.cache_clear()
+        torch.testing.assert_close(lse, (s @ s.transpose(1, 2)).logsumexp(dim=2))
+
     def test_no_gradient_for_a_detached_teacher(self):
         s, t = (F.normalize(torch.randn(1, 12, 3), dim=2) for _ in range(2))
         s.requires_grad_()
-        similarity_rows(s, t, 1.0)[1].sum().backward()
+        diagonal_and_logsumexp(s, t, 1.0)[1].sum().backward()
         assert s.grad is not None and t.grad is None
 
     @pytest.mark.parametrize("onednn", [True, False])
@@ -130,23 +148,24 @@ class TestSimilarityRows:
         """Peak memory of forward and backward stays far below one N x N matrix (N = 4096: 64 MB)."""
         from torch.profiler import ProfilerActivity, profile
 
-        monkeypatch.setattr(similarity, "ONEDNN", onednn and similarity.ONEDNN)
+        works = onednn and similarity._onednn_multiplies()
+        monkeypatch.setattr(similarity, "_onednn_multiplies", lambda: works)
         s, t = (F.normalize(torch.randn(1, 4096, 8), dim=2).requires_grad_() for _ in range(2))
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-            similarity_rows(s, t, 0.1)[1].sum().backward()
+            diagonal_and_logsumexp(s, t, 0.1)[1].sum().backward()
         largest = max(event.cpu_memory_usage for event in prof.events())
         assert largest < 16 << 20
 
     def test_shapes_must_agree(self):
         with pytest.raises(ValueError, match="one shape"):
-            similarity_rows(torch.ones(1, 3, 2), torch.ones(1, 4, 2), 1.0)
+            diagonal_and_logsumexp(torch.ones(1, 3, 2), torch.ones(1, 4, 2), 1.0)
 
 
 class TestContrastiveAndMargin:
     def test_equations_9_to_11_normals_only(self):
         s, t = features()
         d = dense_similarity(s, t, 0.5)
-        ours = matched_similarity(s.float(), t.float(), 0.5).double()
+        ours = softmax_diagonal(s.float(), t.float(), 0.5).double()
         torch.testing.assert_close(ours, d, rtol=1e-4, atol=1e-7)
         assert contrastive_loss(d).item() == pytest.approx(-(d + 1e-8).log().mean().item())
         assert margin_loss(d, 1.0).item() == pytest.approx((1 - d).mean().item())
@@ -175,7 +194,7 @@ class TestContrastiveAndMargin:
 
         def loss(a, b):
             u, v = (F.normalize(x.flatten(2).transpose(1, 2), dim=2) for x in (a, b))
-            diagonal, lse = similarity_rows(u, v, 0.3)
+            diagonal, lse = diagonal_and_logsumexp(u, v, 0.3)
             d = (diagonal - lse).exp()
             return contrastive_loss(d, normal) + margin_loss(d, 0.2, normal)
 
