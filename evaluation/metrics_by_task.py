@@ -11,8 +11,12 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.metrics import Results, check_binary, check_finite, counts_by_score
 
+CLIP_SIGMA = 4.0  # frames
 
-def frame_metrics(scores: np.ndarray, labels: np.ndarray, clips: Sequence[str], *, sigma: float) -> Results:
+
+def frame_metrics(
+    scores: np.ndarray, labels: np.ndarray, clips: Sequence[str], *, sigma: float = CLIP_SIGMA
+) -> Results:
     """Frame AUROC: micro (all frames in one list) and macro (mean over clips that have both classes).
 
     The `_smoothed` ones take scores after a Gaussian along each clip, which looks at later frames and never

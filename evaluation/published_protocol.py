@@ -44,7 +44,8 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     their label; PRO takes 800 thresholds and stretches the false-positive rate; DSC and mIoU are soft. Pixel
     AUROC and AP are not touched.
     """
-    fair = results_by_category(scores, replace(config.eval, segmentation="soft"))
+    extra = (*config.eval.extra_metrics, "soft_dsc")
+    fair = results_by_category(scores, replace(config.eval, extra_metrics=extra))
     results: dict[str, Results] = {}
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
@@ -53,7 +54,9 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
         if scores.masks is not None:
             part = as_slice(np.flatnonzero(chosen))
             pro = legacy_pro(scores.maps[part], scores.masks[part])
-        results[row_name(category)] = fair[row_name(category)] | image | {"pro": pro, "pro_05": None}
+        row = fair[row_name(category)]
+        soft = {k: row.pop(f"{k}_soft") for k in ("dsc", "miou") if k in row}
+        results[row_name(category)] = row | image | soft | {"pro": pro, "pro_05": None}
     results["mean"] = mean_results(list(results.values()))
     return results
 

@@ -158,16 +158,20 @@ def _results_of(
     masks = None if scores.masks is None else scores.masks[part]
     maps = None if scores.masks is None else scores.maps[part]
     results = evaluate(scores.score[chosen], labels, maps, masks, curve=curve)
-    if config.aupimo and masks is not None:
-        results["aupimo"] = aupimo(maps, masks, labels)
-    if config.dsc_unias and masks is not None:
-        results["dsc_unias"] = unias_dice(maps, masks)
-    if scores.kind == "segmentation" and masks is not None:
-        found = segmentation_metrics(maps, masks, soft=config.segmentation == "soft")
-        results |= found if masks.any() else dict.fromkeys(found)  # empty as it is, all would be found
+    if maps is not None and masks is not None:
+        if "aupimo" in config.extra_metrics:
+            results["aupimo"] = aupimo(maps, masks, labels)
+        if "dsc_unias" in config.extra_metrics:
+            results["dsc_unias"] = unias_dice(maps, masks)
+        if scores.kind == "segmentation":
+            found = segmentation_metrics(maps, masks)
+            if "soft_dsc" in config.extra_metrics:
+                soft = segmentation_metrics(maps, masks, soft=True)
+                found |= {f"{name}_soft": value for name, value in soft.items()}
+            results |= found if masks.any() else dict.fromkeys(found)  # if all are empty, all would be found
     if scores.kind == "video":
         clips = [s.group for s in samples]
-        results |= frame_metrics(scores.score[chosen], labels, clips, sigma=config.clip_sigma)
+        results |= frame_metrics(scores.score[chosen], labels, clips)
     return results
 
 

@@ -94,11 +94,13 @@ class Decision:
     decision_values: str
     alpha: float
     beta: float
-    score_map: str
     score_sigma: float
     map_sigma: float
     head_weight: float = 0.0
     blur_size: int | None = None
+    score_map: str = (
+        "raw"  # legacy_exp: of the public code before May 2025, see evaluation.published_protocol
+    )
 
     def __call__(
         self,

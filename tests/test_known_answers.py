@@ -24,6 +24,7 @@ from datasets.samples import Sample
 from datasets.splits import limit
 from datasets.transforms import Decode, Normalise
 from evaluation.calibration import calibrate
+from evaluation.metrics_by_task import frame_metrics
 from evaluation.published_protocol import april_results
 from evaluation.results import write_scores
 from evaluation.scoring import Scores, results_by_category
@@ -56,7 +57,7 @@ def sample(label=0, category="a", defect="", group="g", name="x.png"):
 class TestDecision:
     def decide(self, **changes):
         released = {"decision": "weighted", "decision_values": "distance", "alpha": 0.01, "beta": 3e-5}
-        return Decision(**released | {"score_map": "raw", "score_sigma": 0.0, "map_sigma": 0.0} | changes)
+        return Decision(**released | {"score_sigma": 0.0, "map_sigma": 0.0} | changes)
 
     def test_released_share_follows_the_largest_distance(self):
         """Highest distance 1.505: 0.01 x 1.505 of 10,000 pixels, so the mean of the 150 largest."""
@@ -235,14 +236,17 @@ class TestCalibration:
         assert found.smallest_rate() == 0.2
 
 
-def test_clip_scores_are_smoothed_by_the_configured_sigma(make_config):
+def test_clip_scores_are_smoothed_by_sigma(make_config):
     rng = np.random.default_rng(0)
     labels = np.tile(np.repeat([0, 1], 20), 2)
     score = rng.normal(size=80) + labels
     samples = [sample(int(y), group="pq"[i // 40]) for i, y in enumerate(labels)]
     scores = Scores(samples, score, np.zeros((80, 1, 1), np.float32), None, 1.0, kind="video")
-    for sigma in (1.0, 6.0):
-        found = results_by_category(scores, make_config(eval__clip_sigma=sigma).eval)["a"]
+    clips = ["pq"[i // 40] for i in range(80)]
+    for sigma, found in (
+        (4.0, results_by_category(scores, make_config().eval)["a"]),
+        (6.0, frame_metrics(score, labels, clips, sigma=6.0)),
+    ):
         smoothed = np.concatenate(
             [gaussian_filter1d(score[:40], sigma), gaussian_filter1d(score[40:], sigma)]
         )
@@ -339,7 +343,7 @@ def bank(make_config, fraction=1.0):
     config = make_config(model__name="memory-bank", model__bank_fraction=fraction)
     info = BackboneInfo("x", (3, 3, 3), (4, 8, 16), (0.5,) * 3, (0.5,) * 3, signed=True, image_size=(64, 64))
     values = {"decision": "max", "decision_values": "distance", "alpha": 0.0, "beta": 0.0}
-    decision = Decision(**values, score_map="raw", score_sigma=0.0, map_sigma=0.0)
+    decision = Decision(**values, score_sigma=0.0, map_sigma=0.0)
     return MemoryBank(Given(), info, config.model, decision=decision)
 
 
@@ -469,9 +473,10 @@ class TestSettingsOfModels:
         assert totals[2.5] - totals[0.0] == pytest.approx(2.5 * parts["head"].item(), rel=1e-4)
 
     def test_the_score_section_is_the_decision(self, make_config):
-        config = make_config(score__score_map="legacy_exp", model__width=0.25)
+        config = make_config(model__width=0.25)
         decision = build_model(config).decision
-        assert asdict(decision) == asdict(config.score)
+        assert asdict(decision) == asdict(config.score) | {"score_map": "raw"}
+        decision = replace(decision, score_map="legacy_exp")
         found = decision(
             [torch.tensor([[[0.0, 1.0]]])], (1, 2), factor=torch.full((1, 1, 2), 0.5)
         )  # the map is halved, and its lowest value has the highest score

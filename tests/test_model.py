@@ -276,7 +276,7 @@ class TestDecision:
 
     def decide(self, **changes):
         values = {"decision": "weighted", "decision_values": "distance", "alpha": 0.01, "beta": 0.03}
-        values |= {"score_map": "raw", "score_sigma": 0.0, "map_sigma": 0.0}
+        values |= {"score_sigma": 0.0, "map_sigma": 0.0}
         return Decision(**(values | changes))
 
     @pytest.mark.parametrize(

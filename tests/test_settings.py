@@ -405,12 +405,13 @@ class TestTestCommand:
         hard = json.loads((folder / "test/metrics.json").read_text())
         april = json.loads((folder / "test/april-2025/metrics.json").read_text())
         assert hard["protocol"]["fair"] and not april["protocol"]["fair"]
-        assert self.command("--checkpoint", str(folder), "--set", "eval.segmentation=soft") == 0
-        assert "NOT A FAIR PROTOCOL: soft DSC" in capfd.readouterr().out
-        soft = json.loads((folder / "test/metrics.json").read_text())
-        assert not soft["protocol"]["fair"] and soft["protocol"]["segmentation"] == "soft"
-        dsc = [tree["results"]["random"]["dsc"] for tree in (hard, april, soft)]
-        assert dsc[0] != dsc[1] == dsc[2]
+        assert "DSC†" not in capfd.readouterr().out
+        assert self.command("--checkpoint", str(folder), "--set", "eval.extra_metrics=soft_dsc") == 0
+        assert "mIoU†" in (out := capfd.readouterr().out) and "† not a fair protocol" in out
+        both = json.loads((folder / "test/metrics.json").read_text())["results"]["random"]
+        for name in ("dsc", "miou"):
+            assert hard["results"]["random"][name] == both[name] != both[f"{name}_soft"]
+            assert april["results"]["random"][name] == both[f"{name}_soft"]
 
 
 class TestMistakes:

@@ -144,7 +144,6 @@ class ScoreConfig:
     decision_values: Literal["probability", "distance"]
     alpha: float = field(metadata=_number(0, 1))
     beta: float = field(metadata=_number(0, 1))
-    score_map: Literal["raw", "legacy_exp"]
     score_sigma: float = field(metadata=_number(0, 100))
     map_sigma: float = field(metadata=_number(0, 100))
     blur_size: int | None = field(metadata=_number(1, 99))
@@ -189,10 +188,7 @@ class EvalConfig:
     every: int = field(metadata=_number(0, 10**8))
     batch_size: int = field(metadata=_number(1, 65536))
     precision: Literal["auto", "fp32", "bf16"]
-    segmentation: Literal["hard", "soft"]
-    clip_sigma: float = field(metadata=_number(0, 1000))
-    aupimo: bool
-    dsc_unias: bool
+    extra_metrics: tuple[Literal["aupimo", "dsc_unias", "soft_dsc"], ...]
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ NO_EFFECT = {
     "train.log_every": "how often losses are written",
     "train.save_every": "how often the state is written",
     "eval.batch_size": "time: results agree up to rounding",
-    "eval.aupimo": "adds a metric, which test.py can add later",
-    "eval.dsc_unias": "adds a metric, which test.py can add later",
+    "eval.extra_metrics": "adds metrics, which test.py can add later",
 }
 SHOWN = 4  # differences in a message
 RESULTS = "metrics.json"

@@ -177,7 +177,9 @@ def _cell(
     words = ["--config", f"configs/{name}.yaml", "--data-root", str(roots.get(name, "DIR"))]
     words += ["--category", category, *map(str, flags), "--backbone", args.backbone, "--seed", str(seed)]
     words += ["--iterations", str(args.iterations or entry["iterations"]), *options]
-    words += ["--set", "eval.aupimo=true"]  # costs little, and tells models apart where the others are full
+    # AUPIMO costs little, and tells models apart where the other metrics are saturated
+    extra = "[aupimo,dsc_unias]" if "unias" in flags else "aupimo"
+    words += ["--set", f"eval.extra_metrics={extra}"]
     words += ["--device", args.device]
     open_choice = _config(words).train.precision == "auto"
     asked = [*words, "--precision", args.precision] if open_choice else words

@@ -39,8 +39,7 @@ NAMES = COLUMNS | {
 }
 SIZES = ("parameters_1024e6", "bottleneck_1024e6")
 AS_THEY_ARE = (*SIZES, "images_per_s", "test_seconds")  # no percentages
-AUPIMO = "eval.aupimo=true"  # adds the metrics below to every column that has regions
-UNSATURATED = ("pro_05", "aupimo")
+UNSATURATED = ("pro_05", "aupimo")  # AUPIMO in eval.extra_metrics adds both to every column that has regions
 FAIR, APRIL = "ours, fair protocol", "ours, april-2025 protocol (not a fair protocol)"
 
 
@@ -192,14 +191,18 @@ def folder_of(run: Run, args: argparse.Namespace) -> Path:
     return place_of(_resolved(tuple(command_of(run, args))), args.runs)[1]
 
 
+def _with_aupimo(args: argparse.Namespace) -> list[str]:
+    return [s for s in args.set if s.startswith("eval.extra_metrics=") and "aupimo" in s]
+
+
 def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None:
     """metrics.json of a finished run, evaluated with its score settings; None if there is none."""
     folder = folder_of(run, args)
     if not (folder / "metrics.json").is_file():
         return None
     tree, settings = json.loads((folder / "metrics.json").read_text()), list(run.score)
-    if AUPIMO in args.set and "aupimo" not in tree["results"]["mean"]:
-        settings.append(AUPIMO)
+    if "aupimo" not in tree["results"]["mean"]:
+        settings += _with_aupimo(args)
     if not settings and protocol == "fair":
         return tree
     name = "-".join(["test-tables", *(s.partition(".")[2].replace("=", "") for s in settings)])
@@ -250,7 +253,7 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
                 continue
             runs = by_cell.get((i, j), [])
             found = [[results_of(run, args, protocol) for run in runs] for protocol in protocols]
-            extra = UNSATURATED if AUPIMO in args.set and "pro" in column.metrics else ()
+            extra = UNSATURATED if _with_aupimo(args) and "pro" in column.metrics else ()
             blank = [None] * len(extra)  # nobody published these
             published, others = printed(table, row["name"], j) + blank, reported(table, row, j) + blank
             for k, metric in enumerate([*column.metrics, *extra]):
