@@ -89,7 +89,10 @@ class Detector:
         """
         data = self.config.data
         if self.config.model.head == "frame" or data.stack_frames:
-            raise ConfigError("this model takes several frames of a video: use predict.py on their folder")
+            raise ConfigError(
+                "this model takes several frames of a video, no single images: give predict.py or test.py "
+                "the folder of a clip"
+            )
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate is {false_alarm_rate}; choose a value between 0 and 1")
         given = images if isinstance(images, list | tuple) else [images]

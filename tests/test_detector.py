@@ -202,5 +202,5 @@ def test_tiles_and_no_calibration(untrained):
 )
 def test_a_model_of_frames_is_refused(untrained, settings):
     detector = load_detector(untrained(**settings), device="cpu")
-    with pytest.raises(ConfigError, match=r"frames of a video: use predict\.py"):
+    with pytest.raises(ConfigError, match=r"several frames of a video.*predict\.py or test\.py"):
         detector.predict(np.zeros((20, 20, 3), np.uint8))
