@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -30,9 +31,8 @@ FILTERS = {
 class Decode:
     """How a file becomes an array: centre crop (zero-padded where it exceeds the image), then resize.
 
-    size is (height, width); center_crop is a side in pixels, or up to 1 a share of each side. Masks are
-    thresholded at `mask_threshold`, a share of the value range, then resized with nearest neighbour, where
-    each region keeps at least one pixel.
+    size is (height, width). center_crop is a side in pixels, or up to 1 a share of each side. Masks are
+    thresholded at `mask_threshold`, a share of the value range, then resized by `resize_mask`.
     """
 
     size: tuple[int, int]
@@ -46,16 +46,12 @@ class Decode:
         Raises:
             UnreadableImageError: as `read_image`, which also says how other kinds of pixels become RGB.
         """
-        return np.asarray(self.fit(read_image(path)))
+        image, size = self._crop(read_image(path)), self.size[::-1]
+        return np.asarray(image if image.size == size else image.resize(size, FILTERS[self.resize]))
 
     def stacked(self, paths: Sequence[Path]) -> np.ndarray:
-        """Three files to (H, W, 3) uint8, the grey values of each file as one channel.
-
-        Raises:
-            UnreadableImageError: as `image`.
-        """
-        grey = [cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths]
-        return np.stack(grey, axis=2)
+        """Three files to (H, W, 3) uint8, the grey values of each file as one channel."""
+        return np.stack([cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths], axis=2)
 
     def mask(self, *paths: Path, of: Path | None = None) -> np.ndarray:
         """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}.
@@ -71,36 +67,18 @@ class Decode:
 
     def fit_mask(self, drawn: np.ndarray, of: Path | None = None) -> np.ndarray:
         """(H, W) bool to (height, width) uint8 in {0, 1}; a centre crop is one of the image `of`."""
+        mask = drawn.astype(np.uint8)
         if of is not None and self.center_crop is not None:  # the crop is meant for the image's pixels
-            drawn = resize_mask(drawn.astype(np.uint8), upright_size(of)[::-1])
-        mask = Image.fromarray(drawn.astype(np.uint8))
-        return resize_mask(np.asarray(self._crop(mask)), self.size)
-
-    def fit(self, image: Image.Image) -> Image.Image:
-        """A picture of any size, cropped and resized to the working size."""
-        image, (height, width) = self._crop(image), self.size
-        return image if image.size == (width, height) else image.resize((width, height), FILTERS[self.resize])
-
-    def to_image(self, anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
-        """A map (H, W) float32 of the working size to (height, width), its image's own: `fit` backwards.
-
-        Bilinear, antialiased where it shrinks. What a centre crop cuts off, the model has not seen: there it
-        is the map's lowest value.
-        """
-        left, top, right, bottom = self._crop_box(width, height)
-        part = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
-        whole = Image.new("F", (width, height), float(anomaly_map.min()))
-        whole.paste(part, (left, top))
-        return np.array(whole)
+            mask = resize_mask(mask, upright_size(of)[::-1])
+        return resize_mask(np.asarray(self._crop(Image.fromarray(mask))), self.size)
 
     def _crop(self, image: Image.Image) -> Image.Image:
-        return image if self.center_crop is None else image.crop(self._crop_box(*image.size))
-
-    def _crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        crop = 1.0 if self.center_crop is None else self.center_crop
-        wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in (width, height))
-        left, top = (width - wide) // 2, (height - high) // 2
-        return left, top, left + wide, top + high
+        if self.center_crop is None:
+            return image
+        crop = self.center_crop
+        wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in image.size)
+        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        return image.crop((left, top, left + wide, top + high))
 
 
 def united(paths: Sequence[Path], masks: Sequence[np.ndarray]) -> np.ndarray:
@@ -111,8 +89,8 @@ def united(paths: Sequence[Path], masks: Sequence[np.ndarray]) -> np.ndarray:
     """
     for path, mask in zip(paths, masks, strict=True):
         if mask.shape != masks[0].shape:
-            sizes = (f"{m.shape[1]} x {m.shape[0]}" for m in (masks[0], mask))
-            raise DatasetError("{} and {}, masks of one image, are {} and {}".format(paths[0], path, *sizes))
+            sizes = " and ".join(f"{m.shape[1]} x {m.shape[0]}" for m in (masks[0], mask))
+            raise DatasetError(f"{paths[0]} and {path}, masks of one image, are {sizes}")
     return np.logical_or.reduce(masks)
 
 
@@ -129,13 +107,11 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return resized
     count, regions = cv2.connectedComponents(mask, connectivity=8)
     small = np.asarray(Image.fromarray(regions).resize((width, height), Image.Resampling.NEAREST))
-    lost = np.bincount(small.ravel(), minlength=count) == 0
-    if lost[1:].any():
-        ys, xs = np.nonzero(lost[regions] & (mask > 0))
-        order = np.argsort(regions[ys, xs], kind="stable")
-        first = np.unique(regions[ys, xs][order], return_index=True)[1]
-        middle = order[(first + np.append(first[1:], len(order))) // 2]
-        resized[(2 * ys[middle] + 1) * height // (2 * high), (2 * xs[middle] + 1) * width // (2 * wide)] = 1
+    for lost in np.flatnonzero(np.bincount(small.ravel(), minlength=count) == 0):
+        ys, xs = np.nonzero((regions == lost) & (mask > 0))
+        if len(ys):
+            y, x = ys[len(ys) // 2], xs[len(ys) // 2]
+            resized[(2 * y + 1) * height // (2 * high), (2 * x + 1) * width // (2 * wide)] = 1
     return resized
 
 
@@ -169,37 +145,35 @@ CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
 
 
 def flip(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Each image, and its mask, mirrored left to right and upside down, each with p = 0.5."""
+    """Mirror each image, and its mask, left to right and upside down, each with p = 0.5."""
     flipped = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
     for axis in (-1, -2):
-        chosen = torch.from_numpy(_drawn(rng.random, len(batch["image"])) < 0.5)
+        chosen = torch.from_numpy(_sample(rng.random, len(batch["image"])) < 0.5)
         for values in flipped.values():
             values[chosen] = values[chosen].flip(axis)
     return batch | flipped
 
 
 def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
-    """Each image flipped along either axis (p = 0.5 each) and rotated by up to 90 degrees both ways.
+    """Flip each image along either axis (p = 0.5 each) and rotate it by up to 90 degrees both ways.
 
     Beyond the border image and mask go on mirrored. Masks stay binary.
     """
     images = batch["image"]
     count, height, width = len(images), *images.shape[2:]
-    angle = torch.tensor(_drawn(lambda n: rng.uniform(-math.pi / 2, math.pi / 2, n), count))
-    flip_x, flip_y = (torch.tensor(_drawn(lambda n: rng.choice([-1.0, 1.0], n), count)) for _ in range(2))
+    angle = torch.tensor(_sample(lambda n: rng.uniform(-math.pi / 2, math.pi / 2, n), count))
+    flip_x, flip_y = (torch.tensor(_sample(lambda n: rng.choice([-1.0, 1.0], n), count)) for _ in range(2))
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
     # rotation in pixels, written in coordinates that run from -1 to 1 along both sides
     matrix = torch.zeros(count, 2, 3, dtype=torch.float64)
     matrix[:, 0, 0], matrix[:, 0, 1] = flip_x * cos, -flip_x * sin * aspect
     matrix[:, 1, 0], matrix[:, 1, 1] = flip_y * sin / aspect, flip_y * cos
     grid = F.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
-    warped = dict(batch)
-    warped["image"] = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    warp = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
+    warped = batch | {"image": warp(images)}
     if "mask" in batch:
-        mask = F.grid_sample(
-            batch["mask"].to(images), grid, mode="nearest", padding_mode="reflection", align_corners=False
-        )
-        warped["mask"] = mask.to(batch["mask"].dtype)
+        mask = batch["mask"]
+        warped["mask"] = warp(mask.to(images), mode="nearest").to(mask.dtype)
     return warped
 
 
@@ -207,14 +181,14 @@ AUGMENTATIONS = {"flip": flip, "flip-rotate": flip_rotate}  # data.augment
 
 
 def by_category(batch: Batch, operations: Sequence[Sequence[str]], rng: np.random.Generator) -> Batch:
-    """Each image, and its mask, changed by its own operations, in this order.
+    """Change each image, and its mask, by its own operations, in this order.
 
     hflip mirrors left to right and vflip upside down, both with p = 0.3; rot90 turns a square image by 0, 90,
     180 or 270 degrees, equally likely.
     """
     changed = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
-    draws = _drawn(lambda n: rng.random((n, 2)), len(operations)) < CATEGORY_FLIP_CHANCE
-    turns = _drawn(lambda n: rng.integers(4, size=n), len(operations))
+    draws = _sample(lambda n: rng.random((n, 2)), len(operations)) < CATEGORY_FLIP_CHANCE
+    turns = _sample(lambda n: rng.integers(4, size=n), len(operations))
     for i, names in enumerate(operations):
         axes = [axis for axis, name in ((-1, "hflip"), (-2, "vflip")) if name in names and draws[i, axis]]
         for values in changed.values():
@@ -225,20 +199,19 @@ def by_category(batch: Batch, operations: Sequence[Sequence[str]], rng: np.rando
 
 
 def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:
-    """One square of `side` pixels of each image, anywhere in it, and of its mask alike.
+    """Cut one square of `side` pixels out of each image, anywhere in it, and out of its mask alike.
 
     With masks a tile has its own label: one of an anomalous image is normal where it shows no defect.
     """
     count, (height, width) = len(batch["image"]), batch["image"].shape[2:]
-    top = _drawn(lambda n: rng.integers(height - side + 1, size=n), count)
-    left = _drawn(lambda n: rng.integers(width - side + 1, size=n), count)
+    top = _sample(lambda n: rng.integers(height - side + 1, size=n), count)
+    left = _sample(lambda n: rng.integers(width - side + 1, size=n), count)
     cut = dict(batch)
     for key in ("image", "mask"):
         if key in batch:
-            squares = [
-                x[:, t : t + side, i : i + side] for x, t, i in zip(batch[key], top, left, strict=True)
-            ]
-            cut[key] = torch.stack(squares)
+            corners = zip(batch[key], top, left, strict=True)
+            tiles = [values[:, y : y + side, x : x + side] for values, y, x in corners]
+            cut[key] = torch.stack(tiles)
     cut["image"] = cut["image"].contiguous(memory_format=torch.channels_last)
     if "mask" in batch:
         cut["label"] = batch["label"] * cut["mask"].flatten(1).any(dim=1)
@@ -250,16 +223,14 @@ def rescale(batch: Batch, scale: float) -> Batch:
     if scale == 1:
         return batch
     new = [scaled_side(side, scale) for side in batch["image"].shape[2:]]
-    resized = dict(batch)
-    resized["image"] = F.interpolate(batch["image"], size=new, mode="bilinear", align_corners=False)
+    resized = batch | {"image": F.interpolate(batch["image"], size=new, mode="bilinear", align_corners=False)}
     if "mask" in batch:
-        resized["mask"] = F.interpolate(batch["mask"].float(), size=new, mode="nearest").to(
-            batch["mask"].dtype
-        )
+        mask = batch["mask"]
+        resized["mask"] = F.interpolate(mask.float(), size=new, mode="nearest").to(mask.dtype)
     return resized
 
 
-def _drawn(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+def _sample(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
     """Random numbers for the `count` images of this process, out of those for the global batch."""
     first = rank() * count
     return draw(count * world_size())[first : first + count]
