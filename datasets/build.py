@@ -294,16 +294,13 @@ def image_set(
     """The samples as a set, read as the configuration says."""
     data = config.data
     decode = Decode(data.image_size, data.resize, data.center_crop, data.mask_threshold)
-    images: ImageSet
+    images = ImageSet(samples, decode, normalise, cache_gb=cache_gb)
     if config.model.head == "frame":
-        images = FrameSet(samples, decode, normalise, frame_offset=data.frame_offset, cache_gb=cache_gb)
+        images = FrameSet(images, frame_offset=data.frame_offset)
     elif training and data.synthetic:
-        seed, kinds = config.train.seed, data.synthetic_kinds
         images = SyntheticTraining(
-            samples, decode, normalise, cache_gb=cache_gb, share=data.synthetic, kinds=kinds, seed=seed
+            images, share=data.synthetic, kinds=data.synthetic_kinds, seed=config.train.seed
         )
-    else:
-        images = ImageSet(samples, decode, normalise, cache_gb=cache_gb)
     if spec_of(data.name).video:
         images.kind = "video"
     elif config.model.head == "mask":

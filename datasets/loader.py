@@ -26,7 +26,7 @@ AHEAD = 1 << 28  # bytes of batches that may wait for it
 class ImageSet(Dataset):
     """Samples as batches: image (B, 3, H, W), label (B,), mask (B, 1, H, W) in {0, 1}, index (B,).
 
-    A mask is there if every sample's is known: an anomalous one without a mask file leaves it out.
+    Masks are there if every sample's is known: an anomalous one without a mask file leaves them out.
     Decoded images are kept as uint8 up to `cache_gb`.
     """
 
@@ -42,14 +42,15 @@ class ImageSet(Dataset):
         self.cached = min(len(self.samples), self.budget // self.image_bytes)
         self._cache: dict[int, np.ndarray] = {}
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def fill_cache(self, *, quiet: bool = False) -> ImageSet:
         """Decode what fits, in threads (Pillow releases the GIL); loader processes started later share it."""
         todo = [i for i in range(self.cached) if i not in self._cache]
         with ThreadPoolExecutor() as pool:
             images = pool.map(self._decoded, todo)
-            bar = tqdm(
-                images, total=len(todo), desc="decoding", unit="image", disable=True if quiet else None
-            )
+            bar = tqdm(images, "decoding", len(todo), unit="image", disable=quiet or None)
             self._cache.update(zip(todo, bar, strict=True))
         return self
 
@@ -75,11 +76,8 @@ class ImageSet(Dataset):
             return np.zeros(self.decode.size, np.uint8)
         return self.decode.mask(*sample.masks, of=sample.path)
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """Image, mask (None where masks are not known) and label of a draw, as `pixels` and `mask` give them.
+    def sample(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Pixels, mask (None where masks are not known) and label of a draw.
 
         Draw d is sample d % N of N, in epoch d // N.
         """
@@ -88,7 +86,7 @@ class ImageSet(Dataset):
 
     def __getitems__(self, draws: list[int]) -> Batch:
         """The batch of these draws (called by DataLoader with a whole batch)."""
-        images, masks, labels = zip(*map(self.drawn, draws), strict=True)
+        images, masks, labels = zip(*map(self.sample, draws), strict=True)
         batch = {
             "image": self.normalise(np.stack(images)),
             "label": torch.tensor(labels),
@@ -102,12 +100,13 @@ class ImageSet(Dataset):
 class TrainingOrder(Sampler[list[int]]):
     """Batches of draws from step `start` to `stop`: permutations of all samples, one after the other.
 
-    A draw is the sample's index plus the number of samples times the epoch. `last_batch` says what becomes of
-    the samples that an epoch leaves: carry begins the next epoch's first batch with them, so that all batches
-    have one size and all samples are seen; drop leaves them out; keep makes a smaller batch of them. Each
-    batch is given `repeat` times in a row. Step k is a function of the seed alone, hence a run can go on
-    anywhere without replaying what came before. `share` (k, n) takes the k-th of n equal pieces of each
-    batch.
+    A draw is the sample's index plus the number of samples times the epoch. Step k is a function of the seed
+    alone, hence a run can go on anywhere without replaying what came before.
+
+    last_batch: what becomes of the samples that an epoch leaves. "carry" begins the next epoch's first batch
+        with them, so that all batches have one size; "drop" leaves them out; "keep" makes a smaller batch.
+    repeat: how often each batch is given in a row.
+    share: (k, n) takes the k-th of n equal pieces of each batch.
     """
 
     def __init__(
@@ -168,8 +167,8 @@ def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
     return {"carry": exact, "drop": math.floor(exact), "keep": math.ceil(exact)}[last_batch]
 
 
-# A DataLoader draws a number for its workers, from torch's global generator unless it has one of its own.
-# Models draw from the global one, so a resumed run, which starts one more loader, would get other numbers.
+# A DataLoader takes a number for its workers from torch's global generator unless it has one of its own.
+# Models sample from the global one, so a resumed run, which starts one more loader, would get other numbers.
 
 
 def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | None, pin: bool) -> DataLoader:
@@ -183,7 +182,7 @@ def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | Non
     return DataLoader(
         data,
         batch_sampler=order,
-        collate_fn=_as_is,
+        collate_fn=dict,
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator(),
@@ -220,7 +219,3 @@ class batches:  # noqa: N801 (used as a function)
             finally:
                 for future in waiting:
                     future.cancel()
-
-
-def _as_is(batch: Batch) -> Batch:
-    return batch

@@ -7,6 +7,7 @@ pixels are meant at 256 x 256 and grow with sqrt(H * W).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -14,8 +15,7 @@ import numpy as np
 from numpy.random import Generator
 
 from datasets.loader import ImageSet
-from datasets.samples import ANOMALOUS, NORMAL, Sample
-from datasets.transforms import Decode, Normalise
+from datasets.samples import ANOMALOUS, NORMAL
 
 DEFECT_KINDS = ("texture", "scratch", "stain", "cut")
 MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as channels (`data.stack_frames`)
@@ -29,16 +29,16 @@ _Pair = tuple[np.ndarray, np.ndarray]  # target and alpha, or image and mask
 def add_defect(
     image: np.ndarray, rng: Generator, *, kind: str | None = None, texture: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put one defect on a copy of a normal image; give the copy and its mask (H, W), uint8 in {0, 1}.
+    """Put one defect on a copy of a normal image; return the copy and its mask (H, W), uint8 in {0, 1}.
 
     Every masked pixel differs from the original by MIN_CHANGE or more in some channel; all others are kept.
-    What is too small, too large or too faint is drawn again, stronger each time: a mask has MIN_PIXELS pixels
+    What is too small, too large or too faint is tried again, stronger each time: a mask has MIN_PIXELS pixels
     to MAX_AREA of the image. Areas are log-uniform, small is the usual case. Grey images get grey defects.
 
     Args:
         image: (H, W, 3) uint8 RGB, sides of MIN_SIDE or more.
         rng: the only source of chance.
-        kind: one of DEFECT_KINDS, None to draw one. Without structure to copy, "cut" changes the brightness.
+        kind: a defect type, or None for one of DEFECT_KINDS by chance.
         texture: (h, w, 3) uint8, another surface for the kind "texture"; None recolours and turns the image.
             For the kind "speed", the same frame with what moves moving faster (H, W, 3).
 
@@ -50,7 +50,7 @@ def add_defect(
             raise ValueError(f"{name}: {item.dtype} {item.shape}; give uint8 (H, W, 3), sides >= {MIN_SIDE}")
     kinds = (*DEFECT_KINDS, *MOTION_KINDS)
     if kind is not None and kind not in kinds:
-        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(kinds)}, or None to draw one")
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(kinds)}, or None")
     kind = kind or DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
     make = {
         "texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut, "speed": _speed, "zoom": _zoom
@@ -246,13 +246,14 @@ def _composite(image: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> tupl
 class SyntheticValidation(ImageSet):
     """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
 
-    kinds: of DEFECT_KINDS, drawn by chance. A defect is made when it is asked for. Pairs are kept in
-    memory as far as the budget of the held-out set goes.
+    The defect depends on the seed and the image's place. It is made when it is asked for, and kept in memory
+    as far as the budget of the held-out set goes.
     """
 
     def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:
         normal = held_out.samples
-        defective = [_with_defect(s) for s in normal]
+        names = {"label": ANOMALOUS, "mask_path": None, "split": "validation", "defect": "synthetic"}
+        defective = [replace(s, more_masks=(), earlier=(), **names) for s in normal]
         super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
         self.held_out, self.has_masks, self.kind = held_out, True, held_out.kind
         self.seed, self.kinds = seed, kinds
@@ -263,14 +264,14 @@ class SyntheticValidation(ImageSet):
 
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8."""
-        return self.drawn(index)[0]
+        return self.sample(index)[0]
 
     def mask(self, index: int) -> np.ndarray:
         """(H, W) uint8 in {0, 1}."""
-        return self.drawn(index)[1]
+        return self.sample(index)[1]
 
-    def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """As an ImageSet's."""
+    def sample(self, draw: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Pixels, mask and label of a draw."""
         place, n = draw % len(self), len(self.held_out)
         if place < n:
             return self.held_out.pixels(place), np.zeros(self.decode.size, np.uint8), NORMAL
@@ -278,7 +279,7 @@ class SyntheticValidation(ImageSet):
         made = self._defects.get(place)
         if made is None:
             rng = np.random.default_rng([self.seed, place])
-            made = _drawn_defect(self.held_out.pixels(place), rng, self.kinds)
+            made = _sample_defect(self.held_out.pixels(place), rng, self.kinds)
             if place < self.kept:
                 self._defects[place] = made
         return *made, ANOMALOUS
@@ -287,36 +288,27 @@ class SyntheticValidation(ImageSet):
 class SyntheticTraining(ImageSet):
     """Training images of which normal ones get a synthetic defect in a share of their draws, another each.
 
-    Such a draw has the label of an anomaly and the defect's mask.
+    Such a draw has the label of an anomaly and the defect's mask. The defect depends on the seed, the epoch
+    and the image's place.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        decode: Decode,
-        normalise: Normalise,
-        *,
-        cache_gb: float = 0,
-        share: float,
-        kinds: Sequence[str],
-        seed: int,
-    ) -> None:
-        super().__init__(samples, decode, normalise, cache_gb=cache_gb)
+    def __init__(self, images: ImageSet, *, share: float, kinds: Sequence[str], seed: int) -> None:
+        super().__init__(images.samples, images.decode, images.normalise, cache_gb=images.budget / 2**30)
         self.share, self.kinds, self.seed = share, kinds, seed
         self._places = {s.path: i for i, s in enumerate(self.samples)}
 
-    def drawn(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """As an ImageSet's."""
-        image, mask, label = super().drawn(draw)
+    def sample(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Pixels, mask (None where masks are not known) and label of a draw."""
+        image, mask, label = super().sample(draw)
         epoch, index = divmod(draw, len(self))
         rng = np.random.default_rng([self.seed, epoch, index])
         if label == NORMAL and rng.random() < self.share:
             faster = self._faster(index, rng) if "speed" in self.kinds else None
-            image, defect = _drawn_defect(image, rng, self.kinds, faster)
+            image, defect = _sample_defect(image, rng, self.kinds, faster)
             mask, label = None if mask is None else defect, ANOMALOUS
         return image, mask, label
 
-    def _faster(self, index: int, rng: np.random.Generator) -> np.ndarray:
+    def _faster(self, index: int, rng: Generator) -> np.ndarray:
         """The frame with its earlier channels two to five times as far back, as far as the clip goes.
 
         At the start of a clip, where the other channels are later, the frame as it is.
@@ -335,17 +327,13 @@ class SyntheticTraining(ImageSet):
         return min(index, self._places.get(self.samples[index].earlier[-1], index))
 
 
-def _drawn_defect(
-    image: np.ndarray, rng: np.random.Generator, kinds: Sequence[str], faster: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """A defect of a kind drawn by chance; where nothing moves, a kind that needs no motion stands in."""
+def _sample_defect(
+    image: np.ndarray, rng: Generator, kinds: Sequence[str], faster: np.ndarray | None = None
+) -> _Pair:
+    """A defect of a kind taken by chance; where nothing moves, a kind that needs no motion stands in."""
     kind = kinds[rng.integers(len(kinds))]
     try:
         return add_defect(image, rng, kind=kind, texture=faster if kind == "speed" else None)
     except NoDefectError:
         still = [k for k in DEFECT_KINDS if k != kind]
         return add_defect(image, rng, kind=still[rng.integers(len(still))])
-
-
-def _with_defect(sample: Sample) -> Sample:
-    return Sample(sample.path, 1, None, sample.category, "validation", "synthetic", sample.group)

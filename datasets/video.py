@@ -16,7 +16,6 @@ from scipy.io import loadmat
 from datasets.files import LFS_POINTER, is_lfs_pointer, list_images, natural_order, subfolders
 from datasets.loader import Batch, ImageSet
 from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
-from datasets.transforms import Decode, Normalise
 from utils.errors import DatasetError
 
 INTERVALS = "Test/UCSDped2.m"
@@ -222,16 +221,8 @@ class FrameSet(ImageSet):
     Otherwise there are no masks: anomaly maps are of the earlier frame, masks of the later one.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        decode: Decode,
-        normalise: Normalise,
-        *,
-        frame_offset: int,
-        cache_gb: float = 0,
-    ) -> None:
-        super().__init__(samples, decode, normalise, cache_gb=cache_gb)
+    def __init__(self, images: ImageSet, *, frame_offset: int) -> None:
+        super().__init__(images.samples, images.decode, images.normalise, cache_gb=images.budget / 2**30)
         if frame_offset:
             warn_of_gaps(self.samples)
         first = {}

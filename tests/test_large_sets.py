@@ -107,8 +107,8 @@ def test_maps_of_a_large_set_are_in_a_temporary_file(make_config, monkeypatch, t
 
 def test_the_next_images_are_decoded_while_the_model_works():
     data, ahead = generated_set(8), threading.Event()
-    drawn = data.drawn
-    data.drawn = lambda draw: (ahead.set() if draw >= 3 else None, drawn(draw))[1]
+    drawn = data.sample
+    data.sample = lambda draw: (ahead.set() if draw >= 3 else None, drawn(draw))[1]
 
     class Waiting(Brightness):
         def predict(self, images):
@@ -122,8 +122,8 @@ def test_batches_that_wait_are_bounded(monkeypatch):
     """No more are decoded ahead than there are threads, and one thread where a batch is large."""
     monkeypatch.setattr("datasets.loader.AHEAD", 3 * 12 * 32 * 32)
     data, seen = generated_set(30), []
-    drawn = data.drawn
-    data.drawn = lambda draw: (seen.append(draw), drawn(draw))[1]
+    drawn = data.sample
+    data.sample = lambda draw: (seen.append(draw), drawn(draw))[1]
     loader = batches(data, 3)
     assert loader.threads == 1 and len(loader) == 10
     for number, batch in enumerate(loader, start=1):
@@ -133,7 +133,7 @@ def test_batches_that_wait_are_bounded(monkeypatch):
 
 def test_an_error_in_a_thread_is_the_users_own():
     data = generated_set(8)
-    data.drawn = lambda draw: (_ for _ in ()).throw(DatasetError("cannot read 0.png"))
+    data.sample = lambda draw: (_ for _ in ()).throw(DatasetError("cannot read 0.png"))
     with pytest.raises(DatasetError, match=r"cannot read 0\.png"):
         score_images(Brightness(), data, **OPTIONS)
 

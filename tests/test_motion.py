@@ -144,10 +144,10 @@ class TestDefects:
         data = build_data(config(**kinds), NORMALISE)
         normal = build_data(config(), NORMALISE).train
         for draw in range(16):  # also of first frames, of which nothing is faster
-            image, mask, label = data.train.drawn(draw)
+            image, mask, label = data.train.sample(draw)
             assert label == 1 and mask.any()
             assert (image != normal.pixels(draw % 8)).any(2)[mask == 1].all()
-            again = data.train.drawn(draw)
+            again = data.train.sample(draw)
             assert np.array_equal(again[0], image) and np.array_equal(again[1], mask)
 
     def test_faster_is_what_its_name_says(self, config):

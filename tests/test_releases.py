@@ -16,6 +16,7 @@ import datasets.check
 from datasets.build import list_samples, new_samples
 from datasets.files import natural_order
 from datasets.images import UnreadableImageError, read_image
+from datasets.loader import ImageSet
 from datasets.registry import SPECS, collect, find_root
 from datasets.samples import count
 from datasets.splits import first_copies
@@ -386,10 +387,10 @@ class TestFrameOrder:
         samples = list_ped2(masters["ped2"], "ped2")
         few = [s for s in samples if s.path.name != "002.tif"]
         with_earlier_frames(samples, 1)
-        FrameSet(few, Decode((8, 8)), NORMALISE, frame_offset=0)
+        FrameSet(ImageSet(few, Decode((8, 8)), NORMALISE), frame_offset=0)
         assert not caplog.records
         with_earlier_frames(few, 1)
-        FrameSet(few, Decode((8, 8)), NORMALISE, frame_offset=1)
+        FrameSet(ImageSet(few, Decode((8, 8)), NORMALISE), frame_offset=1)
         assert caplog.text.count("001.tif is followed by 003.tif") == 2
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import train as train_command
 from datasets.build import build_data, validation_kinds
 from datasets.industrial import MVTEC
-from datasets.loader import TrainingOrder, training_batches
+from datasets.loader import ImageSet, TrainingOrder, training_batches
 from datasets.registry import collect
 from datasets.synthetic import SyntheticTraining
 from datasets.transforms import Decode, Normalise
@@ -174,7 +174,7 @@ class TestSyntheticTraining:
     def data(self, mvtec_like):
         train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
         options = {"share": 0.5, "kinds": ("scratch", "stain"), "seed": 4}
-        return SyntheticTraining(train, Decode((64, 64)), NORMALISE, **options)
+        return SyntheticTraining(ImageSet(train, Decode((64, 64)), NORMALISE), **options)
 
     def test_masks_are_exact_and_half_the_draws_defective(self, data):
         n = len(data)
@@ -205,7 +205,7 @@ class TestSyntheticTraining:
     def test_real_anomalies_are_kept(self, mvtec_like):
         samples = [s for s in collect(MVTEC, mvtec_like, "part") if s.label == 1 and s.mask_path]
         options = {"share": 1.0, "kinds": ("scratch",), "seed": 4}
-        data = SyntheticTraining(samples, Decode((64, 64)), NORMALISE, **options)
+        data = SyntheticTraining(ImageSet(samples, Decode((64, 64)), NORMALISE), **options)
         batch = data.__getitems__(list(range(len(data))))
         plain = super(SyntheticTraining, data).__getitems__(list(range(len(data))))
         assert all(torch.equal(batch[key], plain[key]) for key in plain)
