@@ -165,7 +165,7 @@ def rows() -> Iterator[Row]:
         tolerance=3,
     )
     yield Row(
-        "TIFF with three samples a pixel under photometric BlackIsZero (CVC-ClinicDB)",
+        "TIFF with three samples per pixel under photometric BlackIsZero (CVC-ClinicDB)",
         "the samples are red, green and blue",
         {
             "8": (with_tag(tiff(PHOTO, "rgb"), 262, 1), PHOTO),
@@ -331,7 +331,7 @@ def rows() -> Iterator[Row]:
     several = {"save_all": True, "append_images": [second]}
     yield Row(
         "animated PNG, TIFF of several pages",
-        "refused: save them one a file",
+        "refused: save each as a file of its own",
         {
             "png": (encoded(first, "PNG", **several), "several pictures"),
             "tiff": (encoded(first, "TIFF", **several), "several pictures"),
@@ -387,7 +387,7 @@ def rows() -> Iterator[Row]:
         {"png": (whole["PNG"][:200] + b"\0\0" + whole["PNG"][202:], "")},
     )
     yield Row(
-        "smaller than 8 pixels a side (1 x 1)",
+        "smaller than 8 pixels on a side (1 x 1)",
         "refused: enlarged it shows nothing",
         {
             "png": (encoded(GREY[:1, :1], "PNG"), "1 x 1 pixels, 8 a side are the least"),
