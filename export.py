@@ -194,7 +194,7 @@ def describe(state: Checkpoint) -> dict[str, str]:
         "code": git_sha(),
     }
     if step := data.stack_frames:
-        about["planes"] = f"grey: the pictures {2 * step} and {step} before, and the one judged"
+        about["stacked_frames"] = f"grey: the pictures {2 * step} and {step} before, and the one judged"
     if state.calibration:
         about["calibration"] = json.dumps(state.calibration)
         about["p_value"] = "(1 + number of calibration.scores >= score) / (1 + number of calibration.scores)"

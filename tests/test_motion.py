@@ -163,7 +163,7 @@ class TestDefects:
             assert np.array_equal(found, np.stack([grey[i] for i in places], axis=2))
 
 
-def test_an_exported_model_says_what_its_planes_are(config):
+def test_an_exported_model_says_what_its_channels_are(config):
     state = Checkpoint(config(data__stack_frames=2), {}, 1)
     assert describe(state)["stacked_frames"].startswith("grey: the pictures 4 and 2 before")
     assert "stacked_frames" not in describe(Checkpoint(config(data__stack_frames=0), {}, 1))
