@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
 
+import warm  # noqa: E402, F401
+
 from utils.config import load_config  # noqa: E402
 
 LITE0 = "tf_efficientnet_lite0"
 TINY = "test_efficientnet"  # of timm, for tests: a tenth of the parameters and no weights to load
-
-
-def pytest_collection_finish():
-    """What the imports have made stays, so the garbage collector need not look at it: 0.01 s, not 0.4."""
-    import frozen  # noqa: F401
 
 
 def pytest_collection_modifyitems(items):
@@ -35,40 +30,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _yaml_parsed_once():
-    """Every configuration is of the same few files; PyYAML takes 40 ms for them."""
-    real, known = yaml.load, {}
-
-    def load(text, Loader):
-        key = text, Loader
-        if key not in known:
-            known[key] = pickle.dumps(real(text, Loader=Loader))
-        return pickle.loads(known[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "load", load)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _backbones_probed_once():
-    """Which options timm needs for an image size depends on the arguments alone, and takes 0.1 s to see."""
-    from model import backbone
-
-    real, known = backbone._size_options, {}
-
-    def size_options(name, strides, size, options):
-        key = name, strides, size, repr(sorted(options.items()))
-        if key not in known:
-            known[key] = real(name, strides, size, options)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "_size_options", size_options)
-        yield
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train", "test", "predict", "frozen"])
+_context.set_forkserver_preload(["train", "test", "predict", "warm"])
 
 
 @dataclass
