@@ -30,13 +30,12 @@ from datasets.masks import write_skipped
 from datasets.registry import SPECS
 from datasets.samples import NORMAL
 from datasets.transforms import AUGMENTATIONS, Normalise, by_category, random_tile, rescale
-from evaluation.calibration import calibrate
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
 from evaluation.outputs import SCORES
 from evaluation.report import write_pages
 from evaluation.results import parameter_counts, protocol_notes, results_table, write_results, write_scores
-from evaluation.scoring import Scores, join_scores, results_by_category, score_images
+from evaluation.scoring import Scores, calibrate, join_scores, results_by_category, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel

@@ -2,12 +2,12 @@
 
 Legend: N images, H x W pixels, P anomalous pixels, K distinct scores among these, R regions.
 
-Between two neighbouring scores of anomalous pixels only false alarms change, so the corners at these K scores
-fix every curve. The anomalous pixels are sorted as (score, region) packed in 64 bits; the normal ones are
-counted against their scores chunk by chunk of images, as 32-bit keys sorted in one piece a core. So memory
+Between two neighbouring scores of anomalous pixels only false positives change, so the points at these K
+scores fix every curve. The anomalous pixels are sorted as (score, region), packed in 64 bits. The normal ones
+are counted against their scores in chunks of images, as 32-bit keys sorted in one piece per core. So memory
 beyond the maps is that of one chunk and of the anomalous pixels. Counts are integers and lose no precision.
 
-Scores of pixels are compared as float32. Nothing depends on the order of the images.
+Scores of pixels are compared as float32. No metric depends on the order of the images.
 """
 
 import itertools
@@ -36,13 +36,12 @@ def evaluate(
     *,
     curve: Curve | None = None,
 ) -> Results:
-    """All of `image_metrics` and `pixel_metrics` for one category, the latter None without maps or masks.
+    """`image_metrics` and `pixel_metrics` of one category, the latter None without maps or masks.
 
-    Scores and labels are (N,), maps and masks (N, H, W), all in the same order. `curve` takes the points of
-    PRO up to a false positive rate of 0.3, if it is known.
+    Scores and labels are (N,), maps and masks (N, H, W), all in the same order.
 
     Raises:
-        ValueError: As the two, or they disagree on N.
+        ValueError: as both, or if they disagree on N.
     """
     results = image_metrics(scores, labels)
     if maps is None or masks is None:
@@ -55,16 +54,16 @@ def evaluate(
 def mean_results(results: Sequence[Results]) -> Results:
     """Mean over categories, each counted once; `n_normal` and `n_anomalous` are summed.
 
-    A metric that is None for a category is left out of its mean, and None if no category has it.
+    A category whose metric is None is left out of that metric's mean, which is None if no category has it.
 
     Raises:
-        ValueError: There is no category.
+        ValueError: if there is no category.
     """
     if not results:
         raise ValueError("no results to average: give at least one category")
     mean: Results = {}
     for name in dict.fromkeys(name for result in results for name in result):
-        values = [result[name] for result in results if result.get(name) is not None]
+        values = [value for result in results if (value := result.get(name)) is not None]
         if name in ("n_normal", "n_anomalous"):
             mean[name] = sum(values)
         else:
@@ -86,7 +85,7 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
         image_auroc, image_ap, image_f1, image_acc, all None if a class is absent; n_normal, n_anomalous.
 
     Raises:
-        ValueError: Empty input, unequal lengths, scores that are not finite, labels other than 0 and 1.
+        ValueError: for empty input, unequal lengths, scores that are not finite, labels other than 0 and 1.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -119,14 +118,14 @@ def pixel_metrics(
     Args:
         maps: (N, H, W) finite, higher is more anomalous; any real type.
         masks: (N, H, W) 0 normal, 1 anomalous.
-        pro_limits: False positive rates in (0, 1]; 0.3 is named `pro`, others by percentage, 0.05 `pro_05`.
-        curve: As of `evaluate`.
+        pro_limits: false positive rates in (0, 1]; 0.3 is named `pro`, others by percentage, 0.05 `pro_05`.
+        curve: receives the points of PRO up to a false positive rate of 0.3, if both classes are there.
 
     Returns:
-        pixel_auroc, pixel_ap, pixel_f1 and a PRO per limit in [0, 1]; all None if a class is absent.
+        pixel_auroc, pixel_ap, pixel_f1 and one PRO per limit in [0, 1]; all None if a class is absent.
 
     Raises:
-        ValueError: Empty input, unequal shapes, maps not finite, masks not of 0 and 1, a limit out of range.
+        ValueError: for empty input, unequal shapes, maps not finite, masks not of 0 and 1, such a limit.
     """
     if not all(0 < limit <= 1 for limit in pro_limits):
         raise ValueError(f"pro_limits {pro_limits} must lie in (0, 1]: give fractions such as 0.3")
@@ -136,12 +135,12 @@ def pixel_metrics(
     if not (n_normal and n_anomalous):
         return dict.fromkeys(names)
     counts = _curve(pixels, maps, masks)
-    hits, alarms, alarms_before, _ = counts
-    new_hits = np.diff(hits, prepend=0)
+    tp, fp, fp_before, _ = counts
+    new_tp = np.diff(tp, prepend=0)
     # Mann-Whitney in integers: each anomalous pixel against the normal ones below it, ties count half
-    auroc = float(new_hits @ (2 * n_normal - alarms - alarms_before)) / (2 * n_normal * n_anomalous)
-    ap = float(new_hits @ (hits / (hits + alarms))) / n_anomalous
-    f1 = float(np.max(2 * hits / (hits + alarms + n_anomalous)))
+    auroc = float(new_tp @ (2 * n_normal - fp - fp_before)) / (2 * n_normal * n_anomalous)
+    ap = float(new_tp @ (tp / (tp + fp))) / n_anomalous
+    f1 = float(np.max(2 * tp / (tp + fp + n_anomalous)))
     fpr, overlap = _overlap_curve(counts, n_normal)
     if curve is not None:
         curve += few_points(fpr, overlap, PRO_LIMITS[0])
@@ -157,33 +156,31 @@ def few_points(x: np.ndarray, y: np.ndarray, limit: float = 1.0) -> Curve:
 
 
 def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The K distinct scores of anomalous pixels, descending; how many anomalous and normal pixels reach each.
+    """The K distinct scores of anomalous pixels (at least one), descending; true and false positives at each.
 
     Raises:
-        ValueError: As `pixel_metrics`, or no pixel is anomalous.
+        ValueError: as `pixel_metrics`.
     """
     pixels = split_pixels(maps, masks)
-    if not pixels.anomalous.size:
-        raise ValueError("no pixel is anomalous")
     curve = _curve(pixels, maps, masks, most=pixels.anomalous.size)
-    keys = pixels.anomalous[::-1][curve.hits - 1]
+    keys = pixels.anomalous[::-1][curve.tp - 1]
     bits = np.where(keys >> 31, keys ^ np.uint32(0x80000000), ~keys)  # `ordered_keys` backwards
-    return bits.astype(np.uint32).view(np.float32), curve.hits, curve.alarms
+    return bits.astype(np.uint32).view(np.float32), curve.tp, curve.fp
 
 
 def region_labels(masks: np.ndarray) -> np.ndarray:
-    """Number the 8-connected regions of a set: (N, H, W) of {0, 1} -> (N, H, W) int32, 0 normal, else 1 to R.
+    """Number the 8-connected regions of a set: (N, H, W) of {0, 1} to (N, H, W) int32, 0 normal, else 1 to R.
 
     Raises:
-        ValueError: Empty input, not three dimensions, or values other than 0 and 1.
+        ValueError: for empty input, other than three dimensions, or values other than 0 and 1.
     """
     masks = check_binary(_three_dimensional(masks), "masks")
     regions = np.zeros(masks.shape, np.int32)
-    found = 0
+    count_before = 0
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
         count, labels = cv2.connectedComponents(masks[index], connectivity=8, ltype=cv2.CV_32S)
-        np.add(labels, found, out=regions[index], where=labels > 0)
-        found += count - 1
+        np.add(labels, count_before, out=regions[index], where=labels > 0)
+        count_before += count - 1
     return regions
 
 
@@ -196,10 +193,10 @@ class _Pixels(NamedTuple):
 class _Curve(NamedTuple):
     """At the K distinct scores of anomalous pixels, descending, if they and all above are called positive."""
 
-    hits: np.ndarray  # (K,) anomalous pixels
-    alarms: np.ndarray  # (K,) normal pixels
-    alarms_before: np.ndarray  # (K,) normal pixels strictly above; the rest are ties
-    covered: np.ndarray  # (K,) mean covered share of the regions
+    tp: np.ndarray  # (K,) anomalous pixels
+    fp: np.ndarray  # (K,) normal pixels
+    fp_before: np.ndarray  # (K,) normal pixels strictly above; the rest are ties
+    overlap: np.ndarray  # (K,) mean covered share of the regions
 
 
 def split_pixels(maps: np.ndarray, masks: np.ndarray) -> _Pixels:
@@ -208,14 +205,14 @@ def split_pixels(maps: np.ndarray, masks: np.ndarray) -> _Pixels:
     if maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have the same shape (N, H, W)")
     _three_dimensional(masks)
-    parts, found, n_normal = [np.zeros(0, np.uint64)], 0, 0
+    parts, n_regions, n_normal = [np.zeros(0, np.uint64)], 0, 0
     for keys, part in _chunks(maps, masks):
         regions = region_labels(part).reshape(-1)
         anomalous = np.flatnonzero(regions)
         packed = keys[anomalous].astype(np.uint64) << np.uint64(32)
-        packed |= (regions[anomalous] + found).view(np.uint32)
+        packed |= (regions[anomalous] + n_regions).view(np.uint32)
         parts.append(packed)
-        found, n_normal = found + int(regions.max()), n_normal + keys.size - anomalous.size
+        n_regions, n_normal = n_regions + int(regions.max()), n_normal + keys.size - anomalous.size
     packed = np.concatenate(parts)
     packed.sort()
     ids = (packed & np.uint64(0xFFFFFFFF)).astype(np.int32) - 1
@@ -249,9 +246,9 @@ def count_below(maps: np.ndarray, masks: np.ndarray, levels: np.ndarray) -> tupl
     counts = np.zeros((2, levels.size), np.int64)
 
     def add(pieces: list[np.ndarray], part: slice) -> None:
-        for total, side in zip(counts, ("left", "right"), strict=True):
-            for piece in pieces:
-                total[part] += np.searchsorted(piece, levels[part], side)
+        for piece in pieces:
+            counts[0, part] += np.searchsorted(piece, levels[part], "left")
+            counts[1, part] += np.searchsorted(piece, levels[part], "right")
 
     ends = np.linspace(0, levels.size, cores + 1).astype(int).tolist()
     shares = [slice(*pair) for pair in itertools.pairwise(ends)]
@@ -269,17 +266,17 @@ def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray, most: int | Non
     step = -(-last.size // (most or MAX_LEVELS))
     last = last[::-step][::-1]  # the lowest score stays
     below, at_most = count_below(maps, masks, keys[last][::-1])  # ascending levels are kinder to the cache
-    covered = np.cumsum(pixels.share[::-1])[last]
-    alarms = pixels.n_normal - below[::-1]
+    overlap = np.cumsum(pixels.share[::-1])[last]
+    fp = pixels.n_normal - below[::-1]
     # where neighbours were merged, all above the next kept score counts as tied with it
-    before = pixels.n_normal - at_most[::-1] if step == 1 else np.append(0, alarms[:-1])
-    return _Curve(last + 1, alarms, before, covered / covered[-1])
+    before = pixels.n_normal - at_most[::-1] if step == 1 else np.append(0, fp[:-1])
+    return _Curve(last + 1, fp, before, overlap / overlap[-1])
 
 
 def _overlap_curve(curve: _Curve, n_normal: int) -> tuple[np.ndarray, np.ndarray]:
     """K + 1 flat pieces of the PRO curve, from one score to the next, joined by straight lines over ties."""
-    flat = np.stack([np.append(0, curve.alarms), np.append(curve.alarms_before, n_normal)], axis=1)
-    return flat.reshape(-1) / n_normal, np.repeat(np.append(0, curve.covered), 2)
+    flat = np.stack([np.append(0, curve.fp), np.append(curve.fp_before, n_normal)], axis=1)
+    return flat.reshape(-1) / n_normal, np.repeat(np.append(0, curve.overlap), 2)
 
 
 def _area(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:

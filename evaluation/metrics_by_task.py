@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.metrics import Results, check_binary, check_finite, counts_by_score
 
-CLIP_SIGMA = 4.0  # frames
+CLIP_SIGMA = 4.0  # frames, of the Gaussian in the smoothed AUROCs
 
 
 def frame_metrics(
@@ -31,62 +31,55 @@ def frame_metrics(
     Returns:
         frame_auroc_micro, frame_auroc_macro, both also with `_smoothed`; None where a class is absent.
     """
-    names = np.asarray(clips)
+    names, raw = np.asarray(clips), np.asarray(scores, dtype=np.float64)
     parts = [np.flatnonzero(names == name) for name in dict.fromkeys(clips)]
-    smoothed = np.array(scores, dtype=np.float64)
-    for part in parts:
-        smoothed[part] = smooth_clip(smoothed[part], sigma)
+    smoothed = raw.copy()
+    for part in parts if sigma > 0 else ():
+        smoothed[part] = gaussian_filter1d(raw[part], sigma)
     results: Results = {}
-    for suffix, values in (("", np.asarray(scores, dtype=np.float64)), ("_smoothed", smoothed)):
-        both = [part for part in parts if 0 < labels[part].sum() < len(part)]
+    for suffix, values in (("", raw), ("_smoothed", smoothed)):
         mixed = 0 < labels.sum() < len(labels)
-        results[f"frame_auroc_micro{suffix}"] = float(roc_auc_score(labels, values)) if mixed else None
+        both = [part for part in parts if 0 < labels[part].sum() < len(part)]
         macro = [float(roc_auc_score(labels[part], values[part])) for part in both]
+        results[f"frame_auroc_micro{suffix}"] = float(roc_auc_score(labels, values)) if mixed else None
         results[f"frame_auroc_macro{suffix}"] = fmean(macro) if macro else None
     return results
 
 
-def smooth_clip(scores: np.ndarray, sigma: float) -> np.ndarray:
-    """Scores (N,) of one clip after a Gaussian of `sigma` frames, the ends mirrored."""
-    return gaussian_filter1d(scores, sigma) if sigma > 0 else scores
-
-
 def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
-    """DSC and mIoU: Dice and intersection over union of the foreground an image, averaged over images.
+    """DSC (Dice) and mIoU (intersection over union) of the foreground per image, averaged over images.
 
     Args:
         probability: (N, H, W) in [0, 1].
         masks: (N, H, W) of {0, 1}.
-        soft: as the public code has it: probabilities stretched to [0, 1] an image and not thresholded,
+        soft: as in the public code: each image's probabilities stretched to [0, 1] and not thresholded,
             smoothing 1. Otherwise above 0.5 is foreground; an empty mask that is predicted empty counts 1.
 
     Returns:
         dsc and miou in [0, 1].
 
     Raises:
-        ValueError: Empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
+        ValueError: for empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
     """
-    p, g = (
-        check_finite(np.asarray(probability, np.float64), "probability"),
-        check_binary(np.asarray(masks), "masks"),
-    )
+    p = check_finite(np.asarray(probability, np.float64), "probability")
+    g = check_binary(np.asarray(masks), "masks")
     if p.shape != g.shape or p.ndim != 3 or p.min() < 0 or p.max() > 1:
         raise ValueError(f"probability {p.shape} in [0, 1] and masks {g.shape} must have one shape (N, H, W)")
     if soft:
-        low, high = (extreme(p, axis=(1, 2), keepdims=True) for extreme in (np.min, np.max))
-        p = (p - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
+        p = p - p.min((1, 2), keepdims=True)
+        p /= np.maximum(p.max((1, 2), keepdims=True), np.finfo(np.float64).tiny)
     else:
         p = (p > 0.5).astype(np.float64)
     both, sums = (p * g).sum((1, 2)), p.sum((1, 2)) + g.sum((1, 2))
     smooth = 1.0 if soft else 0.0
     empty = sums + smooth == 0
     dice = np.where(empty, 1, (2 * both + smooth) / np.where(empty, 1, sums + smooth))
-    union = np.where(empty, 1, sums - both + smooth)
-    return {"dsc": float(dice.mean()), "miou": float(np.where(empty, 1, (both + smooth) / union).mean())}
+    iou = np.where(empty, 1, (both + smooth) / np.where(empty, 1, sums - both + smooth))
+    return {"dsc": float(dice.mean()), "miou": float(iou.mean())}
 
 
 def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
-    """Mean over all test images of the Dice of map and mask, at one threshold for all of them.
+    """The Dice score of UniAS (WACV 2025): mean over all test images, at one oracle threshold for all.
 
     The threshold is the one with the largest sum of precision and recall over all pixels; the test masks
     choose it. A pixel at or above it is positive. An image without anomalous pixels counts 1 if nothing is
@@ -100,14 +93,14 @@ def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
         A fraction; None without an anomalous pixel.
 
     Raises:
-        ValueError: unequal shapes.
+        ValueError: for unequal shapes.
     """
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, H, W)")
     if not masks.any():
         return None
-    levels, hits, alarms = counts_by_score(maps, masks)
-    total = hits / (hits + alarms) + hits / hits[-1]  # at a score of normal pixels alone it is smaller
+    levels, tp, fp = counts_by_score(maps, masks)
+    total = tp / (tp + fp) + tp / tp[-1]  # smaller at a score that only normal pixels have
     threshold = levels[::-1][np.argmax(total[::-1])]  # the lowest of equals
     dice = []
     for scores, mask in zip(maps, masks, strict=True):

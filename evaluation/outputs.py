@@ -22,10 +22,10 @@ WRITTEN = (  # by test.py and predict.py, below --output
 
 
 def names_of(images: Sequence[Path], suffix: str) -> list[Path]:
-    """Relative paths of what is written about images, one an image: the image's own path, its ending changed.
+    """Relative paths of what is written about images, one per image: its own path with another ending.
 
-    Where two images differ in their ending alone, or a folder has such a name, every name keeps its ending
-    before the new one. A name longer than file systems take is cut, with a digest at its end.
+    If two images differ in their ending alone, or a folder has such a name, every name keeps its ending
+    before the new one. A name that is too long for file systems is cut, with a digest at its end.
 
     Raises:
         DatasetError: if a folder of images has that name, too.
@@ -61,8 +61,7 @@ def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list
     there = [folder / name for name in WRITTEN if (folder / name).exists()]
     if not there:
         return []
-    found = ", ".join(path.name for path in there)
-    places = [path.resolve() for path in there]
+    names, places = ", ".join(path.name for path in there), [path.resolve() for path in there]
     lost = next((p for p in images if any(p.resolve().is_relative_to(place) for place in places)), None)
     if lost is not None:
         raise RunError(
@@ -71,12 +70,11 @@ def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list
     stopped = folder / UNFINISHED in there
     if folder / SCORES not in there and not stopped:
         raise RunError(
-            f"{printable(folder)} holds {found}, but no {SCORES}, so they may be others' files: choose "
-            "another --output, or remove them"
+            f"{printable(folder)} holds {names}, but no {SCORES}: choose another --output, or remove them"
         )
     if not overwrite:
         raise RunError(
-            f"{printable(folder)} holds {found} of {'a stopped' if stopped else 'an earlier'} call: choose "
+            f"{printable(folder)} holds {names} of {'a stopped' if stopped else 'an earlier'} call: choose "
             "another --output, or replace all of it with --overwrite"
         )
     return there

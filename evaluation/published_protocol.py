@@ -38,46 +38,40 @@ def april_detector(detector: Detector) -> Detector:
 
 
 def april_results(scores: Scores, config: Config) -> dict[str, Results]:
-    """Metrics as the first public evaluation computed them; not a fair protocol.
+    """Metrics by category as the first public evaluation computed them.
 
-    Scores are smoothed along the list of each category's test images in folder order, where neighbours share
-    their label; PRO takes 800 thresholds and stretches the false-positive rate; DSC and mIoU are soft. Pixel
-    AUROC and AP are not touched.
+    Scores are smoothed along each category's list of test images, in folder order; PRO is `legacy_pro`; DSC
+    and mIoU are soft. Pixel AUROC and AP are as ever.
     """
     extra = (*config.eval.extra_metrics, "soft_dsc")
-    fair = results_by_category(scores, replace(config.eval, extra_metrics=extra))
-    results: dict[str, Results] = {}
+    results = results_by_category(scores, replace(config.eval, extra_metrics=extra))
+    del results["mean"]
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
-        image = image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
-        pro = None
-        if scores.masks is not None:
-            part = as_slice(np.flatnonzero(chosen))
-            pro = legacy_pro(scores.maps[part], scores.masks[part])
-        row = fair[row_name(category)]
-        soft = {k: row.pop(f"{k}_soft") for k in ("dsc", "miou") if k in row}
-        results[row_name(category)] = row | image | soft | {"pro": pro, "pro_05": None}
-    results["mean"] = mean_results(list(results.values()))
-    return results
+        row, part = results[row_name(category)], as_slice(np.flatnonzero(chosen))
+        row |= image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
+        row |= {name: row.pop(f"{name}_soft") for name in ("dsc", "miou") if name in row}
+        pro = None if scores.masks is None else legacy_pro(scores.maps[part], scores.masks[part])
+        row |= {"pro": pro, "pro_05": None}
+    return results | {"mean": mean_results(list(results.values()))}
 
 
 def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) -> float | None:
-    """PRO as the first public evaluation of the UniNet code had it: not a fair protocol, for comparison only.
+    """PRO over evenly spaced thresholds from the least to the highest score; a pixel above one is positive.
 
-    Thresholds are evenly spaced from the global minimum to the maximum; a pixel above one is positive. Points
-    of false positive rate below 0.3 are kept (strictly, nothing is interpolated) and their rates stretched to
-    [0, 1] before the area is taken. So the number depends on outliers and on where the thresholds fall.
+    Points of a false positive rate strictly below 0.3 are kept, and their rates stretched to [0, 1] before
+    the area is taken. So the number depends on outliers and on where the thresholds fall.
 
     Args:
         maps: (N, H, W) as for `pixel_metrics`.
         masks: (N, H, W) as for `pixel_metrics`.
-        thresholds: Their number.
+        thresholds: their number.
 
     Returns:
         A fraction; None where it is undefined: a class is absent, a constant map, fewer than two rates kept.
 
     Raises:
-        ValueError: As `pixel_metrics`, or thresholds below 1.
+        ValueError: as `pixel_metrics`, or for thresholds below 1.
     """
     if thresholds < 1:
         raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
@@ -97,13 +91,12 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
 
 
 def smooth_in_order(scores: np.ndarray, sigma: float = 4.0) -> np.ndarray:
-    """Image scores (N,) after a 1-D Gaussian along the list, as the first public evaluation of UniNet had it.
+    """Image scores (N,) after a 1-D Gaussian along the list.
 
-    It leaks labels between neighbours, which in folder order mostly share a class, so shuffling the images
-    changes the result. Not a fair protocol, for comparison only.
+    Neighbours in folder order mostly share a class, so this leaks labels, and the order changes the result.
 
     Raises:
-        ValueError: Empty input, not 1-D, not finite, or sigma not positive.
+        ValueError: for empty input, other than one dimension, values not finite, or sigma not positive.
     """
     scores = np.asarray(scores)
     if scores.ndim != 1 or not sigma > 0:

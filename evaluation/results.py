@@ -1,4 +1,4 @@
-"""metrics.json: written once at the end of a run, and read to find finished runs."""
+"""What says the numbers: metrics.json, scores.csv and the table on the screen."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from utils.runs import RESULTS
 
 def protocol_notes(config: Config, step: int | None = None) -> list[str]:
     """What a reader must know about the numbers of the table; `step` as in `protocol`."""
-    text = [
-        f"evaluated on: {config.eval.split}; selection: {config.eval.select}; nothing shared between images"
-    ]
-    if config.eval.select == "best":
+    split, select = config.eval.split, config.eval.select
+    text = [f"evaluated on: {split}; selection: {select}; nothing shared between images"]
+    if select == "best":
         text.append("NOT A FAIR PROTOCOL: the best of several evaluations on the test set itself was kept")
-    if config.eval.split == "validation":
+    if split == "validation":
         real = SPECS[config.data.name].segmentation
         made = "images of their own" if real else "held-out training normals with synthetic defects"
         if config.model.setting == "supervised" and not real:
@@ -108,7 +107,7 @@ def write_results(
 def write_scores(
     path: Path, scores: Scores, root: Path | None, *, p_values: np.ndarray | None = None, rate: float = 0.01
 ) -> None:
-    """Write scores.csv, a line an image; paths are relative to the dataset's root where they are below it.
+    """Write scores.csv, one line per image; paths below the dataset's root are relative to it.
 
     With p-values (N,) of a calibration, the columns p_value and is_anomalous (p-value at most `rate`) follow.
     """

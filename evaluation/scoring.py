@@ -19,6 +19,7 @@ from evaluation.aupimo import aupimo
 from evaluation.metrics import Curve, Results, evaluate, mean_results
 from evaluation.metrics_by_task import frame_metrics, segmentation_metrics, unias_dice
 from model.base import AnomalyModel
+from model.calibration import Calibration
 from model.inference import Predicted, predictions
 from utils.config import EvalConfig
 
@@ -28,9 +29,7 @@ IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in mem
 
 @dataclass
 class Scores:
-    """Predictions for a set, in its order: score (N,), maps (float32) and masks (N, H, W); masks None if
-    unknown.
-    """
+    """Predictions of a set, in its order: score (N,), maps and masks (N, H, W); masks are None if unknown."""
 
     samples: list[Sample]
     score: np.ndarray
@@ -97,20 +96,29 @@ def join_scores(parts: list[Scores]) -> Scores:
 
 
 def _room(shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-    """An array; of a large set in a temporary file without a name, which the system writes out when memory
-    is short. No number depends on where it is.
-    """
+    """An array; a large one is a nameless temporary file, which the system writes when memory is short."""
     size, folder = math.prod(shape) * np.dtype(kind).itemsize, tempfile.gettempdir()
     if size <= IN_MEMORY:
         return np.empty(shape, kind)
     if shutil.disk_usage(folder).free < size + IN_MEMORY:
-        _log.warning("%s lacks room for %.1f GB of maps: kept in memory (TMPDIR chooses another folder)",
-                     folder, size / 2**30)  # fmt: skip
+        lacking = "%s lacks room for %.1f GB of maps: kept in memory (TMPDIR chooses another folder)"
+        _log.warning(lacking, folder, size / 2**30)
         return np.empty(shape, kind)
     with tempfile.TemporaryFile() as file:
         if hasattr(os, "posix_fallocate"):  # a disk that is full is told of here, not by a dead process later
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, kind, "r+", shape=shape)
+
+
+def calibrate(held_out: Scores) -> Calibration:
+    """Scores and colour scale of held-out normals.
+
+    The scale begins at the median of their maps and ends at twice the distance to their 99.9th percentile, so
+    that normal images use its lower half.
+    """
+    low = float(np.median(held_out.maps))
+    high = float(np.quantile(held_out.maps, 0.999))
+    return Calibration(tuple(map(float, held_out.score)), low, low + 2 * max(high - low, 1e-6))
 
 
 def results_by_category(
@@ -125,6 +133,7 @@ def results_by_category(
         ValueError: if there is no labelled image.
     """
     labels = scores.labels
+    known = np.array([s.defect in trained_defects for s in scores.samples])
     _log.info("measuring on %d images ...", len(labels))  # PRO and pixel metrics sort every pixel
     results: dict[str, Results] = {}
     for category in dict.fromkeys(s.category for s in scores.samples):
@@ -134,7 +143,6 @@ def results_by_category(
         row = row_name(category)
         curve = scores.pro_curves[category] = []
         results[row] = _results_of(scores, chosen, config, curve)
-        known = np.array([s.defect in trained_defects for s in scores.samples])
         if trained_defects and (chosen & (labels == 1) & ~known).any():
             for name, kind in (("seen", known), ("unseen", ~known)):
                 results[f"{row}/{name}"] = _results_of(scores, chosen & ((labels == 0) | kind), config)
@@ -145,7 +153,7 @@ def results_by_category(
 
 
 def row_name(category: str) -> str:
-    """What a category's row of the results is called: its name, or where that is "mean", not the mean's."""
+    """The name of a category's row: its own, unless that is "mean", which is the mean's."""
     return "mean (category)" if category == "mean" else category
 
 
@@ -153,8 +161,7 @@ def _results_of(
     scores: Scores, chosen: np.ndarray, config: EvalConfig, curve: Curve | None = None
 ) -> Results:
     """Metrics of the samples where `chosen` (N,) is true."""
-    labels, samples = scores.labels[chosen], [s for s, c in zip(scores.samples, chosen, strict=True) if c]
-    part = as_slice(np.flatnonzero(chosen))
+    labels, part = scores.labels[chosen], as_slice(np.flatnonzero(chosen))
     masks = None if scores.masks is None else scores.masks[part]
     maps = None if scores.masks is None else scores.maps[part]
     results = evaluate(scores.score[chosen], labels, maps, masks, curve=curve)
@@ -170,15 +177,12 @@ def _results_of(
                 found |= {f"{name}_soft": value for name, value in soft.items()}
             results |= found if masks.any() else dict.fromkeys(found)  # if all are empty, all would be found
     if scores.kind == "video":
-        clips = [s.group for s in samples]
+        clips = [scores.samples[i].group for i in np.flatnonzero(chosen)]
         results |= frame_metrics(scores.score[chosen], labels, clips)
     return results
 
 
 def as_slice(index: np.ndarray) -> np.ndarray | slice:
-    """Ascending indices (at least one) as a slice where they are one piece, as a category's are.
-
-    A slice of maps copies nothing.
-    """
+    """Ascending indices (at least one) as a slice, which copies nothing, if they are one piece."""
     whole = len(index) == index[-1] - index[0] + 1
     return slice(int(index[0]), int(index[-1]) + 1) if whole else index

@@ -23,11 +23,10 @@ from datasets.registry import SPECS
 from datasets.samples import Sample
 from datasets.splits import limit
 from datasets.transforms import Decode, Normalise
-from evaluation.calibration import calibrate
 from evaluation.metrics_by_task import frame_metrics
 from evaluation.published_protocol import april_results
 from evaluation.results import write_scores
-from evaluation.scoring import Scores, results_by_category
+from evaluation.scoring import Scores, calibrate, results_by_category
 from losses.supervised import supervised_loss
 from losses.uninet import Pair, uninet_loss
 from model import build_model

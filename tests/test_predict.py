@@ -21,9 +21,8 @@ from datasets.loader import ImageSet, batches
 from datasets.registry import SPECS, collect
 from datasets.samples import Sample
 from datasets.transforms import Decode, Normalise
-from evaluation.calibration import calibrate
 from evaluation.figures import overlay
-from evaluation.scoring import Scores, score_images
+from evaluation.scoring import Scores, calibrate, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.calibration import Calibration

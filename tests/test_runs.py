@@ -20,9 +20,8 @@ from datasets.build import build_test
 from datasets.fingerprint import WHOLE, content_digest, data_identity
 from datasets.loader import TrainingOrder, batches, training_batches
 from datasets.transforms import Normalise
-from evaluation.calibration import calibrate
 from evaluation.results import write_results
-from evaluation.scoring import score_images
+from evaluation.scoring import calibrate, score_images
 from model import build_model
 from model.decision import Prediction
 from model.peers.memory_bank import MemoryBank
