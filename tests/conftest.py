@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def real_plots(monkeypatch):
+    """report.html with its plots, also where tests/warm.py leaves them out."""
+    from evaluation import figures, report
+
+    monkeypatch.setattr(report, "svg", figures.svg)
+
+
+@pytest.fixture
 def copied_processes(monkeypatch):
     """Scripts that the test's subject starts are copies of a process that has imported PyTorch."""
     import processes

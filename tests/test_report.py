@@ -15,6 +15,8 @@ from evaluation.metrics import evaluate, few_points
 from evaluation.report import GALLERY, Report, page
 from evaluation.scoring import Scores, results_by_category
 
+pytestmark = pytest.mark.usefixtures("real_plots")
+
 
 class Tags(HTMLParser):
     """Collects tags and checks that they close in order."""

@@ -80,7 +80,7 @@ def test_the_loop_gives_batches_as_the_settings_say(run, monkeypatch):
 class TestNumbersComeBeforePictures:
     BANK = ("--config", "configs/folder.yaml", "--model", "memory-bank")
 
-    def test_a_category_without_an_anomalous_pixel(self, run, mvtec_like, tmp_path):
+    def test_a_category_without_an_anomalous_pixel(self, real_plots, run, mvtec_like, tmp_path):
         """The crop leaves nothing of any defect."""
         extra = ("--set", "eval.extra_metrics=[aupimo,dsc_unias]", "--set", "data.center_crop=8")
         code, out, err = run(*self.BANK, *extra)
