@@ -157,7 +157,7 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
 
 
 def clip_page(scores: Scores) -> Picture:
-    """Score over the frames of each clip, a panel each, on one scale; anomalous frames are shaded."""
+    """Scores over the frames, one panel per clip, on one scale; anomalous frames are shaded."""
     groups = np.array([s.group for s in scores.samples])
     names = list(dict.fromkeys(groups.tolist()))
     limits = tuple(np.quantile(scores.score, [0.001, 0.999]))

@@ -15,19 +15,7 @@ import yaml
 from sklearn.metrics import roc_curve
 
 from datasets.loader import ImageSet
-from evaluation.figures import (
-    COLOURS,
-    Picture,
-    clip_page,
-    colour_scale,
-    evenly_spread,
-    example_page,
-    heatmap,
-    outlined,
-    subplots,
-    svg,
-    write_png,
-)
+from evaluation import figures
 from evaluation.metrics import Curve, Results, few_points
 from evaluation.metrics_by_task import segmentation_metrics
 from evaluation.results import protocol_notes, table_cells
@@ -68,7 +56,7 @@ class Report:
     @cached_property
     def scale(self) -> tuple[float, float]:
         """Map values shown as coldest and hottest colour."""
-        return colour_scale(self.scores.maps, self.scores.labels)
+        return figures.colour_scale(self.scores.maps, self.scores.labels)
 
 
 def write_pages(
@@ -80,17 +68,17 @@ def write_pages(
     *,
     command: str,
     step: int | None = None,
-) -> Picture | None:
+) -> figures.Picture | None:
     """Write the pictures and the report, after the numbers; return the page of heatmaps.
 
     `step` as in `evaluation.results.protocol`. A failure here is a warning and returns None: it must not cost
     a finished training.
     """
     try:
-        heatmaps = example_page(data, scores, 8)
-        write_png(folder / "heatmaps.png", heatmaps)
+        heatmaps = figures.example_page(data, scores, 8)
+        figures.write_png(folder / "heatmaps.png", heatmaps)
         if scores.kind == "video":
-            write_png(folder / "clips.png", clip_page(scores))
+            figures.write_png(folder / "clips.png", figures.clip_page(scores))
         model, steps = config.model, config.train.iterations if step is None else step
         facts = {
             "command": command,
@@ -129,7 +117,7 @@ def page(report: Report) -> str:
         notes=[*marks, *report.notes],
         plots=_plots(report),
         mistakes=[(heading, _cards(report, chosen)) for heading, chosen in _mistakes(report)],
-        gallery=_cards(report, evenly_spread(range(len(values)), GALLERY)),
+        gallery=_cards(report, figures.evenly_spread(range(len(values)), GALLERY)),
         count=len(values),
         what=what,
         facts=report.facts,
@@ -160,27 +148,27 @@ def _plots(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _curve(points: Curve, names: tuple[str, str], *, limit: float = 1.0, chance: bool = False) -> str:
-    figure, (axes,) = subplots()
+    figure, (axes,) = figures.subplots()
     if chance:
         axes.plot([0, 1], [0, 1], color="#999999", linestyle="--")
     axes.plot(*zip(*points, strict=True))
     axes.set(xlabel=names[0], ylabel=names[1], xlim=(0, limit), ylim=(0, 1.01))
-    return _data_url("svg+xml", svg(figure).encode())
+    return _data_url("svg+xml", figures.svg(figure).encode())
 
 
 def _histogram(what: str, values: np.ndarray, labels: np.ndarray) -> str:
     """Values of normal and anomalous images, in shares of their number."""
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(low, high + 1e-12 + 1e-6 * abs(high), 31)
-    figure, (axes,) = subplots()
+    figure, (axes,) = figures.subplots()
     for label, kind in enumerate(("normal", "anomalous")):
         chosen = values[labels == label]
         if len(chosen):
             shares = np.histogram(chosen, edges)[0] / len(chosen)
-            axes.stairs(shares, edges, fill=True, alpha=0.6, color=COLOURS[label], label=kind)
+            axes.stairs(shares, edges, fill=True, alpha=0.6, color=figures.COLOURS[label], label=kind)
     axes.set(xlabel=what, ylabel="share of its images")
     axes.legend()
-    return _data_url("svg+xml", svg(figure).encode())
+    return _data_url("svg+xml", figures.svg(figure).encode())
 
 
 # --- pictures -----------------------------------------------------------------------------------------------
@@ -206,7 +194,7 @@ def _cards(report: Report, chosen: Sequence[int]) -> list[dict[str, str | int]]:
     cards: list[dict[str, str | int]] = []
     for i in chosen:
         sample, shown = scores.samples[i], f"{values[i]:.4g}"
-        image = outlined(report.pixels(i), None if scores.masks is None else scores.masks[i])
+        image = figures.outlined(report.pixels(i), None if scores.masks is None else scores.masks[i])
         about = f"{sample.category} {sample.defect} {sample.path.name}, {what} {shown}"
         cards.append({
             "place": i,
@@ -215,12 +203,12 @@ def _cards(report: Report, chosen: Sequence[int]) -> list[dict[str, str | int]]:
             "kind": {0: "normal", 1: sample.defect}.get(sample.label, "unknown"),
             "file": sample.path.name,
             "alt": about,
-            "picture": _jpeg(np.hstack([image, heatmap(scores.maps[i], report.scale)])),
+            "picture": _jpeg(np.hstack([image, figures.heatmap(scores.maps[i], report.scale)])),
         })  # fmt: skip
     return cards
 
 
-def _jpeg(pair: Picture) -> str:
+def _jpeg(pair: figures.Picture) -> str:
     """Image and heatmap side by side as a small JPEG."""
     height, width = pair.shape[:2]
     factor = SIDE / max(height, width / 2)
