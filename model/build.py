@@ -34,17 +34,17 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
         config.model.backbone,
         config.model.strides,
         image_size=size,
-        other_sizes=[tuple(scaled_side(side, scale) for side in size) for scale in scales if scale != 1],
+        other_sizes=[(scaled_side(size[0], x), scaled_side(size[1], x)) for x in scales if x != 1],
         weights=config.model.weights if pretrained else None,
         random_weights=config.model.random_weights or not pretrained,
     )
     decision = Decision(**asdict(config.score))
+    model: AnomalyModel
     if config.model.name == "memory-bank":
         model = MemoryBank(backbone, info, config.model, decision=decision)
     elif config.model.name == "remind":
-        defects = (
-            data.synthetic > 0 or config.model.setting == "supervised"
-        )  # with masks, which the head learns
+        # defects with masks, which the head learns
+        defects = data.synthetic > 0 or config.model.setting == "supervised"
         model = ReMIND(backbone, info, config.model, loss=config.loss, decision=decision, with_head=defects)
     else:
         network = {"uninet": UniNet, "recontrast": ReContrast, "unias": UniAS}[config.model.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 _log = logging.getLogger("uninet")
 BatchNorm = nn.modules.batchnorm._BatchNorm
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+Convolution = nn.Conv2d | nn.ConvTranspose2d
 FOLDING_ERROR = {"cpu": 1e-4, "cuda": 1e-2}  # of the largest output; a GPU may convolve in TF32
 
 
@@ -22,6 +23,8 @@ class SameConv2d(nn.Conv2d):
     Rows and columns of the kernel that then see nothing but padding are left out, which changes no result:
     oneDNN leaves their gradient unset in bf16 where it should be zero (torch 2.14, 7 x 7 on 2 x 2).
     """
+
+    padding: tuple[int, int]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H / stride, W / stride)."""
@@ -61,21 +64,23 @@ def init_weights(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def folded_weights(conv: nn.Conv2d | nn.ConvTranspose2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+def folded_weights(conv: Convolution, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that equals `norm(conv(x))` in eval mode (Eq. 3).
 
     omega^R = omega * gamma / sqrt(sigma^2 + eps), b^R = b + (bias - mu) * gamma / sqrt(sigma^2 + eps), with
     the convolution's own bias, zero in the paper. Computed in float64.
     """
-    factor = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    factor = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
     shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
     bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(factor)
     weight = conv.weight.double() * factor.view(shape)
-    offset = norm.bias.double() + (bias - norm.running_mean.double()) * factor
+    offset = norm.bias.double() + (bias - mean.double()) * factor
     return weight.to(conv.weight.dtype), offset.to(conv.weight.dtype)
 
 
-def fold(conv: nn.Conv2d | nn.ConvTranspose2d, norm: BatchNorm) -> nn.Module:
+def fold(conv: Convolution, norm: BatchNorm) -> Convolution:
     """The convolution `conv` with `norm` folded in; replaces both."""
     weight, bias = folded_weights(conv, norm)
     conv.weight.data = weight.contiguous(memory_format=torch.channels_last)
@@ -99,18 +104,21 @@ def fold_batch_norms(module: nn.Module, *inputs: object) -> None:
         _replace(module, names[conv], fold(copy.deepcopy(conv), norm))
         _replace(module, names[norm], _activation_of(norm))
     if not _same(module(*copy.deepcopy(inputs)), expected):
-        _log.warning("%s gives something else with its batch norms folded: left as it is", _kind(module))
+        _log.warning(
+            "a %s gives something else with its batch norms folded: left as it is", type(module).__name__
+        )
         for child in (child for pair in pairs for child in pair):
             _replace(module, names[child], child)
 
 
-def _followed(module: nn.Module, inputs: tuple) -> tuple[list[tuple[nn.Module, BatchNorm]], object]:
+def _followed(module: nn.Module, inputs: tuple) -> tuple[list[tuple[Convolution, BatchNorm]], object]:
     """Pairs of a convolution and the batch norm that takes what it gives, each used once; and the output."""
     calls: Counter[nn.Module] = Counter()
-    given: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}
-    pairs, wrong = [], []
+    given: dict[int, tuple[Convolution, Tensor, Tensor]] = {}
+    pairs: list[tuple[Convolution, BatchNorm]] = []
+    wrong: list[tuple[Convolution, BatchNorm]] = []
 
-    def after_conv(conv: nn.Module, args: tuple, output: Tensor) -> None:
+    def after_conv(conv: Convolution, args: tuple, output: Tensor) -> None:
         calls[conv] += 1
         given[id(output)] = conv, args[0], output  # which keeps the output, and so its id
 
@@ -122,19 +130,22 @@ def _followed(module: nn.Module, inputs: tuple) -> tuple[list[tuple[nn.Module, B
         folded = _activation_of(norm)(fold(copy.deepcopy(conv), norm).forward(x))  # not its hooks
         (pairs if _same(folded, output) else wrong).append((conv, norm))
 
-    hooks = [m.register_forward_hook(after_conv) for m in module.modules() if isinstance(m, CONVOLUTIONS)]
+    hooks = [m.register_forward_hook(after_conv) for m in module.modules() if isinstance(m, Convolution)]
     hooks += [m.register_forward_hook(after_norm) for m in module.modules() if isinstance(m, BatchNorm)]
     expected = module(*copy.deepcopy(inputs))
     for hook in hooks:
         hook.remove()
     if wrong:
-        _log.warning("%d batch norms of %s differ when folded: left as they are", len(wrong), _kind(module))
+        _log.warning(
+            "%d batch norms of a %s differ when folded: left as they are", len(wrong), type(module).__name__
+        )
     return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1], expected
 
 
 def _same(found: object, expected: object) -> bool:
     """Whether outputs, tensors or sequences of them, agree up to rounding."""
-    if not isinstance(expected, Tensor):
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+        assert isinstance(found, Sequence) and isinstance(expected, Sequence)
         return all(map(_same, found, expected))
     error = FOLDING_ERROR[expected.device.type] * expected.abs().amax()
     return found.shape == expected.shape and bool((found - expected).abs().amax() <= error)
@@ -145,10 +156,6 @@ def _replace(module: nn.Module, name: str, child: nn.Module) -> None:
     setattr(module.get_submodule(parent), last, child)
 
 
-def _kind(module: nn.Module) -> str:
-    return f"a {type(module).__name__}"
-
-
 def _activation_of(norm: nn.Module) -> nn.Module:
     """Of timm's BatchNormAct2d, which ends with `drop` and `act`; nothing of a plain batch norm."""
-    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+    return nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))

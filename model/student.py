@@ -5,7 +5,7 @@ Legend: B images, C_i channels of level i (fine to coarse), w width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,10 @@ from model.bottleneck import Bottleneck
 from model.layers import chunk, conv_bn, init_weights
 from utils.config import ModelConfig
 
-ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}  # model.student_activation
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+}  # model.student_activation
 
 
 class DecoderBlock(nn.Module):
@@ -30,16 +33,8 @@ class DecoderBlock(nn.Module):
     ) -> None:
         super().__init__()
         inner = out_channels // 2
-        if upsample:
-            middle = nn.Sequential(
-                nn.ConvTranspose2d(inner, inner, 2, stride=2, bias=False), nn.BatchNorm2d(inner)
-            )
-            self.shortcut = nn.Sequential(
-                nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
-        else:
-            middle, self.shortcut = conv_bn(inner, inner, 3), nn.Identity()
+        middle = _double(inner, inner) if upsample else conv_bn(inner, inner, 3)
+        self.shortcut = _double(in_channels, out_channels) if upsample else nn.Identity()
         act = ACTIVATIONS[activation]
         self.body = nn.Sequential(
             conv_bn(in_channels, inner, 1), act(), middle, act(), conv_bn(inner, out_channels, 1)
@@ -49,6 +44,11 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W), or twice the size."""
         return self.activation(self.body(x) + self.shortcut(x))
+
+
+def _double(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 class Student(nn.Module):

@@ -6,7 +6,8 @@ Legend: B images, H x W their size, T side of a tile, N tiles of an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,15 +67,15 @@ class Tiled(AnomalyModel):
         window = tile_window(self.tile).to(images.device)
         total = torch.zeros_like(images[:, 0], dtype=torch.float64)
         weight = torch.zeros_like(total[0])
-        score = None
+        highest: list[Tensor] = []  # score (B,) in each group of tiles
         for places, tiles in self._tiles(images):
             found = self.model.predict(tiles)
             maps, scores = (x.unflatten(0, (len(places), -1)) for x in (found.anomaly_map, found.score))
-            for (rows, columns), part, here in zip(places, maps, scores.float(), strict=True):
+            for (rows, columns), part in zip(places, maps, strict=True):
                 total[:, rows, columns] += window * part.double()
                 weight[rows, columns] += window
-                score = here if score is None else torch.maximum(score, here)
-        return Prediction((total / weight).float(), score)
+            highest.append(scores.float().amax(dim=0))
+        return Prediction((total / weight).float(), torch.stack(highest).amax(dim=0))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The model's, on a batch of tiles (datasets/transforms.random_tile cuts them)."""
@@ -102,13 +103,15 @@ class Tiled(AnomalyModel):
         model = self.model.deploy()
         return Tiled(model, tile=self.tile, overlap=self.overlap, batch_size=self.batch_size).eval()
 
-    def state_dict(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+    def state_dict(self, **how: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 (one form)
         """The model's: a checkpoint is the same with and without tiles."""
-        return self.model.state_dict(*args, **kwargs)
+        return self.model.state_dict(**how)
 
-    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> object:
         """The model's."""
-        return self.model.load_state_dict(state, strict=strict, assign=assign)
+        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _all_tiles(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         for batch in images:
@@ -119,8 +122,8 @@ class Tiled(AnomalyModel):
         """Places and their tiles (places x B, 3, T, T), about `batch_size` at once, one place or more."""
         rows, columns = (tile_starts(int(n), self.tile, self.overlap) for n in images.shape[2:])
         places = [(slice(y, y + self.tile), slice(x, x + self.tile)) for y in rows for x in columns]
-        exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # to a batch of any size
-        step = 1 if exported else max(1, self.batch_size // len(images))
+        # an exported graph takes a batch of any size
+        step = 1 if torch.compiler.is_compiling() else max(1, self.batch_size // len(images))
         for first in range(0, len(places), step):
             some = places[first : first + step]
             tiles = torch.cat([images[:, :, y, x] for y, x in some])

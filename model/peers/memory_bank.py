@@ -8,7 +8,8 @@ Legend: B images, C channels, P patches of an image, M patches in the bank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,8 @@ class MemoryBank(AnomalyModel):
 
     def train(self, mode: bool = True) -> MemoryBank:
         """Nothing is trained: stays in eval."""
-        return super().train(False)
+        super().train(False)
+        return self
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
@@ -69,7 +71,7 @@ class MemoryBank(AnomalyModel):
         patches = self._patches(images)
         nearest = self._nearest(patches.flatten(0, 1))
         grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]
-        return self.decision([nearest.view(-1, *grid)], tuple(images.shape[2:]))
+        return self.decision([nearest.view(-1, *grid)], (images.shape[2], images.shape[3]))
 
     def _patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, P, C), P positions of the second-coarsest level."""
@@ -86,7 +88,9 @@ class MemoryBank(AnomalyModel):
         parts = [torch.cdist(patches, part).amin(dim=1) for part in self.bank.split(ROWS)]
         return torch.stack(parts).amin(dim=0)
 
-    def load_state_dict(self, state: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> object:
         """As usual; the bank takes the stored size."""
-        self.bank = torch.empty_like(state["bank"], device=self.bank.device)
-        return super().load_state_dict(state, strict=strict, assign=assign)
+        self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)

@@ -11,6 +11,7 @@ N = G^2 tokens. Stages are resized to G, 2 G, 4 G, 8 G, what they are anyway at 
 from __future__ import annotations
 
 import math
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -46,7 +47,7 @@ class MGGCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C', h, w)."""
-        return sum(F.gelu(chain(x)) for chain in self.chains)
+        return reduce(torch.add, (F.gelu(chain(x)) for chain in self.chains))
 
 
 class ResidualAttention(nn.Module):
@@ -198,9 +199,9 @@ class UniAS(AnomalyModel):
         self.levels = nn.ModuleList(DecoderLevel() for _ in range(4))
         for level in self.levels:
             _xavier_uniform(level)
-        for resize, project in self.to_grid:
+        for resize, project in (block.children() for block in self.to_grid):
             _scaled_uniform(project)
-            if isinstance(resize, nn.Conv2d):
+            if isinstance(resize, nn.Conv2d) and resize.bias is not None:
                 _xavier_uniform(resize)
                 nn.init.zeros_(resize.bias)
         self.norm = nn.LayerNorm(D)  # one for all heads
@@ -247,14 +248,13 @@ class UniAS(AnomalyModel):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W), each the product of four blurred ones, and scores (B,)."""
         target, inputs = self.targets(images)
-        product = None
+        distances = []
         for i, (g, r) in enumerate(zip(target, self.restore(inputs), strict=True)):
             distance = distance_map(g, r)[:, None]
             distance = F.interpolate(distance, size=(8 * G, 8 * G), mode="bilinear", align_corners=False)
             size = 9 - 2 * i  # the finest stage is restored last and blurred most
-            distance = _blur(distance, size, size / 3)
-            product = distance if product is None else product * distance
-        return self.decision([product[:, 0]], tuple(images.shape[2:]))
+            distances.append(_blur(distance, size, size / 3)[:, 0])
+        return self.decision([reduce(torch.mul, distances)], (images.shape[2], images.shape[3]))
 
 
 def reconstruction_loss(targets: list[Tensor], restored: list[Tensor]) -> dict[str, Tensor]:
@@ -291,8 +291,9 @@ def _xavier_uniform(*modules: nn.Module) -> None:
         nn.init.xavier_uniform_(weight)
 
 
-def _scaled_uniform(conv: nn.Conv2d) -> None:
+def _scaled_uniform(conv: nn.Module) -> None:
     """Uniform numbers of variance 1 / fan-in, bias 0."""
+    assert isinstance(conv, nn.Conv2d)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
