@@ -38,10 +38,7 @@ COUNTS = "counts: normal training / normal test / anomalous test (/ anomalous tr
 
 @dataclass(frozen=True)
 class Row:
-    """What was found in one category.
-
-    problem: what is wrong with it; note: what a reader should know; unused: files of no sample, by reason.
-    """
+    """One category. problem: what is wrong. note: what a reader should know. unused: files of no sample."""
 
     category: str
     found: Counts
@@ -53,7 +50,7 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line a category, then what is wrong.
+    """Print one line per category, then what is wrong.
 
     Raises:
         DatasetError: if a category is damaged or differs from verified counts.
@@ -64,31 +61,26 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     spec = SPECS[args.dataset]
     root = find_root(spec, args.data_root)
-    rows = check(spec, root)
+    here = spec.list_categories(root)
+    rows = [check_category(spec, root, name) for name in here]  # a wrong one stops none of the others
+    rows += [Row(name, (), spec.counts[name], "missing") for name in spec.counts if name not in here]
     say(f"{table(rows)}\n{COUNTS}")
     for row in rows:
         for text in filter(None, (row.problem, row.note, row.unused and f"not used: {row.unused}")):
             say(f"{row.category}: {text}")
-    beside = str(unused_beside(spec, root, spec.list_categories(root)))
-    if beside:
+    if beside := str(unused_beside(spec, root, here)):
         say(f"beside the categories: not used: {beside}")
-    wrong = [row.category for row in rows if row.status in ("differs", "damaged")]
-    if wrong:
+    if wrong := [row.category for row in rows if row.status in ("differs", "damaged")]:
         raise DatasetError(
             f"{len(wrong)} of {len(rows)} categories are damaged or not as published: {', '.join(wrong)}"
         )
 
 
-def check(spec: DatasetSpec, root: Path) -> list[Row]:
-    """A row for each category that is there or published; one that is wrong stops none of the others."""
-    here = spec.list_categories(root)
-    missing = [Row(name, (), spec.counts[name], "missing") for name in spec.counts if name not in here]
-    return [check_category(spec, root, name) for name in here] + missing
-
-
 def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
     """List one category and compare it with what is published."""
-    published, found, unused = spec.counts.get(name, ()), (), ""
+    published, found, unused = spec.counts.get(name, Counts()), Counts(), ""
+    data = load_config(CONFIGS / f"{spec.name}.yaml", {}).data
+    decode = Decode(data.image_size, center_crop=data.center_crop, mask_threshold=data.mask_threshold)
     try:
         samples = spec.list_samples(root, name)
         found, unused = count(samples), str(unused_samples(spec, root, name, samples))
@@ -100,37 +92,27 @@ def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
         check_disjoint(without_copies(train, test) if spec.drops_copies else train, test)
         for sample in {s.path.parent: s for s in reversed(samples)}.values():  # one of each folder
             read_image(sample.path)
-        warnings = check_masks(spec.name, samples, _decode(spec))
+        notes = check_masks(spec.name, samples, decode)
     except DatasetError as error:
         return Row(name, found, published, "damaged", str(error), unused=unused)
-    shared = {s.group for s in train}
-    known = sum(s.group in shared for s in test)
-    note = f"{known} of {len(test)} test images are of an item or patient that is trained on" if known else ""
-    note = "; ".join(filter(None, (note, *warnings)))
-    return Row(name, found, published, _status(spec, found, published), note=note, unused=unused)
-
-
-def _decode(spec: DatasetSpec) -> Decode:
-    """As the dataset's own configuration has it."""
-    data = load_config(CONFIGS / f"{spec.name}.yaml", {}).data
-    return Decode(data.image_size, center_crop=data.center_crop, mask_threshold=data.mask_threshold)
-
-
-def _status(spec: DatasetSpec, found: Counts, published: Counts) -> str:
-    if not published:
-        return "nothing published"
-    answer = "ok" if found == published else "differs"
-    sure = spec.verified or counts_are_wrong(spec, found, published)
-    return answer if sure else f"unverified: {answer}"
+    groups = {s.group for s in train}
+    if known := sum(s.group in groups for s in test):
+        known_items = f"{known} of {len(test)} test images are of an item or patient that is trained on"
+        notes = [known_items, *notes]
+    status = "ok" if found == published else "differs"
+    if not (spec.verified or counts_are_wrong(spec, found, published)):
+        status = f"unverified: {status}"
+    status = status if published else "nothing published"
+    return Row(name, found, published, status, note="; ".join(notes), unused=unused)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Counts found and published, a line a category."""
+    """Counts found and published, one line per category."""
     lines = [HEADER]
     for row in rows:
-        counts = ("/".join(map(str, numbers)) or "-" for numbers in (row.found, row.published))
-        lines.append((row.category, *counts, row.status))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+        found, published = ("/".join(map(str, numbers)) or "-" for numbers in (row.found, row.published))
+        lines.append((row.category, found, published, row.status))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(line.rstrip() for line in padded)
 

@@ -3,12 +3,12 @@
 Nothing is downloaded. Train and test crops come from disjoint parts of a photograph.
 """
 
-import argparse
 import hashlib
 import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import skimage
 from PIL import Image
 
 from datasets.synthetic import DEFECT_KINDS, MIN_SIDE, add_defect
+from utils.cli import new_parser, run_command, say
 
 RECIPE_VERSION = 1  # raise it when a change gives other files
 COUNTS = {("train", "good"): 40, ("test", "good"): 12, **{("test", kind): 6 for kind in DEFECT_KINDS}}
@@ -89,7 +90,7 @@ def demo_crops(category: str) -> list[Crop]:
 def cut_crop(photograph: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """The crop as (size, size, 3) uint8."""
     matrix = cv2.getRotationMatrix2D(crop.centre, crop.turn, 1)
-    matrix[:, 2] += (crop.window - 1) / 2 - np.array(crop.centre)
+    matrix[:, 2] += np.subtract((crop.window - 1) / 2, crop.centre)
     image = cv2.warpAffine(photograph, matrix, (crop.window, crop.window))
     image = _resize(image, size / crop.window)
     image = image[:, ::-1] if crop.mirrored else image
@@ -128,18 +129,12 @@ def write_demo(root: Path, *, size: int = 256) -> Path:
     return root
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the demo from the command line; 0 when done, 1 if it cannot be written."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.demo", description="Write the demo data set.")
+def main(argv: Sequence[str]) -> None:
+    """Write the demo from the command line."""
+    parser = new_parser("Write the demo data set.")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
-    try:
-        root = write_demo(parser.parse_args(arguments).output)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    images = len(DEMO_CATEGORIES) * sum(COUNTS.values())
-    sys.stdout.write(f"{root}: {len(DEMO_CATEGORIES)} categories, {images} images\n")
-    return 0
+    root, images = write_demo(parser.parse_args(argv).output), len(DEMO_CATEGORIES) * sum(COUNTS.values())
+    say(f"{root}: {len(DEMO_CATEGORIES)} categories, {images} images")
 
 
 def _reach(window: int, turn: float) -> float:
@@ -195,4 +190,4 @@ def _save(path: Path, image: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

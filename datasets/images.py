@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from datasets.files import LFS_POINTER
 from datasets.tiff import SIGNATURES, RefusedError, Samples, Tiff
@@ -233,7 +233,7 @@ def _loaded(picture: Picture) -> Image.Image | Samples:
         return picture.samples()
     picture.load()
     image = ImageOps.exif_transpose(picture)
-    if picture.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+    if picture.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")
     if image.mode.startswith("I;16"):
         values, clear = np.asarray(image), image.info.get("transparency")
@@ -282,26 +282,20 @@ def _over_black(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
-    if image.getextrema()[3] == (0, 0):
+    if image.getchannel("A").getextrema() == (0, 0):
         raise RefusedError(TRANSPARENT)
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
 
 
 def _to_mask(picture: Picture, threshold: float) -> Mask:
-    image = None if isinstance(picture, Tiff) else _deep_colours(picture)
-    image = image or _loaded(picture)
+    image = _deep_colours(picture) or _loaded(picture)
     if isinstance(image, Samples):
         mask, alpha = _mask_of_samples(image, threshold), image.alpha
     else:
+        assert isinstance(picture, Image.Image)
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-        values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-        values = values.max(axis=2) if values.ndim == 3 else values
-        if image.mode == "P" and not values.any():
-            values = np.asarray(image)
-        lossy = picture.format in ("JPEG", "MPO") or picture.info.get("compression") == "jpeg"
-        if threshold == 0 and lossy:
-            threshold = max(NOISE, values.max() / 2) / 255
-        mask = Mask(values > threshold * 255, values, 255)
+        lossy = picture.format in {"JPEG", "MPO"} or picture.info.get("compression") == "jpeg"
+        mask = _mask_of_image(image, threshold, lossy=lossy)
         if image.mode == "P" and mask.drawn.all() and (alpha is None or alpha.all()):
             raise RefusedError("none of its palette's colours is black, so what is background is not known")
     if alpha is None or alpha.all():
@@ -313,11 +307,23 @@ def _to_mask(picture: Picture, threshold: float) -> Mask:
     return replace(mask, drawn=drawn if drawn.any() else visible)
 
 
-def _deep_colours(picture: Image.Image) -> Samples | None:
+def _mask_of_image(image: Image.Image, threshold: float, *, lossy: bool) -> Mask:
+    values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    values = values.max(axis=2) if values.ndim == 3 else values
+    if image.mode == "P" and not values.any():
+        values = np.asarray(image)
+    if threshold == 0 and lossy:
+        threshold = max(NOISE, values.max() / 2) / 255
+    return Mask(values > threshold * 255, values, 255)
+
+
+def _deep_colours(picture: Picture) -> Samples | None:
     """The pixels of a PNG or compressed TIFF with colours of 16 bits, of which Pillow keeps the high byte."""
-    deep = picture.format in ("PNG", "TIFF") and ";16" in str(picture.tile)
-    if not deep or picture.mode.startswith("I;16"):
+    if not isinstance(picture, ImageFile.ImageFile) or picture.mode.startswith("I;16"):
         return None
+    if picture.format not in ("PNG", "TIFF") or ";16" not in str(picture.tile):
+        return None
+    assert picture.fp is not None
     picture.fp.seek(0)  # to be read before Pillow does, which closes the file
     content = picture.fp.read()
     picture.load()  # raises for damage, of which OpenCV writes to stderr
@@ -330,14 +336,14 @@ def _deep_colours(picture: Image.Image) -> Samples | None:
 
 
 def _mask_of_samples(samples: Samples, threshold: float) -> Mask:
-    values, high = samples.values, (1 << samples.bits) - 1 if samples.bits else None
+    values, high = samples.values, float((1 << samples.bits) - 1)
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise RefusedError("it has values that are no numbers")
-        values, high = _unit_range(values) if threshold else values, 1
-    elif threshold and high is None:
+        values, high = _unit_range(values) if threshold else values, 1.0
+    elif threshold and not samples.bits:
         _scaled(values, 0)  # raises
     drawn = values > threshold * high if threshold else values != 0
     if values.ndim == 3:
         drawn, values = drawn.any(axis=2), values.max(axis=2)
-    return Mask(drawn, values, high)
+    return Mask(drawn, values, high or None)

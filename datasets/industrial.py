@@ -227,9 +227,11 @@ def list_kolektor(root: Path, category: str) -> list[Sample]:
     for (path, mask), anomalous in zip(pairs, defective, strict=True):
         item = path.parent.name
         trained = int(item.removeprefix("kos")) <= LAST_TRAINED and not anomalous
-        kind = (ANOMALOUS, mask) if anomalous else (NORMAL, None)
-        place = (category, "train" if trained else "test", "defect" if anomalous else "good")
-        samples.append(Sample(path, *kind, *place, group=COPIES.get(item, item)))
+        split, group = "train" if trained else "test", COPIES.get(item, item)
+        if anomalous:
+            samples.append(Sample(path, ANOMALOUS, mask, category, split, "defect", group))
+        else:
+            samples.append(Sample(path, NORMAL, None, category, split, "good", group))
     return samples
 
 

@@ -67,39 +67,49 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
         DatasetError: if masks lie among the images, or if a test class that counts as anomalous has a name of
             good ones (OK, Good, normal).
     """
-    samples, taken = [], {}
+    samples: list[Sample] = []
+    taken: dict[Path, Path] = {}
     for name in tree.train:
-        samples += _list_class(base, category, tree, taken, split="train", name=name)
-    classes = subfolders(base / "test")
-    names = {folder.name for folder in classes}
-    for folder in classes:
-        ending = MASK_ENDING.search(folder.name)
-        beside = ending and folder.name[: ending.start()] in names  # scratch_mask beside scratch
-        if beside or letters(folder.name) in MASK_FOLDERS - {"label", "labels"}:  # these may have defects
+        samples += _list_class(base, category, tree, Masks(None), split="train", name=name)
+    names = [folder.name for folder in subfolders(base / "test")]
+    for name in names:
+        folder = base / "test" / name
+        beside = _unmasked(name) in names  # scratch_mask beside scratch
+        if beside or letters(name) in MASK_FOLDERS - {"label", "labels"}:  # these may have defects
             raise DatasetError(f"{folder} would count as a kind of defect; masks are in ground_truth/<kind>")
-        if folder.name != tree.normal and letters(folder.name) in NORMAL_NAMES:
+        if name != tree.normal and letters(name) in NORMAL_NAMES:
             raise DatasetError(
                 f"{folder} would count as anomalous, as normal test images are in test/{tree.normal} alone; "
                 "rename it, or give it the name of a defect"
             )
-        samples += _list_class(base, category, tree, taken, split="test", name=folder.name)
+        place = None if tree.masks is None or name == tree.normal else _mask_folder(base, tree.masks, name)
+        masks = Masks(place, needed=tree.need_masks, taken=taken)
+        samples += _list_class(base, category, tree, masks, split="test", name=name)
     return samples
 
 
 def _list_class(
-    base: Path, category: str, tree: Tree, taken: dict[Path, Path], *, split: str, name: str
+    base: Path, category: str, tree: Tree, masks: Masks, *, split: str, name: str
 ) -> list[Sample]:
     label = NORMAL if name == tree.normal else ANOMALOUS
-    masks = None
-    if tree.masks is not None and label == ANOMALOUS and split == "test":
-        masks = Masks(_mask_folder(base, tree.masks, name), needed=tree.need_masks, taken=taken)
     samples, images = [], list_images(base / split / name / tree.images)
-    _check_no_masks_among(images)
+    known = {path.stem: path for path in images}
     for path in images:
-        mask, *more = (masks.of(path) if masks else ()) or (None,)
+        if image := known.get(_unmasked(path.stem)):
+            raise DatasetError(
+                f"{path} would count as an image, but has the name of a mask of {image.name}; put masks into "
+                "ground_truth/<kind>"
+            )
         group = tree.group(path) if tree.group else f"{category}/{path.relative_to(base).as_posix()}"
-        samples.append(Sample(path, label, mask, category, split, name, group, more_masks=tuple(more)))
+        mask, more = masks.of(path)
+        samples.append(Sample(path, label, mask, category, split, name, group, more_masks=more))
     return samples
+
+
+def _unmasked(name: str) -> str:
+    """The name of the image whose mask would be called `name`; empty if no mask is called so."""
+    ending = MASK_ENDING.search(name)
+    return name[: ending.start()] if ending else ""
 
 
 def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
@@ -118,18 +128,6 @@ def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
     if len(found) > 1:
         raise DatasetError(f"masks of {defect} are in {found[0]} and in {found[1]}; keep them in {expected}")
     return found[0] if found else expected
-
-
-def _check_no_masks_among(images: Iterable[Path]) -> None:
-    known = {path.stem: path for path in images}
-    for path in images:
-        ending = MASK_ENDING.search(path.stem)
-        image = known.get(path.stem[: ending.start()]) if ending else None
-        if image is not None:
-            raise DatasetError(
-                f"{path} would count as an image, but has the name of a mask of {image.name}; put masks into "
-                "ground_truth/<kind>"
-            )
 
 
 def by_name(files: Iterable[Path]) -> dict[str, Path]:
@@ -158,31 +156,32 @@ class Masks:
 
     Numbered ones (000_mask_0.png, 000_mask_1.png) are of instances that belong together, and so are those in
     a folder of the image's name (000/0.png, as in MVTec LOCO AD). `taken`: masks to their images, of further
-    folders, too.
+    folders, too. Without a folder no image has a mask.
     """
 
-    def __init__(self, folder: Path, *, needed: bool = True, taken: dict[Path, Path] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None, *, needed: bool = True, taken: dict[Path, Path] | None = None
+    ) -> None:
         self.folder, self.needed, self.taken = folder, needed, {} if taken is None else taken
         self.files: dict[str, list[Path]] = {}  # of an image's name, as far as a mask's name tells
         self.numbered: set[Path] = set()
-        for path in list_images(folder):
+        for path in list_images(folder) if folder else ():
             ending = MASK_ENDING.search(path.stem)
-            names = {path.stem, path.stem[: ending.start()]} if ending else {path.stem}
-            for name in names:
+            for name in {path.stem, _unmasked(path.stem) or path.stem}:
                 self.files.setdefault(name, []).append(path)
             if ending and ending["number"]:
                 self.numbered.add(path)
-        for inside in subfolders(folder):
+        for inside in subfolders(folder) if folder else ():
             self.files.setdefault(inside.name, []).extend(list_images(inside))
             self.numbered.update(list_images(inside))
 
-    def of(self, image: Path) -> tuple[Path, ...]:
-        """The masks of `image`. If there are none: the path where one is missing, or none if none is needed.
+    def of(self, image: Path) -> tuple[Path | None, tuple[Path, ...]]:
+        """The first mask of `image`, and further ones; the path where a needed one is missing, or None.
 
         Raises:
             DatasetError: if there are several that are not numbered, or if another image has one already.
         """
-        expected = [self.folder / f"{image.stem}_mask.png"] if self.needed else []
+        expected = [self.folder / f"{image.stem}_mask.png"] if self.folder and self.needed else []
         masks = self.files.get(image.stem) or expected
         if not self.numbered.issuperset(masks) or len({mask.stem for mask in masks}) < len(masks):
             _check_one(masks)
@@ -192,4 +191,4 @@ class Masks:
                     f"{self.taken[mask]} and {image.name} would share the mask {mask}; give them "
                     "different names"
                 )
-        return tuple(masks)
+        return masks[0] if masks else None, tuple(masks[1:])

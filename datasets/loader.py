@@ -6,7 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -207,7 +207,7 @@ class batches:  # noqa: N801 (used as a function)
         return len(self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting = deque()
+        waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(self.threads) as pool:
             try:
                 for part in self.parts:

@@ -1,4 +1,4 @@
-"""Masks, looked at once before training: each anomalous image's must show something where it is used."""
+"""Files looked at before training: each mask must show something; unreadable files can be left out."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
     """Decode every mask of the anomalous samples as training and testing will, in threads.
 
     Returns:
-        Warnings: images without a mask, masks of more than two grey levels where any value counts, masks
-        that cover more than half of the image, masks of which a centre crop leaves nothing, and masks of
-        other proportions than their images.
+        Warnings: masks with grey levels, that cover half of the image, of other proportions than it, or of
+        which a centre crop leaves nothing, and images without a mask.
 
     Raises:
         DatasetError: if masks cannot be read, or show nothing.
@@ -50,9 +49,9 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
     anomalous = list({s.path: s for s in samples if s.label == ANOMALOUS}.values())
     masked = [s for s in anomalous if s.mask_path is not None]
     with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda sample: _look(sample, decode), masked)
         quiet = None if _log.isEnabledFor(logging.INFO) else True
-        looks = list(tqdm(looks, f"checking masks of {name}", len(masked), leave=False, disable=quiet))
+        done = pool.map(lambda sample: _look(sample, decode), masked)
+        looks = list(tqdm(done, f"checking masks of {name}", len(masked), leave=False, disable=quiet))
     threshold = f"data.mask_threshold={decode.mask_threshold:g}"
     if empty := [look for look in looks if not look.drawn]:
         raise DatasetError(
@@ -61,62 +60,43 @@ def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[st
             "their images with --skip-unreadable"
         )
     grey = decode.mask_threshold == 0  # a threshold that was set is for grey levels
-    kinds = (
-        (
-            f"have more than two grey levels; at {threshold} all but 0 count, in JPEG those above half of "
-            "the highest",
-            [(look, f": {look.levels}") for look in looks if grey and look.levels > 2],
-        ),
-        (
-            "cover more than half of the image",
-            [(look, f": {look.drawn:.0%}") for look in looks if look.drawn > 0.5],
-        ),
-        (
-            "have other proportions than their images, and are stretched onto them",
-            [(look, f": {look.sizes}") for look in looks if look.sizes],
-        ),
-        ("have nothing inside of data.center_crop", [(look, "") for look in looks if not look.kept]),
-    )
-    found = [
-        f"{len(those)} masks {what} (such as {printable(those[0][0].path)}{those[0][1]})"
-        for what, those in kinds
+    levels = f"have more than two grey levels; at {threshold} all but 0 count, in JPEG above half the highest"
+    proportions = "have other proportions than their images, and are stretched onto them"
+    kinds = {
+        levels: [(look.path, f": {look.levels}") for look in looks if grey and look.levels > 2],
+        "cover more than half of the image": [(o.path, f": {o.drawn:.0%}") for o in looks if o.drawn > 0.5],
+        proportions: [(look.path, f": {look.sizes}") for look in looks if look.sizes],
+        "have nothing inside of data.center_crop": [(look.path, "") for look in looks if not look.kept],
+    }
+    warnings = [
+        f"{name}: {len(those)} masks {what} (such as {printable(those[0][0])}{those[0][1]})"
+        for what, those in kinds.items()
         if those
     ]
     if masked and len(masked) < len(anomalous):
-        first = next(s.path for s in anomalous if s.mask_path is None)
-        have = f"{len(masked)} of {len(anomalous)} anomalous images have masks, {printable(first)} has none"
-        found.append(f"{have}; without it there are no pixel metrics")
-    return [f"{name}: {text}" for text in found]
+        first = printable(next(s.path for s in anomalous if s.mask_path is None))
+        have = f"{name}: {len(masked)} of {len(anomalous)} anomalous images have masks, {first} has none"
+        warnings.append(f"{have}; without it there are no pixel metrics")
+    return warnings
 
 
 def _look(sample: Sample, decode: Decode) -> _Look:
     masks = [read_mask(path, decode.mask_threshold) for path in sample.masks]
     drawn = united(sample.masks, [mask.drawn for mask in masks])
-    sizes = ""
+    sizes, kept = "", True
     try:
-        sizes = _sizes(drawn.shape[::-1], upright_size(sample.path))
+        (height, width), (wide, high) = drawn.shape, upright_size(sample.path)
+        if abs(width * high - wide * height) > max(wide, high):  # more than the rounding of a side
+            sizes = f"{width} x {height} for {wide} x {high}"
         for path in sample.masks:
             check_not_across(path, sample.path)
         kept = bool(decode.fit_mask(drawn, sample.path).any())
     except UnreadableImageError:  # of the image: decoding it tells
-        kept = True
+        pass
     top = max(masks, key=lambda mask: mask.values.max())
     of = "" if top.high is None else f" of {top.high:g}"
-    return _Look(
-        path=sample.masks[0],
-        drawn=float(drawn.mean()),
-        kept=kept,
-        sizes=sizes,
-        levels=max(mask.levels for mask in masks),
-        highest=f"its highest value is {top.values.max():g}{of}",
-    )
-
-
-def _sizes(mask: tuple[int, int], image: tuple[int, int]) -> str:
-    """Both sizes in words if the proportions differ by more than the rounding of a side; else nothing."""
-    (width, height), (wide, high) = mask, image
-    alike = abs(width * high - wide * height) <= max(wide, high)
-    return "" if alike else f"{width} x {height} for {wide} x {high}"
+    highest, levels = f"its highest value is {top.values.max():g}{of}", max(mask.levels for mask in masks)
+    return _Look(sample.masks[0], float(drawn.mean()), kept, sizes, levels, highest)
 
 
 # --- --skip-unreadable --------------------------------------------------------------------------------------
@@ -140,28 +120,25 @@ def filter_unreadable(samples: Sequence[Sample], mask_threshold: float = 0) -> t
     return kept, skipped
 
 
-def write_skipped(folder: Path, skipped: Mapping[Path, str], root: Path | None) -> None:
-    """Write <folder>/skipped.csv (path below `root`, reason) if anything was left out; else remove one."""
-    if not skipped:
-        (folder / FILE).unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    rows = ((relative_to(path, root).as_posix(), reason) for path, reason in skipped.items())
-    table.writerows([("path", "reason"), *rows])
-    write_text(folder / FILE, text.getvalue())
-
-
 def _problem(sample: Sample, mask_threshold: float) -> tuple[Path, str] | None:
     path, drawn = sample.path, not sample.masks
     try:
         for path in (sample.path, *sample.earlier):
             read_image(path)
         for path in sample.masks:
-            drawn |= read_mask(path, mask_threshold).drawn.any()
+            drawn |= bool(read_mask(path, mask_threshold).drawn.any())
             check_not_across(path, sample.path)
-    except UnreadableImageError as error:
-        return path, error.reason
     except DatasetError as error:
-        return path, str(error)
+        return path, error.reason if isinstance(error, UnreadableImageError) else str(error)
     return None if drawn else (path, f"the mask shows nothing at data.mask_threshold={mask_threshold:g}")
+
+
+def write_skipped(folder: Path, skipped: Mapping[Path, str], root: Path | None) -> None:
+    """Write <folder>/skipped.csv (path below `root`, reason) if anything was left out; else remove one."""
+    if not skipped:
+        (folder / FILE).unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    rows = ((relative_to(path, root).as_posix(), reason) for path, reason in skipped.items())
+    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *rows])
+    write_text(folder / FILE, text.getvalue())

@@ -71,10 +71,8 @@ def list_polyp(root: Path, category: str) -> list[Sample]:
         base = root / category / split
         masks = Masks(base / "masks")
         for path in list_images(base / "images"):
-            group, (mask, *more) = path.relative_to(root).as_posix(), masks.of(path)
-            samples.append(
-                Sample(path, ANOMALOUS, mask, category, split, "polyp", group, more_masks=tuple(more))
-            )
+            group, (mask, more) = path.relative_to(root).as_posix(), masks.of(path)
+            samples.append(Sample(path, ANOMALOUS, mask, category, split, "polyp", group, more_masks=more))
     return samples
 
 

@@ -113,7 +113,8 @@ def collect(
     if category not in ("all", *known) and not renamed:
         raise DatasetError(f"no category '{category}' in {root}; found: {', '.join(known)}")
     if renamed and warn:
-        _log.info("%s has one category, %s: it is taken for %s", *map(printable, (root, known[0], category)))
+        names = printable(root), printable(known[0]), printable(category)
+        _log.info("%s has one category, %s: it is taken for %s", *names)
     samples: list[Sample] = []
     for name in known if category == "all" or renamed else [category]:
         part = _collect_category(spec, root, name, warn=warn, incomplete=incomplete)

@@ -7,7 +7,6 @@ pixels are meant at 256 x 256 and grow with sqrt(H * W).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from datasets.loader import ImageSet
-from datasets.samples import ANOMALOUS, NORMAL
+from datasets.samples import ANOMALOUS, NORMAL, Sample
 
 DEFECT_KINDS = ("texture", "scratch", "stain", "cut")
 MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as channels (`data.stack_frames`)
@@ -252,8 +251,9 @@ class SyntheticValidation(ImageSet):
 
     def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:
         normal = held_out.samples
-        names = {"label": ANOMALOUS, "mask_path": None, "split": "validation", "defect": "synthetic"}
-        defective = [replace(s, more_masks=(), earlier=(), **names) for s in normal]
+        defective = [
+            Sample(s.path, ANOMALOUS, None, s.category, "validation", "synthetic", s.group) for s in normal
+        ]
         super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
         self.held_out, self.has_masks, self.kind = held_out, True, held_out.kind
         self.seed, self.kinds = seed, kinds
@@ -331,7 +331,7 @@ def _sample_defect(
     image: np.ndarray, rng: Generator, kinds: Sequence[str], faster: np.ndarray | None = None
 ) -> _Pair:
     """A defect of a kind taken by chance; where nothing moves, a kind that needs no motion stands in."""
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[int(rng.integers(len(kinds)))]
     try:
         return add_defect(image, rng, kind=kind, texture=faster if kind == "speed" else None)
     except NoDefectError:

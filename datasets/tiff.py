@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -17,17 +18,8 @@ UNCOMPRESSED, JPEG = 1, 7  # compressions
 PLAIN = (UNCOMPRESSED, 8, 32946)  # and deflate under both of its numbers: tifffile alone decodes these
 PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha among the extra samples
 FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # sample formats
-TURNS = {  # EXIF orientation to the upright array
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: np.rot90,
-}
 MAX_BYTES = 1 << 30  # of a decoded file
+DAMAGED = "its data is damaged or incomplete"
 logging.getLogger("tifffile").disabled = True  # it reports every odd tag; what stops it is raised
 
 
@@ -61,14 +53,16 @@ class Tiff:
     def __init__(self, file: BinaryIO) -> None:
         self.file, tiff = file, tifffile.TiffFile(file)
         if not len(tiff.pages):
-            raise RefusedError("its data is damaged or incomplete")
-        if _has_second(tiff):
+            raise RefusedError(DAMAGED)
+        with suppress(IndexError):
+            tiff.pages[1]
             raise RefusedError("it holds several pictures (animation or pages), save them one a file")
-        self.page = page = tiff.pages[0]
-        self.size = page.imagewidth, page.imagelength
+        page = tiff.pages[0]
+        assert isinstance(page, tifffile.TiffPage)  # only later ones can be frames
+        self.page, self.size = page, (page.imagewidth, page.imagelength)
         self.count, self.photometric = page.samplesperpixel, int(page.photometric)
         orientation = page.tags.valueof("Orientation", 1)
-        self.orientation = orientation if orientation in TURNS else 1
+        self.orientation = orientation if orientation in range(1, 9) else 1
         self.depths, self.formats = _kinds(page.bitspersample), _kinds(page.tags.valueof("SampleFormat", 1))
         kinds = [int(e) if e in (PREMULTIPLIED, STRAIGHT) else 0 for e in page.extrasamples]
         self.alpha = kinds[-1] if kinds else 0  # of the last sample; 0: it is none
@@ -131,7 +125,7 @@ class Tiff:
         _check_data(page)
         values = page.asarray()
         values = np.moveaxis(values, 0, 2) if page.axes == "SYX" else values.reshape(*values.shape[:2], -1)
-        values = TURNS[self.orientation](values)
+        values = _upright(values, self.orientation)
         alpha = values[..., -1] if self.alpha else None
         return Samples(values[..., 0] if grey else values[..., :3], 0, alpha, self.alpha == PREMULTIPLIED)
 
@@ -151,21 +145,21 @@ def _kinds(value: int | tuple[int, ...]) -> set[int]:
     return set(value) if isinstance(value, tuple) else {value}
 
 
-def _has_second(tiff: tifffile.TiffFile) -> bool:
-    try:
-        tiff.pages[1]
-    except IndexError:
-        return False
-    return True
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, ...) turned as their EXIF orientation says."""
+    values = values.swapaxes(0, 1) if orientation > 4 else values
+    down, right = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
+    return values[::down, ::right]
 
 
 def _check_data(page: tifffile.TiffPage) -> None:
     """Stop where tifffile would fill what is missing with zeros, or inflate without bound."""
+    assert page.dtype is not None  # its caller looked
     file, offsets, lengths = page.parent.filehandle, page.dataoffsets, page.databytecounts
     if page.nbytes > MAX_BYTES:
         raise RefusedError(f"it decodes to {page.nbytes} bytes, at most {MAX_BYTES} are read")
     if len(offsets) != np.prod(page.chunked) or len(lengths) != len(offsets) or sum(lengths) > file.size:
-        raise RefusedError("its data is damaged or incomplete")
+        raise RefusedError(DAMAGED)
     down, whole = page.chunked[page.axes.index("Y")], int(np.prod(page.chunks)) * page.dtype.itemsize
     for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
         expected = whole
@@ -177,4 +171,4 @@ def _check_data(page: tifffile.TiffPage) -> None:
             file.seek(offset)
             complete = expected <= len(zlib.decompressobj().decompress(file.read(length), whole + 1)) <= whole
         if not complete or offset + length > file.size:
-            raise RefusedError("its data is damaged or incomplete")
+            raise RefusedError(DAMAGED)

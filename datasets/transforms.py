@@ -60,8 +60,9 @@ class Decode:
             UnreadableImageError: as `read_mask`.
             DatasetError: if a mask lies across the image `of`, or masks of one image differ in size.
         """
-        for path in paths if of is not None else ():
-            check_not_across(path, of)
+        if of is not None:
+            for path in paths:
+                check_not_across(path, of)
         drawn = united(paths, [read_mask(path, self.mask_threshold).drawn for path in paths])
         return self.fit_mask(drawn, of)
 

@@ -21,9 +21,6 @@ from utils.errors import DatasetError
 INTERVALS = "Test/UCSDped2.m"
 _PLACES = ("ped2.mat", "*.mat", "*.npy", "testing/*.mat", "testing/*.npy", "../ped2.mat", "../*ped2*.npy")
 LABELS = (INTERVALS, *_PLACES)  # the first that is there counts
-_CLIP = re.compile(r"gt_frame\s*=\s*\[([^\]]*)\]")
-_INTERVAL = re.compile(r"(\d+)\s*:\s*(\d+)")
-_DIGITS = re.compile(r"([0-9]+)")
 _log = logging.getLogger("uninet")
 
 
@@ -32,19 +29,18 @@ _log = logging.getLogger("uninet")
 
 def warn_of_gaps(samples: Sequence[Sample]) -> None:
     """Log where the numbers of a clip's frames do not rise by one; the group of a sample is its clip."""
-    gaps = []
-    for clip in _clips(samples).values():
-        gaps += [(a, b) for a, b in pairwise(clip) if not _is_next(a, b)]
+    gaps = [pair for clip in _clips(samples).values() for pair in pairwise(clip) if not _is_next(*pair)]
     if gaps:
+        before, after = gaps[0]
         _log.warning(
             "frame numbers do not rise by one in %d places (%s is followed by %s in %s, for one): what is "
             "missing changes how fast things seem to move, and so the scores",
-            len(gaps), gaps[0][0].name, gaps[0][1].name, gaps[0][0].parent,
+            len(gaps), before.name, after.name, before.parent,
         )  # fmt: skip
 
 
 def _is_next(path: Path, after: Path) -> bool:
-    one, two = (_DIGITS.split(p.stem) for p in (path, after))
+    one, two = (re.split(r"([0-9]+)", p.stem) for p in (path, after))
     steps = [int(b) - int(a) for a, b in zip(one[1::2], two[1::2], strict=False)]
     return one[::2] == two[::2] and [step for step in steps if step] == [1]
 
@@ -58,11 +54,10 @@ def _clips(samples: Sequence[Sample]) -> dict[str, list[Path]]:
 
 
 def with_earlier_frames(samples: Sequence[Sample], step: int) -> list[Sample]:
-    """Grey frames with the frames 2 and 1 times `step` earlier in their clip as red and green plane.
+    """Grey frames with the frames 2 and 1 times `step` earlier in their clip as red and green channel.
 
-    What stands still stays grey, what moves gets coloured fringes as wide as its way: speed becomes something
-    that a frozen teacher sees. The first 2 `step` frames of a clip take the frames that are as much later:
-    motion backwards.
+    What stands still stays grey, and what moves gets coloured fringes as wide as its way, so a frozen teacher
+    sees speed. The first 2 `step` frames of a clip take the frames that are as much later: motion backwards.
     """
     warn_of_gaps(samples)
     earlier = {}
@@ -72,6 +67,31 @@ def with_earlier_frames(samples: Sequence[Sample], step: int) -> list[Sample]:
             places = (min(max(place + n * towards, 0), len(clip) - 1) for n in (2, 1))
             earlier[path] = tuple(clip[i] for i in places)
     return [replace(sample, earlier=earlier[sample.path]) for sample in samples]
+
+
+class FrameSet(ImageSet):
+    """Samples as frames (B, 2, 3, H, W): one `frame_offset` earlier in the clip, and the judged one.
+
+    Near the start of a clip the earlier one is the clip's first. Unless `frame_offset` is 0 there are no
+    masks: anomaly maps are of the earlier frame, masks of the later one.
+    """
+
+    def __init__(self, images: ImageSet, *, frame_offset: int) -> None:
+        super().__init__(images.samples, images.decode, images.normalise, cache_gb=images.budget / 2**30)
+        if frame_offset:
+            warn_of_gaps(self.samples)
+        first: dict[str, int] = {}
+        for i, sample in enumerate(self.samples):
+            first.setdefault(sample.group, i)
+        self.has_masks = self.has_masks and frame_offset == 0
+        self.earlier = [max(first[s.group], i - frame_offset) for i, s in enumerate(self.samples)]
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        """As an ImageSet's, with `frames` in place of `image`."""
+        batch = super().__getitems__(draws)
+        earlier = self.normalise(np.stack([self.pixels(self.earlier[i]) for i in batch["index"].tolist()]))
+        batch["frames"] = torch.stack([earlier, batch.pop("image")], dim=1)
+        return batch
 
 
 # --- UCSD Ped2 ----------------------------------------------------------------------------------------------
@@ -109,9 +129,9 @@ def list_ped2(root: Path, category: str) -> list[Sample]:
     for clip, place_of, labels in zip(clips, places, _labels(root, places), strict=True):
         masks = _masks(clip, list(place_of)) if release else {}
         for path, place in place_of.items():
-            kind = (ANOMALOUS, masks.get(path)) if labels[place] else (NORMAL, None)
-            defect = "abnormal" if labels[place] else "normal"
-            samples.append(Sample(path, *kind, category, "test", defect, group(clip)))
+            mask = masks.get(path) if labels[place] else None
+            label, defect = (ANOMALOUS, "abnormal") if labels[place] else (NORMAL, "normal")
+            samples.append(Sample(path, label, mask, category, "test", defect, group(clip)))
     return samples
 
 
@@ -123,17 +143,15 @@ def _frames(folder: Path) -> list[Path]:
     return sorted(list_images(folder), key=natural_order)
 
 
-def _number(path: Path) -> int | None:
-    """The last number in a name."""
-    numbers = _DIGITS.findall(path.stem)
-    return int(numbers[-1]) if numbers else None
+def _number(path: Path) -> int:
+    """The last number in a name, or -1."""
+    return int((re.findall(r"[0-9]+", path.stem) or [-1])[-1])
 
 
 def _places(clips: Sequence[Sequence[Path]]) -> list[dict[Path, int]]:
     """Each frame's place in its clip, from 0: by its number if every clip counts from 0 or from 1."""
     numbers = [_number(path) for frames in clips for path in frames]
-    running_on = None in numbers or numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    if running_on:
+    if -1 in numbers or numbers == list(range(numbers[0], numbers[0] + len(numbers))):  # counting runs on
         return [{path: place for place, path in enumerate(frames)} for frames in clips]
     first = min(1, *numbers)
     return [{path: _number(path) - first for path in frames} for frames in clips]
@@ -178,17 +196,17 @@ def _labels(root: Path, clips: Sequence[dict[Path, int]]) -> list[np.ndarray]:
             f"{file} has {len(found)} intervals for {len(clips)} test clips; complete the copy"
         )
     labels = [np.zeros(number, bool) for number in frames]
-    for own, intervals in zip(labels, found, strict=True):
+    for of_clip, intervals in zip(labels, found, strict=True):
         for first, last in intervals:
-            own[first - 1 : last] = True
+            of_clip[first - 1 : last] = True
     return labels
 
 
 def _read_labels(file: Path) -> list[list[tuple[int, int]]] | np.ndarray:
     """Intervals of each clip (frames from 1, both ends included), or a label for each frame."""
     if file.suffix == ".m":
-        text = file.read_text(errors="replace")
-        return [[(int(a), int(b)) for a, b in _INTERVAL.findall(clip)] for clip in _CLIP.findall(text)]
+        clips = re.findall(r"gt_frame\s*=\s*\[([^\]]*)\]", file.read_text(errors="replace"))
+        return [[(int(a), int(b)) for a, b in re.findall(r"(\d+)\s*:\s*(\d+)", clip)] for clip in clips]
     if file.suffix == ".npy":
         return np.load(file, allow_pickle=False).ravel()
     cells = loadmat(file)["gt"]
@@ -212,28 +230,3 @@ PED2 = DatasetSpec(
     video=True,
     read_for_labels=("Test/*_gt/*", "Test/*.m", *LABELS),
 )
-
-
-class FrameSet(ImageSet):
-    """Samples as frames (B, 2, 3, H, W): one `frame_offset` earlier in the clip, and the judged one.
-
-    Near the start of a clip the earlier one is the clip's first. With `frame_offset` 0 both are the same.
-    Otherwise there are no masks: anomaly maps are of the earlier frame, masks of the later one.
-    """
-
-    def __init__(self, images: ImageSet, *, frame_offset: int) -> None:
-        super().__init__(images.samples, images.decode, images.normalise, cache_gb=images.budget / 2**30)
-        if frame_offset:
-            warn_of_gaps(self.samples)
-        first = {}
-        for i, sample in enumerate(self.samples):
-            first.setdefault(sample.group, i)
-        self.has_masks = self.has_masks and frame_offset == 0
-        self.earlier = [max(first[s.group], i - frame_offset) for i, s in enumerate(self.samples)]
-
-    def __getitems__(self, draws: list[int]) -> Batch:
-        """As an ImageSet's, with `frames` in place of `image`."""
-        batch = super().__getitems__(draws)
-        earlier = self.normalise(np.stack([self.pixels(self.earlier[i]) for i in batch["index"].tolist()]))
-        batch["frames"] = torch.stack([earlier, batch.pop("image")], dim=1)
-        return batch

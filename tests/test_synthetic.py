@@ -8,6 +8,7 @@ from PIL import Image
 from datasets import demo
 from datasets.demo import COUNTS, DEMO_CATEGORIES, cut_crop, demo_crops, main, read_photograph, write_demo
 from datasets.synthetic import DEFECT_KINDS, MAX_AREA, MIN_CHANGE, MIN_PIXELS, MIN_SIDE, add_defect
+from utils.cli import run_command
 
 
 def surface(height, width, seed=0, grey=False):
@@ -169,7 +170,7 @@ def test_a_lost_file_or_another_recipe_is_written_anew(root, tmp_path, monkeypat
 def test_other_peoples_files_are_left_alone(tmp_path, capsys):
     (tmp_path / "brick").mkdir()
     (tmp_path / "brick/mine.txt").write_text("precious")
-    assert main(["--output", str(tmp_path)]) == 1
+    assert run_command(main, ["--output", str(tmp_path)]) == 1
     assert "new or an empty folder" in capsys.readouterr().err
     assert contents(tmp_path) == {"brick/mine.txt": b"precious"}
 
