@@ -138,11 +138,11 @@ def _plots(report: Report) -> Iterator[tuple[str, str]]:
         both = 0 < labels.sum() < len(labels)
         if both:
             fpr, tpr, _ = roc_curve(labels, values[part])
-            caption = f"{name}: ROC of images, area {100 * (results['image_auroc'] or 0):.2f} %"
+            caption = f"{name}: ROC of images, area: {100 * (results['image_auroc'] or 0):.2f} %"
             yield caption, _curve(few_points(fpr, tpr), ("FPR", "TPR"), chance=True)
         points = scores.pro_curves.get(category)  # none where all masks are empty
         if both and points and scores.kind != "segmentation":
-            caption = f"{name}: PRO, area to 30 % {100 * (results['pro'] or 0):.2f} %"
+            caption = f"{name}: PRO, area up to 30 % FPR: {100 * (results['pro'] or 0):.2f} %"
             yield caption, _curve(points, ("FPR of pixels", "mean overlap per region"), limit=0.3)
         yield f"{name}: {what} of images", _histogram(what, values[part], labels)
 
