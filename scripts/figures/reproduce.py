@@ -120,10 +120,10 @@ def places_of(spec: Tree, args: argparse.Namespace) -> list[Place]:
 
 
 def _by_title(places: Sequence[Place]) -> dict[str, list[Place]]:
-    found: dict[str, list[Place]] = {}
+    by_title: dict[str, list[Place]] = {}
     for place in places:
-        found.setdefault(place.title, []).append(place)
-    return found
+        by_title.setdefault(place.title, []).append(place)
+    return by_title
 
 
 # --- curves -------------------------------------------------------------------------------------------------
@@ -133,9 +133,9 @@ def roc(places: Sequence[Place], args: argparse.Namespace) -> Figure:
     """TPR over FPR of images: one panel per dataset, one curve per model, its area in the legend."""
     by_title, rows = _by_title(places), list(dict.fromkeys(p.row for p in places))
     figure, panels = subplots(len(by_title))
-    for axes, (title, found) in zip(panels, by_title.items(), strict=True):
+    for axes, (title, group) in zip(panels, by_title.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", label="chance")
-        for place in found:
+        for place in group:
             labels, scores = read_scores(tables.folder_of(place.run, args) / "scores.csv")
             fpr, tpr, _ = roc_curve(labels, scores)
             name = f"{place.row}: {100 * roc_auc_score(labels, scores):.2f} %"
@@ -218,13 +218,13 @@ def tsne(places: Sequence[Place], args: argparse.Namespace) -> Figure:
 @torch.inference_mode()
 def image_features(model: torch.nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
     """(N, sum of C_i), unit length: means over positions of what the student restores of the source."""
-    found = []
+    vectors = []
     for batch in batches(data, 16):
         pairs = model.features(inputs_of(to_device(batch, device)))
         levels = [student.float().mean(dim=(2, 3)) for _, _, student in pairs[: len(pairs) // 2]]
         joined = torch.cat([torch.nn.functional.normalize(f, dim=1) for f in levels], dim=1)
-        found.append(torch.nn.functional.normalize(joined, dim=1).cpu().numpy())
-    return np.concatenate(found)
+        vectors.append(torch.nn.functional.normalize(joined, dim=1).cpu().numpy())
+    return np.concatenate(vectors)
 
 
 def embed(features: np.ndarray) -> np.ndarray:

@@ -149,16 +149,16 @@ def simulate(dataset: str, raw: float, *, seed: int = 0) -> tuple[float, float, 
 
 def smoothing() -> tuple[list[str], list[Row], Figure]:
     """Raw against smoothed AUROC on every benchmark's numbers of test images, percent."""
-    found = {name: [simulate(name, raw) for raw in RAW] for name in SIMULATED}
+    triples_by_name = {name: [simulate(name, raw) for raw in RAW] for name in SIMULATED}
     kinds = ("raw", "folder order", "shuffled")
     rows: list[Row] = [
-        [name, *(100 * v for v in values)] for name, triples in found.items() for values in triples
+        [name, *(100 * v for v in values)] for name, triples in triples_by_name.items() for values in triples
     ]
     figure, panels = subplots(2)
     titles = ("smoothed in folder order", "smoothed in shuffled order")
     for axes, place, title in zip(panels, (1, 2), titles, strict=True):
         axes.plot([50, 100], [50, 100], color="#999999", linestyle="--", label="no smoothing")
-        for i, (name, triples) in enumerate(found.items()):
+        for i, (name, triples) in enumerate(triples_by_name.items()):
             curve = 100 * np.array(triples)
             axes.plot(curve[:, 0], curve[:, place], color=(*COLOURS, "#b0a000")[i], label=name)
         axes.set(title=title, xlabel="AUROC of the raw scores, %", ylabel="AUROC after smoothing, %")

@@ -115,8 +115,8 @@ def check_plan(items: Sequence[Item], source: Path, output: Path) -> None:
         )
     pointers = [path for path in files if is_lfs_pointer(path)]
     if pointers:
-        found = f"{len(pointers)} of {len(files)} originals were not fetched, such as {pointers[0]}"
-        raise DatasetError(f"{found}: {LFS_POINTER}")
+        reason = f"{len(pointers)} of {len(files)} originals were not fetched, such as {pointers[0]}"
+        raise DatasetError(f"{reason}: {LFS_POINTER}")
     one = {Path(item.target).parent: item.source for item in reversed(items)}
     for folder, path in one.items():  # one of each kind tells whether the release can be read
         read = read_mask if {"masks", "ground_truth"} & set(folder.parts) else read_image

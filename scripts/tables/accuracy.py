@@ -97,10 +97,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if not roots and not args.dry_run:
         raise ConfigError("where are the datasets? Give each folder as --data NAME=DIR; --dry-run needs none")
-    wanted = list(cells(read_yaml(args.spec), roots, args))
+    planned = list(cells(read_yaml(args.spec), roots, args))
     there = {identity(row) for row in rows}
-    missing = [cell for cell in wanted if identity(cell.key) not in there]
-    log.info("%d cells, %d of them finished before", len(wanted), len(wanted) - len(missing))
+    missing = [cell for cell in planned if identity(cell.key) not in there]
+    log.info("%d cells, %d of them finished before", len(planned), len(planned) - len(missing))
     if args.dry_run:
         say(listing(missing, rows))
         return
@@ -156,8 +156,8 @@ def _categories(name: str, entry: Tree, roots: dict[str, Path], args: argparse.N
     if name not in roots:
         log.info("%s is skipped: no --data %s=DIR", name, name)
         return []
-    found = SPECS[name].list_categories(roots[name])
-    lacking = [c for c in names if c != "all" and c not in found]
+    present = SPECS[name].list_categories(roots[name])
+    lacking = [c for c in names if c != "all" and c not in present]
     if lacking:
         log.info("%s: not in %s and skipped: %s", name, roots[name], ", ".join(lacking))
     return [c for c in names if c not in lacking]
@@ -205,8 +205,8 @@ def listing(missing: Sequence[Cell], rows: Sequence[Row]) -> str:
             shown = f"{seconds / 60:.0f} min" if step else "time unknown"
             known, unknown = known + seconds, unknown + (step is None)
         lines.append(f"{shown}: python train.py {shlex.join(cell.words)}")
-    told = f"about {known / 3600:.1f} hours of training on {device}, one at a time"
-    return "\n".join([*lines, f"{len(missing)} cells to run: {told}; {unknown} of unknown time"])
+    total = f"about {known / 3600:.1f} hours of training on {device}, one at a time"
+    return "\n".join([*lines, f"{len(missing)} cells to run: {total}; {unknown} of unknown time"])
 
 
 # --- running ------------------------------------------------------------------------------------------------

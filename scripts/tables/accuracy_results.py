@@ -112,20 +112,20 @@ def table(rows: Sequence[Row]) -> str:
         parts = dict(by_category)
         if len(parts) > 1:
             parts[f"mean of {len(parts)}"] = _means(by_category, (*shown, "ms_per_image", "parameters"))
-        for category, found in parts.items():
-            lines.append(_line(name, category, found, shown))
+        for category, part in parts.items():
+            lines.append(_line(name, category, part, shown))
     return markdown(lines)
 
 
 def _means(by_category: dict[str, list[Row]], columns: Sequence[str]) -> list[Row]:
     """One row per seed that every category has: means over the categories, empty where one has no value."""
     by_seed: dict[str, list[Row]] = {}
-    for row in (row for found in by_category.values() for row in found):
+    for row in (row for part in by_category.values() for row in part):
         by_seed.setdefault(row["seed"], []).append(row)
     means = []
-    for seed, found in by_seed.items():
-        if len({row["category"] for row in found}) == len(by_category):
-            values = {k: [row.get(k, "") for row in found] for k in columns}
+    for seed, part in by_seed.items():
+        if len({row["category"] for row in part}) == len(by_category):
+            values = {k: [row.get(k, "") for row in part] for k in columns}
             filled = {k: "" if "" in v else str(statistics.fmean(map(float, v))) for k, v in values.items()}
             means.append({"seed": seed} | filled)
     return means
@@ -158,11 +158,11 @@ Speed = tuple[str, str, str, str]  # model, backbone, size, device
 
 def measured_steps(rows: Sequence[Row], folder: Path) -> dict[Speed, float]:
     """Median seconds per step by model, backbone, image size and device, of rows and metrics.json copies."""
-    found: dict[Speed, list[float]] = {}
+    by_speed: dict[Speed, list[float]] = {}
     for row in rows:
         if row["iterations"] and row.get("train_s"):
             speed = (row["model"], row["backbone"], row["image_size"], row["device"])
-            found.setdefault(speed, []).append(float(row["train_s"]) / int(row["iterations"]))
+            by_speed.setdefault(speed, []).append(float(row["train_s"]) / int(row["iterations"]))
     for path in sorted(folder.rglob("*.json")):
         tree = json.loads(path.read_text())
         seconds = tree.get("timing", {}).get("s_per_iteration")
@@ -173,5 +173,5 @@ def measured_steps(rows: Sequence[Row], folder: Path) -> dict[Speed, float]:
                 for flag, default in (("--model", "uninet"), ("--backbone", "wide_resnet50_2"))
             )
             size = "x".join(map(str, tree["protocol"]["image_size"]))
-            found.setdefault((model, backbone, size, tree["versions"]["device"]), []).append(seconds)
-    return {speed: statistics.median(seconds) for speed, seconds in found.items()}
+            by_speed.setdefault((model, backbone, size, tree["versions"]["device"]), []).append(seconds)
+    return {speed: statistics.median(seconds) for speed, seconds in by_speed.items()}

@@ -56,11 +56,11 @@ def available(name: str) -> tuple[int, ...]:
     """Those of the default strides that the backbone has; its own finest ones if that are less than two."""
     try:
         with torch.device("meta"):
-            found = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+            strides = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
     except Exception:
         return WANTED  # building it will say why not
-    both = tuple(s for s in WANTED if s in found)
-    return both if len(both) > 1 else tuple(sorted(set(found)))[:3]
+    both = tuple(s for s in WANTED if s in strides)
+    return both if len(both) > 1 else tuple(sorted(set(strides)))[:3]
 
 
 def own_weights(name: str, strides: tuple[int, ...]) -> str:

@@ -51,17 +51,17 @@ def main(argv: Sequence[str]) -> None:
 
 def portable(command: str) -> str:
     """The command with folders of this machine replaced, and without flags that change no result."""
-    words, kept = iter(shlex.split(command)), []
+    words, portable_words = iter(shlex.split(command)), []
     for word in words:
         if word in WITH_VALUE:
             value = next(words)
-            kept += [word, WITH_VALUE[word]] if WITH_VALUE[word] and value else []
+            portable_words += [word, WITH_VALUE[word]] if WITH_VALUE[word] and value else []
         elif word == "--set":
             setting = next(words)
-            kept += [] if setting.partition("=")[0] in DROPPED_SETTINGS else [word, setting]
+            portable_words += [] if setting.partition("=")[0] in DROPPED_SETTINGS else [word, setting]
         elif word not in DROPPED:
-            kept.append(word)
-    return shlex.join(kept)
+            portable_words.append(word)
+    return shlex.join(portable_words)
 
 
 def results(runs: dict[str, Tree]) -> str:

@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> None:
 
 def finished(top: Path) -> list[Path]:
     """Finished run folders at or below `top`; evaluations that test.py keeps inside a run are left out."""
-    found = sorted(path.parent for path in top.rglob("metrics.json"))
-    return [f for f in found if not (f.parent / "metrics.json").is_file() and (f / "scores.csv").is_file()]
+    folders = sorted(path.parent for path in top.rglob("metrics.json"))
+    return [f for f in folders if not (f.parent / "metrics.json").is_file() and (f / "scores.csv").is_file()]
 
 
 def smoothing_rows(folder: Path, shuffles: int) -> list[Cells]:

@@ -98,11 +98,11 @@ def main(argv: Sequence[str]) -> None:
     if args.data is None and not args.dry_run:
         raise ConfigError("where are the datasets? Give the folder that holds them with --data DIR")
     for table in map(load_table, names):
-        wanted = list(dict.fromkeys(run for _, _, run in runs_of(table, args)))
+        runs = list(dict.fromkeys(run for _, _, run in runs_of(table, args)))
         if args.dry_run:
-            say(listing(table, wanted, args))
+            say(listing(table, runs, args))
             continue
-        for run in wanted:
+        for run in runs:
             train(run, args)
         text, rows = filled(table, args)
         say(text + "\n")
@@ -152,13 +152,13 @@ def train(run: Run, args: argparse.Namespace) -> None:
         raise RunError(f"this run failed; to see why: {' '.join(words)}")
 
 
-def listing(table: Table, wanted: Sequence[Run], args: argparse.Namespace) -> str:
+def listing(table: Table, runs: Sequence[Run], args: argparse.Namespace) -> str:
     """What --dry-run says: the commands, and how long they take."""
-    unique = dict.fromkeys(tuple(command_of(run, args)) for run in wanted)
+    unique = dict.fromkeys(tuple(command_of(run, args)) for run in runs)
     steps = sum(_steps(command) for command in unique)
     hours = steps * args.step_seconds / 3600
     total = f"table {table.name}: {len(unique)} runs, {steps} steps, about {hours:.1f} hours"
-    return "\n".join([*commands(wanted, args), f"{total} at {args.step_seconds:g} s per step"])
+    return "\n".join([*commands(runs, args), f"{total} at {args.step_seconds:g} s per step"])
 
 
 def commands(runs: Sequence[Run], args: argparse.Namespace) -> list[str]:
@@ -206,20 +206,20 @@ def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None
     if not settings and protocol == "fair":
         return tree
     name = "-".join(["test-tables", *(s.partition(".")[2].replace("=", "") for s in settings)])
-    found = folder / name / ("april-2025/metrics.json" if protocol != "fair" else "metrics.json")
-    if not _evaluates(found, tree, folder):
+    path = folder / name / ("april-2025/metrics.json" if protocol != "fair" else "metrics.json")
+    if not _evaluates(path, tree, folder):
         words = [sys.executable, str(ROOT / "test.py"), "--checkpoint", str(folder), "--quiet"]
         words += ["--overwrite", "--output", str(folder / name), "--protocol", protocol]
         words += [word for setting in settings for word in ("--set", setting)]
         subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 (our own)
-    return json.loads(found.read_text())
+    return json.loads(path.read_text())
 
 
-def _evaluates(found: Path, run: Tree, folder: Path) -> bool:
+def _evaluates(path: Path, run: Tree, folder: Path) -> bool:
     """Whether metrics.json of an evaluation is there and of the model that is now in the run's folder."""
-    if not found.is_file() or found.stat().st_mtime_ns < (folder / "last.pt").stat().st_mtime_ns:
+    if not path.is_file() or path.stat().st_mtime_ns < (folder / "last.pt").stat().st_mtime_ns:
         return False
-    return json.loads(found.read_text()).get("identity") == run.get("identity")
+    return json.loads(path.read_text()).get("identity") == run.get("identity")
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -252,14 +252,14 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
             if args.datasets and column.dataset not in args.datasets:
                 continue
             runs = by_cell.get((i, j), [])
-            found = [[results_of(run, args, protocol) for run in runs] for protocol in protocols]
+            by_protocol = [[results_of(run, args, protocol) for run in runs] for protocol in protocols]
             extra = UNSATURATED if _with_aupimo(args) and "pro" in column.metrics else ()
             blank = [None] * len(extra)  # nobody published these
             published, others = printed(table, row["name"], j) + blank, reported(table, row, j) + blank
             for k, metric in enumerate([*column.metrics, *extra]):
                 cells = [_text(published[k])]
                 cells += [_text(others[k])] if table.others else []
-                cells += [_cell(runs, trees, column, metric, spread=table.spread) for trees in found]
+                cells += [_cell(runs, trees, column, metric, spread=table.spread) for trees in by_protocol]
                 lines.append(
                     [str(row.get("ours") or row["name"]), column.title, NAMES.get(metric, metric), *cells]
                 )

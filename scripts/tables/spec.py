@@ -55,9 +55,9 @@ def load_table(name: str) -> Table:
             title = next((t for t in first if _plain(t.removeprefix(prefix)) == _plain(category)), category)
             columns.append(Column(title, dataset, (category,), metrics))
     for title, c in (spec.get("columns") or {}).items():
-        own = tuple(c.get("metrics", metrics))
+        shown = tuple(c.get("metrics", metrics))
         chosen = (str(c["category"]),) if "category" in c else tuple(SPECS[c["dataset"]].counts)
-        columns.append(Column(title, c["dataset"], chosen, own, tuple(c.get("flags", ()))))
+        columns.append(Column(title, c["dataset"], chosen, shown, tuple(c.get("flags", ()))))
     return Table(
         name,
         published,
@@ -73,8 +73,8 @@ def load_table(name: str) -> Table:
 
 def reported(table: Table, row: Tree, column: int) -> list[float | None]:
     """What others reported for a row and column, in percent, one per metric; None where nothing is known."""
-    found = table.others.get("rows", {}).get(row.get("ours"), {}).get(table.columns[column].title) or []
-    return [*found, *[None] * (len(table.columns[column].metrics) - len(found))]
+    values = table.others.get("rows", {}).get(row.get("ours"), {}).get(table.columns[column].title) or []
+    return [*values, *[None] * (len(table.columns[column].metrics) - len(values))]
 
 
 def _plain(name: str) -> str:
@@ -88,8 +88,8 @@ def printed(table: Table, name: object, column: int) -> list[float | None]:
     if isinstance(rows, list):  # numbered rows, their values run over all columns
         before = sum(len(c.metrics) for c in table.columns[:column])
         values = next((r["values"] for i, r in enumerate(rows, start=1) if i == name), [])
-        found = values[before : before + len(metrics)]
+        cells = values[before : before + len(metrics)]
     else:
-        found = (rows.get(name) or {}).get(table.columns[column].title) or []
-    found = [None if v is None else v * table.scale for v in found]
-    return [*found, *[None] * (len(metrics) - len(found))]
+        cells = (rows.get(name) or {}).get(table.columns[column].title) or []
+    cells = [None if v is None else v * table.scale for v in cells]
+    return [*cells, *[None] * (len(metrics) - len(cells))]
