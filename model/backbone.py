@@ -50,7 +50,7 @@ class ChannelsFirst(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to one (B, C_i, H_i, W_i) a level."""
+        """Images (B, 3, H, W) to one (B, C_i, H_i, W_i) per level."""
         return [f.permute(0, 3, 1, 2) for f in self.net(images)]
 
 
@@ -63,7 +63,7 @@ def input_normalisation(name: str) -> tuple[RGB, RGB]:
     config = timm.get_pretrained_cfg(PINNED.get(name, name))
     if config is None:
         raise ValueError(f"unknown backbone '{name}'; any timm name with features_only works, e.g. {LITE0}")
-    return _rgb(config.mean or IMAGENET_MEAN), _rgb(config.std or IMAGENET_STD)
+    return cast(RGB, tuple(config.mean or IMAGENET_MEAN)), cast(RGB, tuple(config.std or IMAGENET_STD))
 
 
 def build_backbone(
@@ -79,11 +79,10 @@ def build_backbone(
 
     Args:
         name: a timm backbone.
-        strides: the strides wanted, increasing.
-        image_size: height and width in pixels of its images; some backbones take one size alone.
+        strides: increasing.
+        image_size: (height, width) in pixels of its images; some backbones take one size alone.
         other_sizes: sizes that it will see in training as well.
-        weights: a state dict file (torchvision's or timm's names); None takes the weights that belong to the
-            name.
+        weights: a state dict file (torchvision's or timm's names); None: those that belong to the name.
         random_weights: no pre-trained weights at all, for tests and timing.
 
     Raises:
@@ -164,11 +163,6 @@ def _indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
 
 def _info(net: nn.Module) -> FeatureInfo:
     return cast(FeatureInfo, net.feature_info)
-
-
-def _rgb(values: Sequence[float]) -> RGB:
-    red, green, blue = values
-    return red, green, blue
 
 
 def _feature_info(name: str) -> FeatureInfo:
@@ -263,18 +257,17 @@ def fitted_state(name: str, state: dict[str, Tensor], options: Options, *, sourc
     needed = [key for key in whole if _plain(key) in used]
     parts = {key.split(".")[0] for key in needed}
     counters = "num_batches_tracked"  # which torchvision's older files lack
-    problems = [f"it lacks {key}" for key in needed if key not in state and not key.endswith(counters)]
-    problems += [
-        f"it has another shape for {key}"
-        for key in needed
-        if key in state and state[key].shape != whole[key].shape and not key.endswith(counters)
-    ]
+    tensors = [key for key in needed if not key.endswith(counters)]
+    stored = {key: state[key] for key in needed if key in state}
+    problems = [f"it lacks {key}" for key in tensors if key not in stored]
+    other_shape = [key for key in tensors if key in stored and stored[key].shape != whole[key].shape]
+    problems += [f"it has another shape for {key}" for key in other_shape]
     problems += [f"it also holds {key}" for key in state if key not in whole and key.split(".")[0] in parts]
     if problems:
         raise ValueError(
             f"{source} is no state dict of this backbone: {problems[0]} ({len(problems)} in all)"
         )
-    return {key: state[key] for key in needed if key in state}
+    return stored
 
 
 def _plain(key: str) -> str:

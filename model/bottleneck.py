@@ -1,7 +1,7 @@
 """The bottleneck: multi-scale fusion, then three multi-scale embedding modules, MEM (Sec. 4.2, Fig. 2).
 
-Legend: B images, C_i channels of level i of n, w width. Input one (B, C_i, H_i, W_i) a level, fine to coarse;
-output (B, 2 w C_n, H_n / 2, W_n / 2).
+Legend: B images, C_i channels of level i of n, w width. Input: one (B, C_i, H_i, W_i) per level, fine to
+coarse. Output: (B, 2 w C_n, H_n / 2, W_n / 2).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class PlainBlock(nn.Module):
 class Bottleneck(nn.Module):
     """Bring all levels to the coarsest size, concatenate, and compress (2 C_n w channels at half the size).
 
-    Level i reaches level n by stride-2 3 x 3 convolutions, one a level in between (BN and ReLU after each).
+    Level i reaches level n by stride-2 3 x 3 convolutions, one per level in between (BN and ReLU after each).
     """
 
     def __init__(

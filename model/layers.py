@@ -20,8 +20,8 @@ FOLDING_ERROR = {"cpu": 1e-4, "cuda": 1e-2}  # of the largest output; a GPU may 
 class SameConv2d(nn.Conv2d):
     """A convolution that keeps the size (divided by the stride); the map may be smaller than the kernel.
 
-    Rows and columns of the kernel that then see nothing but padding are left out, which changes no result:
-    oneDNN leaves their gradient unset in bf16 where it should be zero (torch 2.14, 7 x 7 on 2 x 2).
+    Rows and columns of the kernel that then see nothing but padding are left out: oneDNN leaves their
+    gradient unset in bf16 where it should be zero (torch 2.14, 7 x 7 on 2 x 2).
     """
 
     padding: tuple[int, int]

@@ -16,10 +16,8 @@ from model.bottleneck import Bottleneck
 from model.layers import chunk, conv_bn, init_weights
 from utils.config import ModelConfig
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": partial(nn.ReLU, inplace=True),
-    "gelu": nn.GELU,
-}  # model.student_activation
+# model.student_activation
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
 
 
 class DecoderBlock(nn.Module):
@@ -52,16 +50,16 @@ def _double(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Student(nn.Module):
-    """Decode the embedding into one feature map a level, returned fine to coarse like the teachers'.
+    """Decode the embedding into one feature map per level, returned fine to coarse like the teachers'.
 
-    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored), of
-    `width` times the channels of the teacher, or of another backbone (`own`, fine to coarse).
-    The released student ends in ReLU, as the ResNet teacher does. Where the stage is wider than the teacher's
-    level, or the teacher's features have both signs (`signed`), a 1 x 1 convolution leads to the teacher's
-    channels. With `skips` the teacher's features of a level are added between its stage and the next, as the
-    released code does for polyps (through a 1 x 1 convolution where the widths differ). `outputs: 2` gives
-    each half of the batch a 1 x 1 convolution of its own, as in ReContrast. `activation` (relu, gelu) follows
-    each convolution but those.
+    Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored).
+
+    width, own: a stage has `width` times the channels of the teacher's level, or of `own` (fine to coarse).
+    signed: the teacher's features have both signs. Then, and where widths differ, a 1 x 1 convolution leads
+        to the teacher's channels; elsewhere a stage ends in ReLU, as a ResNet teacher's level does.
+    skips: the teacher's features are added between a stage and the next (the released code, for polyps).
+    outputs: 2 gives each half of the batch a 1 x 1 convolution of its own, as in ReContrast.
+    activation: relu or gelu, after each convolution but those.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class Student(nn.Module):
         init_weights(self)
 
     def forward(self, embedding: Tensor, teacher: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, H, W) to one (B, C_i, H_i, W_i) a level, fine to coarse.
+        """(B, C, H, W) to one (B, C_i, H_i, W_i) per level, fine to coarse.
 
         teacher: the features, fine to coarse, that the embedding was made of; only `skips` use them.
         """

@@ -31,8 +31,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 def tile_window(tile: int) -> Tensor:
     """(T, T) weights of a tile's pixels: sine squared along both sides, nearly 0 at the border.
 
-    A tile's map fades in and out where it overlaps with others, so no seam shows; it is also the border that
-    knows least of its surroundings.
+    So no seam shows where tiles overlap, and the border, which knows least of its surroundings, counts least.
     """
     line = ((torch.arange(tile, dtype=torch.float64) + 0.5) * math.pi / tile).sin().square()
     return line[:, None] * line
@@ -41,11 +40,9 @@ def tile_window(tile: int) -> Tensor:
 class Tiled(AnomalyModel):
     """A model on tiles, in the place of the model itself: same methods, same state dict.
 
-    The map is the mean of the tiles' maps under `tile_window`. The score is the highest of the tiles' scores:
-    each is the model's own on the input that it was trained on, whatever the model and its decision; one
-    defect makes an image anomalous; and a small one is not averaged away by normal surroundings. More tiles
-    mean a higher maximum on normal images, too, so scores of images of different sizes do not compare;
-    calibration takes scores the same way, so p-values hold.
+    The map is the mean of the tiles' maps under `tile_window`. The score is the highest of the tiles' scores,
+    so that normal surroundings do not average a small defect away. More tiles mean a higher maximum on normal
+    images, too: scores of images of different sizes do not compare.
     """
 
     def __init__(self, model: AnomalyModel, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> None:

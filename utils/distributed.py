@@ -63,11 +63,7 @@ def is_main_process() -> bool:
 
 
 def device_for_rank(device: torch.device) -> torch.device:
-    """Each process its own GPU.
-
-    Raises:
-        ConfigError: if a machine has fewer GPUs than processes.
-    """
+    """Each process its own GPU; a ConfigError if a machine has fewer GPUs than processes."""
     if world_size() == 1 or device.type != "cuda":
         return device
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -100,18 +96,12 @@ def main_process_first() -> Iterator[None]:
 
 
 def check_batches(train: TrainConfig, samples: int) -> None:
-    """Refuse batches of an epoch of `samples` images that processes cannot share equally.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
+    """Raise a ConfigError if some batch of an epoch of `samples` images cannot be shared equally."""
     world, last = world_size(), samples % train.batch_size if train.last_batch == "keep" else 0
     if train.batch_size % world:
         raise ConfigError(f"train.batch_size {train.batch_size} is no multiple of {world} processes")
     if last % world:
-        raise ConfigError(
-            f"train.last_batch keep leaves a batch of {last} for {world} processes; use carry or drop"
-        )
+        raise ConfigError(f"train.last_batch keep leaves a batch of {last} for {world} processes; use carry")
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -147,25 +137,19 @@ class _LossModule(nn.Module):
         return self.loss(batch, progress)
 
 
-class GlobalBatchNorm(nn.Module):
+class GlobalBatchNorm(nn.BatchNorm2d):
     """Mixed into a batch norm: in training, statistics over the equal batches of all processes.
 
     torch's SyncBatchNorm is for GPUs only and drops the activation of timm's kind; this one serves both
     devices, so that what is tested is what runs.
     """
 
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    eps: float
-    momentum: float
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape; timm's kind applies its activation."""
         if not self.training:
             return super().forward(x)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         count = x.numel() // x.shape[1] * world_size()
         values = x.float()
         mean = all_reduce(values.sum((0, 2, 3))) / count  # its gradients are summed over processes, too
