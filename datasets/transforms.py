@@ -46,8 +46,24 @@ class Decode:
         Raises:
             UnreadableImageError: as `read_image`, which also says how other kinds of pixels become RGB.
         """
-        image, size = self._crop(read_image(path)), self.size[::-1]
-        return np.asarray(image if image.size == size else image.resize(size, FILTERS[self.resize]))
+        return np.asarray(self.fit(read_image(path)))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """An image of any size, cropped and resized."""
+        image, size = self._crop(image), self.size[::-1]
+        return image if image.size == size else image.resize(size, FILTERS[self.resize])
+
+    def to_image(self, anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
+        """A map (H, W) float32 of the working size to (height, width), its image's own: `fit` backwards.
+
+        Bilinear, antialiased where it shrinks. What a centre crop cuts off, the model has not seen: there it
+        is the map's lowest value.
+        """
+        left, top, right, bottom = self._crop_box(width, height)
+        part = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        whole = Image.new("F", (width, height), float(anomaly_map.min()))
+        whole.paste(part, (left, top))
+        return np.array(whole)
 
     def stacked(self, paths: Sequence[Path]) -> np.ndarray:
         """Three files to (H, W, 3) uint8, the grey values of each file as one channel."""
@@ -74,12 +90,13 @@ class Decode:
         return resize_mask(np.asarray(self._crop(Image.fromarray(mask))), self.size)
 
     def _crop(self, image: Image.Image) -> Image.Image:
-        if self.center_crop is None:
-            return image
-        crop = self.center_crop
-        wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in image.size)
-        left, top = (image.width - wide) // 2, (image.height - high) // 2
-        return image.crop((left, top, left + wide, top + high))
+        return image if self.center_crop is None else image.crop(self._crop_box(*image.size))
+
+    def _crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        crop = 1.0 if self.center_crop is None else self.center_crop
+        wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in (width, height))
+        left, top = (width - wide) // 2, (height - high) // 2
+        return left, top, left + wide, top + high
 
 
 def united(paths: Sequence[Path], masks: Sequence[np.ndarray]) -> np.ndarray:
