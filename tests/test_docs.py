@@ -3,6 +3,7 @@
 import printed_commands
 import pytest
 from conftest import ROOT
+from test_imports import CORE
 
 from datasets.registry import SPECS
 
@@ -61,6 +62,21 @@ def test_commands_in_loops_and_lists_are_seen(tmp_path):
     (command,) = printed_commands.printed_commands([page])
     printed_commands.check(command)
     assert command.text == "python train.py --seed '$s'"
+
+
+def test_the_tree_of_the_code_names_each_file():
+    text = (ROOT / "docs/CODE.md").read_text()
+    tree = text.split("```")[3].splitlines()
+    folder, named = "", set()
+    for line in filter(None, tree):
+        name = line.split()[0]
+        folder = "" if not line.startswith(" ") else folder
+        if name.endswith("/"):
+            folder = name
+        else:
+            named.add(folder + name)
+    assert named == {p.relative_to(ROOT).as_posix() for p in CORE if p.name != "__init__.py"}
+    assert len(text.splitlines()) <= 120
 
 
 def counts_table():
