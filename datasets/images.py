@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from datasets.files import LFS_POINTER
-from datasets.tiff import SIGNATURES, RefusedError, Samples, Tiff
+from datasets.tiff import SEVERAL, SIGNATURES, RefusedError, Samples, Tiff
 from utils.errors import DatasetError
 from utils.files import printable
 
@@ -209,7 +209,7 @@ def _check_kind(image: Image.Image) -> None:
     _check_size(*image.size)
     # MPO: a camera's JPEG with further pictures (previews, depth) behind the photograph, which comes first
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise RefusedError("it holds several pictures (animation or pages), save them one a file")
+        raise RefusedError(SEVERAL)
 
 
 def _check_size(width: int, height: int) -> None:

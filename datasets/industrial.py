@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets.files import is_lfs_pointer, list_images
 from datasets.images import read_mask
-from datasets.layouts import Tree, by_name, categories_with, list_tree, one_category
+from datasets.layouts import Tree, by_name, categories_with, list_tree, lister, one_category
 from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from utils.errors import DatasetError
 
@@ -21,30 +21,15 @@ _log = logging.getLogger("uninet")
 # --- MVTec AD -----------------------------------------------------------------------------------------------
 
 MVTEC_COUNTS = {
-    "bottle": (209, 20, 63),
-    "cable": (224, 58, 92),
-    "capsule": (219, 23, 109),
-    "carpet": (280, 28, 89),
-    "grid": (264, 21, 57),
-    "hazelnut": (391, 40, 70),
-    "leather": (245, 32, 92),
-    "metal_nut": (220, 22, 93),
-    "pill": (267, 26, 141),
-    "screw": (320, 41, 119),
-    "tile": (230, 33, 84),
-    "toothbrush": (60, 12, 30),
-    "transistor": (213, 60, 40),
-    "wood": (247, 19, 60),
-    "zipper": (240, 32, 119),
-}
+    "bottle": (209, 20, 63), "cable": (224, 58, 92), "capsule": (219, 23, 109),
+    "carpet": (280, 28, 89), "grid": (264, 21, 57), "hazelnut": (391, 40, 70),
+    "leather": (245, 32, 92), "metal_nut": (220, 22, 93), "pill": (267, 26, 141),
+    "screw": (320, 41, 119), "tile": (230, 33, 84), "toothbrush": (60, 12, 30),
+    "transistor": (213, 60, 40), "wood": (247, 19, 60), "zipper": (240, 32, 119),
+}  # fmt: skip
 list_categories = categories_with("train/good", without="train/good/rgb")  # that is MVTec 3D-AD's
-
-
-def list_mvtec(root: Path, category: str, *, need_masks: bool = True) -> list[Sample]:
-    """train/good, test/<type>, ground_truth/<type>/<name>_mask.png."""
-    return list_tree(root / category, category, Tree(need_masks=need_masks))
-
-
+# train/good, test/<type>, ground_truth/<type>/<name>_mask.png
+list_mvtec = lister(Tree())
 MVTEC = DatasetSpec("mvtec", list_categories, list_mvtec, MVTEC_COUNTS)
 
 
@@ -52,17 +37,10 @@ MVTEC = DatasetSpec("mvtec", list_categories, list_mvtec, MVTEC_COUNTS)
 
 # The sums of a class's test images (70, 230, 441) are verified, how they split is not.
 BTAD_COUNTS = {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)}
-
-
-def list_btad(root: Path, category: str) -> list[Sample]:
-    """As MVTec AD with "ok" for good images; masks are .png, those of class 03 .bmp."""
-    return list_tree(root / category, category, Tree(normal="ok", train=("ok",)))
-
-
 BTAD = DatasetSpec(
     "btad",
     categories_with("train/ok"),
-    list_btad,
+    lister(Tree(normal="ok", train=("ok",))),
     BTAD_COUNTS,
     verified=False,
     layout="<category>/train/ok",
@@ -72,61 +50,46 @@ BTAD = DatasetSpec(
 # --- VisA ---------------------------------------------------------------------------------------------------
 
 VISA_COUNTS = {
-    "candle": (900, 100, 100),
-    "capsules": (542, 60, 100),
-    "cashew": (450, 50, 100),
-    "chewinggum": (453, 50, 100),
-    "fryum": (450, 50, 100),
-    "macaroni1": (900, 100, 100),
-    "macaroni2": (900, 100, 100),
-    "pcb1": (904, 100, 100),
-    "pcb2": (901, 100, 100),
-    "pcb3": (905, 101, 100),
-    "pcb4": (904, 101, 100),
-    "pipe_fryum": (450, 50, 100),
-}
+    "candle": (900, 100, 100), "capsules": (542, 60, 100), "cashew": (450, 50, 100),
+    "chewinggum": (453, 50, 100), "fryum": (450, 50, 100), "macaroni1": (900, 100, 100),
+    "macaroni2": (900, 100, 100), "pcb1": (904, 100, 100), "pcb2": (901, 100, 100),
+    "pcb3": (905, 101, 100), "pcb4": (904, 101, 100), "pipe_fryum": (450, 50, 100),
+}  # fmt: skip
 VISA_SPLIT = "split_csv/1cls.csv"  # of the release
-
-
-list_visa_release = categories_with("Data/Images/Normal")
 
 
 def list_visa_categories(root: Path) -> list[str]:
     """Categories of the release, or of the prepared layout."""
-    return (list_visa_release if (root / VISA_SPLIT).is_file() else list_categories)(root)
+    release = (root / VISA_SPLIT).is_file()
+    return (categories_with("Data/Images/Normal") if release else list_categories)(root)
 
 
 def list_visa(root: Path, category: str) -> list[Sample]:
-    """Samples of the release (by its one-class split file), or of the prepared layout (MVTec AD's)."""
-    if not (root / VISA_SPLIT).is_file():
-        return list_mvtec(root, category)
-    samples = []
-    for row in read_visa_split(root):
-        if row["object"] == category:
-            label = NORMAL if row["label"] == "normal" else ANOMALOUS
-            defect, mask = ("good", None) if label == NORMAL else ("bad", root / row["mask"])
-            path = root / row["image"]
-            samples.append(Sample(path, label, mask, category, row["split"], defect, group=row["image"]))
-    return sorted(samples, key=lambda s: (s.split != "train", s.defect, s.path))
-
-
-def read_visa_split(root: Path) -> list[dict[str, str]]:
-    """Rows of the release's split file: object, split, label, image and mask (relative to the root).
+    """Samples of the release (by its one-class split file), or of the prepared layout (MVTec AD's).
 
     Raises:
-        DatasetError: if a column is missing or a path leads out of the root.
+        DatasetError: if the split file lacks a column or a mask, or names a file outside of the root.
     """
-    path, columns = root / VISA_SPLIT, {"object", "split", "label", "image", "mask"}
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    split_file, columns = root / VISA_SPLIT, {"object", "split", "label", "image", "mask"}
+    if not split_file.is_file():
+        return list_mvtec(root, category)
+    with split_file.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows or not columns <= rows[0].keys():
-        raise DatasetError(f"{path} must have the columns {', '.join(sorted(columns))}")
+        raise DatasetError(f"{split_file} must have the columns {', '.join(sorted(columns))}")
+    samples = []
     for row in rows:
+        path, normal = root / row["image"], row["label"] == "normal"
         if any(Path(p).is_absolute() or ".." in Path(p).parts for p in (row["image"], row["mask"] or "")):
-            raise DatasetError(f"{path} names {row['image']}, which is outside of {root}")
-        if row["label"] != "normal" and not row["mask"]:
-            raise DatasetError(f"{path} gives no mask for {row['image']}")
-    return rows
+            raise DatasetError(f"{split_file} names {row['image']}, which is outside of {root}")
+        if not normal and not row["mask"]:
+            raise DatasetError(f"{split_file} gives no mask for {row['image']}")
+        if row["object"] == category and normal:
+            samples.append(Sample(path, NORMAL, None, category, row["split"], "good", row["image"]))
+        elif row["object"] == category:
+            mask = root / row["mask"]
+            samples.append(Sample(path, ANOMALOUS, mask, category, row["split"], "bad", row["image"]))
+    return sorted(samples, key=lambda s: (s.split != "train", s.defect, s.path))
 
 
 VISA = DatasetSpec(
@@ -144,28 +107,16 @@ VISA = DatasetSpec(
 
 # Recalled, not verified by category; they sum up to the published 2656 + 1197.
 MVTEC3D_COUNTS = {
-    "bagel": (244, 22, 88),
-    "cable_gland": (223, 21, 87),
-    "carrot": (286, 27, 132),
-    "cookie": (210, 28, 103),
-    "dowel": (288, 26, 104),
-    "foam": (236, 20, 80),
-    "peach": (361, 26, 106),
-    "potato": (300, 22, 92),
-    "rope": (298, 32, 69),
-    "tire": (210, 25, 87),
-}
-
-
-def list_mvtec3d(root: Path, category: str) -> list[Sample]:
-    """Colour images and their masks; validation/ and the point clouds in xyz/ are left alone."""
-    return list_tree(root / category, category, Tree(images="rgb", masks="test/{defect}/gt"))
+    "bagel": (244, 22, 88), "cable_gland": (223, 21, 87), "carrot": (286, 27, 132),
+    "cookie": (210, 28, 103), "dowel": (288, 26, 104), "foam": (236, 20, 80), "peach": (361, 26, 106),
+    "potato": (300, 22, 92), "rope": (298, 32, 69), "tire": (210, 25, 87),
+}  # fmt: skip
 
 
 MVTEC3D = DatasetSpec(
     "mvtec3d",
     categories_with("train/good/rgb"),
-    list_mvtec3d,
+    lister(Tree(images="rgb", masks="test/{defect}/gt")),  # validation/ and the point clouds are left alone
     MVTEC3D_COUNTS,
     verified=False,
     layout="<category>/train/good/rgb",
@@ -174,16 +125,11 @@ MVTEC3D = DatasetSpec(
 
 # --- VAD ----------------------------------------------------------------------------------------------------
 
-
-def list_vad(root: Path, category: str) -> list[Sample]:
-    """Good and bad images in both splits, without masks; rare defects are in the test set alone."""
-    return list_tree(root, category, Tree(train=("good", "bad"), masks=None))
-
-
+# Rare defects are in the test set alone.
 VAD = DatasetSpec(
     "vad",
     one_category("vad", "train/good", "train/bad", "test/good", "test/bad"),
-    list_vad,
+    lister(Tree(train=("good", "bad"), masks=None), whole_root=True),
     {"vad": (2000, 1000, 1000, 1000)},
     has_masks=False,
     layout="train/{good,bad} and test/{good,bad}",

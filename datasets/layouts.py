@@ -1,4 +1,4 @@
-"""Folder layouts that datasets share: a folder a class, masks paired with images by name."""
+"""Folder layouts that datasets share: one folder per class, masks paired with images by name."""
 
 from __future__ import annotations
 
@@ -42,22 +42,23 @@ def categories_with(*inside: str, without: str = "") -> Callable[[Path], list[st
     """A lister of categories: the folders of a root that hold all folders `inside`, and not `without`."""
 
     def is_category(path: Path) -> bool:
-        holds = all((path / folder).is_dir() for folder in inside)
-        return holds and not (without and (path / without).is_dir())
+        return _holds(path, inside) and not (without and _holds(path, [without]))
 
-    def list_categories(root: Path) -> list[str]:
-        return [p.name for p in subfolders(root) if is_category(p)]
-
-    return list_categories
+    return lambda root: [path.name for path in subfolders(root) if is_category(path)]
 
 
 def one_category(name: str, *folders: str) -> Callable[[Path], list[str]]:
     """A lister for a dataset without categories: it has one, `name`, where a root holds all `folders`."""
+    return lambda root: [name] if _holds(root, folders) else []
 
-    def list_categories(root: Path) -> list[str]:
-        return [name] if all((root / folder).is_dir() for folder in folders) else []
 
-    return list_categories
+def _holds(path: Path, folders: Iterable[str]) -> bool:
+    return all((path / folder).is_dir() for folder in folders)
+
+
+def lister(tree: Tree, *, whole_root: bool = False) -> Callable[[Path, str], list[Sample]]:
+    """`list_tree` of a category's folder, or of the root itself where a dataset has one category."""
+    return lambda root, category: list_tree(root if whole_root else root / category, category, tree)
 
 
 def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:

@@ -5,26 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.files import list_images
-from datasets.layouts import Masks, Tree, categories_with, list_tree, one_category
+from datasets.layouts import Masks, Tree, categories_with, lister, one_category
 from datasets.samples import ANOMALOUS, Counts, DatasetSpec, Sample
 
 # --- labels only --------------------------------------------------------------------------------------------
 
 
-def list_medical(root: Path, category: str) -> list[Sample]:
-    """train/NORMAL, test/NORMAL, and test/<any other name> anomalous."""
-    return list_tree(root, category, Tree(normal="NORMAL", train=("NORMAL",), masks=None))
-
-
-def list_oct(root: Path, category: str) -> list[Sample]:
-    """As `list_medical`; files are named CLASS-PATIENT-NUMBER, and a patient's images are one group.
-
-    The diseased training images are left alone.
-    """
-    return list_tree(root, category, Tree(normal="NORMAL", train=("NORMAL",), masks=None, group=_patient))
-
-
 def _patient(path: Path) -> str:
+    """Of files named CLASS-PATIENT-NUMBER, whose images are one group."""
     parts = path.stem.split("-")
     return parts[1] if len(parts) > 2 else path.stem
 
@@ -34,7 +22,7 @@ def _prepared(name: str, counts: Counts) -> DatasetSpec:
     return DatasetSpec(
         name,
         one_category(name, "train/NORMAL", "test/NORMAL", "test/ABNORMAL"),
-        list_medical,
+        lister(Tree(normal="NORMAL", train=("NORMAL",), masks=None), whole_root=True),
         {name: counts},
         verified=False,
         verified_total=True,
@@ -49,7 +37,7 @@ ISIC2018 = _prepared("isic2018", (6705, 123, 70))
 OCT2017 = DatasetSpec(
     "oct2017",
     one_category("oct2017", "train/NORMAL", "test/NORMAL", "test/CNV", "test/DME", "test/DRUSEN"),
-    list_oct,
+    lister(Tree(normal="NORMAL", train=("NORMAL",), masks=None, group=_patient), whole_root=True),
     {"oct2017": (26315, 250, 750)},
     has_masks=False,
     layout="train/NORMAL and test/{NORMAL,CNV,DME,DRUSEN}",

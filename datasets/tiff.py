@@ -19,6 +19,7 @@ PLAIN = (UNCOMPRESSED, 8, 32946)  # and deflate under both of its numbers: tifff
 PREMULTIPLIED, STRAIGHT = 1, 2  # kinds of alpha among the extra samples
 FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # sample formats
 MAX_BYTES = 1 << 30  # of a decoded file
+SEVERAL = "it holds several pictures (animation or pages), save each as a file of its own"
 DAMAGED = "its data is damaged or incomplete"
 logging.getLogger("tifffile").disabled = True  # it reports every odd tag; what stops it is raised
 
@@ -56,7 +57,9 @@ class Tiff:
             raise RefusedError(DAMAGED)
         with suppress(IndexError):
             tiff.pages[1]
-            raise RefusedError("it holds several pictures (animation or pages), save them one a file")
+            raise RefusedError(
+                "it holds several pictures (animation or pages), save each as a file of its own"
+            )
         page = tiff.pages[0]
         assert isinstance(page, tifffile.TiffPage)  # only later ones can be frames
         self.page, self.size = page, (page.imagewidth, page.imagelength)
@@ -75,7 +78,7 @@ class Tiff:
         kind = "/".join(FORMATS.get(k, "undefined") for k in sorted(self.formats))
         bits = "/".join(map(str, sorted(self.depths)))
         return "a TIFF of photometric {}, compression {}, ".format(*names) + (
-            f"with {self.count} {kind} sample{'s' * (self.count > 1)} of {bits} bits a pixel"
+            f"with {self.count} {kind} sample{'s' * (self.count > 1)} of {bits} bits per pixel"
         )
 
     def _suits_pillow(self) -> bool:
