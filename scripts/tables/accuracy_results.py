@@ -133,7 +133,7 @@ def _means(by_category: dict[str, list[Row]], columns: Sequence[str]) -> list[Ro
 
 def _line(name: tuple[str, ...], category: str, rows: Sequence[Row], shown: Sequence[str]) -> list[str]:
     dataset, model, flavor, backbone, setting, size, steps, options = name
-    title = model if flavor == "default" else f"{model}, {flavor}"
+    title = {"remind": "ReMIND (ours)"}.get(model, model) + ("" if flavor == "default" else f", {flavor}")
     title += "" if setting == "one-class" else f", {setting}"
     title += f", `{options}`" if options else ""
     values = [_spread([row.get(k, "") for row in rows], 100, 2) for k in shown]
