@@ -236,10 +236,10 @@ def _check_masks_are_there(config: Config, train: ImageSet) -> None:
             "--setting one-class"
         )
     masked_head = config.model.head == "mask"
-    if masked_head or config.loss.anomalous == "mask":
+    if masked_head or config.loss.anomaly_source == "mask":
         raise DatasetError(
             f"{lacks}, which the loss needs (of {lacking[0]}, for one); add them, or learn from labels "
-            "alone: --set loss.anomalous=label"
+            "alone: --set loss.anomaly_source=label"
             + (" --set model.head=label --set loss.supervised=bce" if masked_head else "")
         )
     if config.data.tile:

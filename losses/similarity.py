@@ -10,7 +10,7 @@ Legend: B images, N = H W positions, C channels; G images and R rows of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -180,14 +180,19 @@ def _masked_mean(value: Tensor, mask: Tensor) -> Tensor:
     return (value * mask).sum() / global_count(mask)
 
 
-def normal_positions(size: tuple[int, int], *, label: Tensor | None, mask: Tensor | None) -> Tensor | None:
+def unmasked_positions(size: Sequence[int], mask: Tensor) -> Tensor:
+    """Positions of a (h, w) feature with no masked pixel in their cell, (B, h w) bool; mask: (B, 1, H, W)."""
+    return F.adaptive_max_pool2d(mask.float(), tuple(size)).flatten(1) == 0
+
+
+def normal_positions(size: Sequence[int], *, label: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """Which positions of a (h, w) feature are normal, (B, h w) bool; None: all of them.
 
-    A mask (B, 1, H, W) of any size decides where given: a position is anomalous if any pixel in its cell is.
-    Otherwise a label (B,) of 1 makes the whole image anomalous; 0 and -1 (unknown) count as normal.
+    A mask (B, 1, H, W) decides where given. Otherwise a label (B,) of 1 makes the whole image anomalous; 0
+    and -1 (unknown) count as normal.
     """
     if mask is not None:
-        return F.adaptive_max_pool2d(mask.float(), size).flatten(1) == 0
+        return unmasked_positions(size, mask)
     # of several processes one may see an anomaly and another none: then both need masks
     if label is not None and (world_size() > 1 or bool((label == 1).any())):
         return (label != 1)[:, None].expand(-1, size[0] * size[1])

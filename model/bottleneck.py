@@ -45,9 +45,9 @@ class MEM(nn.Module):
     """Multi-scale embedding module: the channels split in two halves, one kernel size each.
 
     Each half: k x k conv, BN, ReLU, k x k conv, BN. Both concatenated, 1 x 1 conv, BN, residual, ReLU.
-    `reparam`: none trains the second kernel as it is; parallel trains a small kernel beside it and merges
-    both at deploy; construct replaces it by the first kernel size with a bias before training, as the
-    released code does.
+    `reparam`: none trains the second kernel as it is; parallel trains a small one beside it, and `deploy`
+    merges both; construct replaces it by the first size with a bias before training, as the released code
+    does.
     """
 
     def __init__(
@@ -113,8 +113,7 @@ class Bottleneck(nn.Module):
         channels: tuple[int, ...],
         *,
         width: float = 1,
-        mem: bool = True,
-        kernels: tuple[int, int] = (3, 7),
+        kernels: tuple[int, int] | None = (3, 7),
         reparam: str = "none",
     ) -> None:
         super().__init__()
@@ -128,9 +127,9 @@ class Bottleneck(nn.Module):
         fused, self.out_channels = wide[-1] * (len(channels) - 1) + channels[-1], 2 * wide[-1]
 
         def block(in_channels: int, stride: int) -> nn.Module:
-            if mem:
-                return MEM(in_channels, self.out_channels, stride=stride, kernels=kernels, reparam=reparam)
-            return PlainBlock(in_channels, self.out_channels, stride=stride)
+            if kernels is None:
+                return PlainBlock(in_channels, self.out_channels, stride=stride)
+            return MEM(in_channels, self.out_channels, stride=stride, kernels=kernels, reparam=reparam)
 
         self.blocks = nn.Sequential(block(fused, 2), block(self.out_channels, 1), block(self.out_channels, 1))
         init_weights(self)

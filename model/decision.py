@@ -6,7 +6,9 @@ Legend: B images, L = 2n maps, K = H W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -105,44 +107,49 @@ class Decision:
     def __call__(
         self,
         maps: list[Tensor],
-        size: tuple[int, int],
+        size: Sequence[int],
         *,
         highest: float = math.inf,
         head_score: Tensor | None = None,
         factor: Tensor | None = None,
     ) -> Prediction:
-        """Distance maps (B, h_i, w_i) to the map M_AS at `size` (their sum, upsampled) and the score.
+        """Sum of the upsampled maps, M_AS, and the score of each image, which depends on that image alone.
 
-        `highest`: what no distance exceeds, if that is known (2 for cosine distances). A head's own score
-        (B,) is added with `head_weight`; `factor` (B, H, W) multiplies the map. Each image's result depends
-        on that image alone.
+        Args:
+            maps: distances (B, h_i, w_i).
+            size: (H, W) of M_AS.
+            highest: what no distance exceeds, if that is known (2 for cosine distances).
+            head_score: (B,), a head's own score, added with `head_weight`.
+            factor: (B, H, W), multiplies M_AS.
         """
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
-            found = self._decide([m.float() for m in maps], size, highest, factor)
-        if head_score is None:
-            return found
-        return Prediction(found.anomaly_map, found.score + self.head_weight * head_score.float())
+            maps = [m.float() for m in maps]
+            resized = [
+                F.interpolate(m[:, None], tuple(size), mode="bilinear", align_corners=True)[:, 0]
+                for m in maps
+            ]
+            total = reduce(torch.add, resized)
+            total = total if factor is None else total * factor
+            share, limit = self._share(maps, highest)
+            score = top_mean(self._scored(total), share, limit=limit)
+            anomaly_map = gaussian_blur(total, self.map_sigma, self.blur_size)
+        if head_score is not None:
+            score = score + self.head_weight * head_score.float()
+        return Prediction(anomaly_map, score)
 
-    def _decide(
-        self, maps: list[Tensor], size: tuple[int, int], highest: float, factor: Tensor | None
-    ) -> Prediction:
-        total = sum(
-            F.interpolate(m[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for m in maps
-        )
-        total = total if factor is None else total * factor
-        scored = total
+    def _share(self, maps: list[Tensor], highest: float) -> tuple[Tensor, float]:
+        """The share of the pixels that decides for each image, (B,) float64, and what it cannot exceed."""
+        if self.decision != "weighted":
+            limit = PERCENT[self.decision] / 100
+            return maps[0].new_full(maps[0].shape[:1], limit, dtype=torch.float64), limit
+        share = decision_weight(maps, values=self.decision_values, alpha=self.alpha, beta=self.beta)
+        averaged = 1.0 if self.decision_values == "probability" else highest
+        return share, min(max(self.alpha * averaged, self.beta), 1.0) if self.alpha else self.beta
+
+    def _scored(self, total: Tensor) -> Tensor:
+        """The map (B, H, W) whose highest values are averaged."""
         if self.score_map == "legacy_exp":
             # public code before May 2025: the top values are the low distances
-            scored = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
-        scored = gaussian_blur(scored, self.score_sigma, self.blur_size)
-        if self.decision == "weighted":
-            share = decision_weight(maps, values=self.decision_values, alpha=self.alpha, beta=self.beta)
-            averaged = 1.0 if self.decision_values == "probability" else highest
-            limit = min(max(self.alpha * averaged, self.beta), 1.0) if self.alpha else self.beta
-        else:
-            limit = PERCENT[self.decision] / 100
-            share = total.new_full(total.shape[:1], limit, dtype=torch.float64)
-        return Prediction(
-            gaussian_blur(total, self.map_sigma, self.blur_size), top_mean(scored, share, limit=limit)
-        )
+            total = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
+        return gaussian_blur(total, self.score_sigma, self.blur_size)

@@ -18,38 +18,24 @@ def selection_weight(teacher: Tensor) -> Tensor:
 
 
 class DomainRelatedFeatureSelection(nn.Module):
-    """(F_S)^P = F_S * w * (theta + F^g) (Eq. 6), one theta (1, C_i, 1, 1) a level, shared by both teachers.
+    """(F_S)^P = F_S * w * (theta + F^g) (Eq. 6), one theta (1, C_i, 1, 1) per level, shared by both teachers.
 
     mode: prior as in Eq. 6; all leaves out w, F_S * (theta + F^g) (our reading of (F_S)^A in Table 10); none
-    returns F_S. theta_map: identity (as printed, starts at 1) or clamp_sigmoid, min(sigmoid(theta) + 0.5, 1)
-    (released code, starts at 0, so at an effective 1). With features of both signs, theta + F^g may change
-    sign where a channel's mean over the image is below -theta; standardised features have F^g near 0, so it
-    stays near theta.
+    returns F_S. theta starts at 1. With features of both signs, theta + F^g may change sign where a channel's
+    mean over the image is below -theta.
     """
 
-    def __init__(
-        self, channels: tuple[int, ...], *, mode: str, theta: str, theta_map: str, stop_grad: bool
-    ) -> None:
+    def __init__(self, channels: tuple[int, ...], *, mode: str, learnable: bool) -> None:
         super().__init__()
-        self.mode, self.theta_map, self.stop_grad = mode, theta_map, stop_grad
-        start = 1.0 if theta_map == "identity" else 0.0
-        learns = theta == "learnable" and mode != "none"
-        self.theta = nn.ParameterList(
-            nn.Parameter(torch.full((1, c, 1, 1), start), requires_grad=learns) for c in channels
-        )
-
-    def effective_theta(self, level: int) -> Tensor:
-        """The theta of Eq. 6 for a level, (1, C, 1, 1)."""
-        theta = self.theta[level]
-        return theta if self.theta_map == "identity" else (theta.sigmoid() + 0.5).clamp(max=1)
+        self.mode = mode
+        learns = learnable and mode != "none"
+        self.theta = nn.ParameterList(nn.Parameter(torch.ones(1, c, 1, 1), learns) for c in channels)
 
     def forward(self, student: Tensor, teacher: Tensor, level: int) -> Tensor:
         """Student and teacher (B, C, H, W) of a level to (F_S)^P (B, C, H, W)."""
         if self.mode == "none":
             return student
-        if self.stop_grad:
-            teacher = teacher.detach()
-        weight = self.effective_theta(level) + teacher.mean(dim=(2, 3), keepdim=True)  # F^g, Eq. 5
+        weight = self.theta[level] + teacher.mean(dim=(2, 3), keepdim=True)  # F^g, Eq. 5
         if self.mode == "prior":
             weight = weight * selection_weight(teacher)
         return student * weight

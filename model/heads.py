@@ -1,6 +1,6 @@
-"""Small heads on the student's features: a label, a mask, or a video frame (Eq. 13 and Sec. 8.2).
+"""Small heads: a label, mask or video frame from the student's features (Eq. 13, Sec. 8.2); ReMIND's head.
 
-And one on where teacher and student differ. Legend: B images, C channels of the level a head sits on.
+Legend: B images, C channels of the level that a head sits on.
 """
 
 from __future__ import annotations
@@ -16,23 +16,15 @@ from model.layers import conv_bn
 
 
 class LabelHead(nn.Module):
-    """Anomaly logit of an image: a logit of each position, and the mean of the largest (Phi of Eq. 13).
+    """Anomaly logit of an image: one logit per position, averaged (Phi of Eq. 13; public code)."""
 
-    share: of the positions that are averaged, at least one. With 1 it is the public code's linear layer on
-    the spatial mean; a small share lets a defect of few positions decide (multiple-instance learning).
-    """
-
-    def __init__(self, channels: int, *, share: float = 1.0) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.linear, self.share = nn.Linear(channels, 1), share
+        self.linear = nn.Linear(channels, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C, h, w) to (B,)."""
-        logits = self.linear(feature.flatten(2).transpose(1, 2))[..., 0]  # (B, h w)
-        if self.share == 1:
-            return logits.mean(dim=1)
-        count = max(1, round(self.share * logits.shape[1]))
-        return logits.topk(count, dim=1).values.mean(dim=1)
+        return self.linear(feature.flatten(2).transpose(1, 2))[..., 0].mean(dim=1)
 
 
 class MaskHead(nn.Module):
@@ -47,12 +39,31 @@ class MaskHead(nn.Module):
         return self.conv(feature)
 
 
-class DiscriminationHead(nn.Module):
-    """Anomaly logit of every position from how teacher and student differ, channel by channel, on all levels.
+class FrameHead(nn.Module):
+    """A frame from the student's finest feature: one convolution per doubling of the size, then one to RGB.
 
-    What it sees is the summands of the cosine: products of both features, each of length 1 along channels,
-    times C. Their sum is all that a distance map keeps; which of them are small tells more (as in DeSTSeg,
-    Zhang et al., CVPR 2023). Each level is mixed to `width` channels, brought to the finest size, and added.
+    The paper gives no architecture and the public code has none; this is ours, kept small.
+    """
+
+    def __init__(self, channels: int, stride: int, *, width: int = 32) -> None:
+        super().__init__()
+        doublings = stride.bit_length() - 1
+        self.steps = nn.ModuleList(conv_bn(channels if i == 0 else width, width, 3) for i in range(doublings))
+        self.to_rgb = nn.Conv2d(width if doublings else channels, 3, 3, padding=1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, 3, stride h, stride w), in the normalisation of the input."""
+        for step in self.steps:
+            feature = F.interpolate(F.relu(step(feature)), scale_factor=2.0, mode="bilinear")
+        return self.to_rgb(feature)
+
+
+class DiscriminationHead(nn.Module):
+    """ReMIND: anomaly logit of every position from how teacher and student differ, channel by channel.
+
+    Its input is the summands of the cosine on each level: products of both features, each of length 1 along
+    channels, times C. A distance map keeps their sum alone; which of them are small tells more (as in
+    DeSTSeg, Zhang et al., CVPR 2023). Each level is mixed to `width` channels at the finest size, and added.
     """
 
     def __init__(self, channels: Sequence[int], *, width: int = 64) -> None:
@@ -74,22 +85,3 @@ class DiscriminationHead(nn.Module):
                 mixed = mix(t * s * teacher.shape[1])
                 levels.append(F.interpolate(mixed, size=size, mode="bilinear", align_corners=False))
             return self.out(self.body(self.norm(reduce(torch.add, levels))))
-
-
-class FrameHead(nn.Module):
-    """A frame from the student's finest feature: a convolution a doubling of the size, then one to RGB.
-
-    The paper gives no architecture and the public code has none; this is ours, kept small.
-    """
-
-    def __init__(self, channels: int, stride: int, *, width: int = 32) -> None:
-        super().__init__()
-        doublings = stride.bit_length() - 1
-        self.steps = nn.ModuleList(conv_bn(channels if i == 0 else width, width, 3) for i in range(doublings))
-        self.to_rgb = nn.Conv2d(width if doublings else channels, 3, 3, padding=1)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, 3, stride h, stride w), in the normalisation of the input."""
-        for step in self.steps:
-            feature = F.interpolate(F.relu(step(feature)), scale_factor=2.0, mode="bilinear")
-        return self.to_rgb(feature)

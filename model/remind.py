@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from losses.kd import hardest_distance
-from losses.similarity import normal_positions
+from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss, upsample
 from model.backbone import BackboneInfo
 from model.base import AnomalyModel, Batch
 from model.decision import Decision, Prediction, distance_map
 from model.heads import DiscriminationHead
 from model.student import build_bottleneck_and_student
-from model.teachers import Features, FeatureScale
+from model.teachers import Features, FeatureStandardizer
 from utils.config import LossConfig, ModelConfig
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
@@ -47,7 +47,7 @@ class ReMIND(AnomalyModel):
         super().__init__()
         self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
         self.teacher = backbone.eval().requires_grad_(False)
-        self.scale = FeatureScale(info.channels, mode=config.feature_scale, gain=config.feature_gain)
+        self.scale = FeatureStandardizer(info.channels, gain=config.feature_gain)
         self.bottleneck, self.student = build_bottleneck_and_student(info, config)
         self.head = DiscriminationHead(info.channels) if with_head else None
 
@@ -74,20 +74,18 @@ class ReMIND(AnomalyModel):
         batch: image (B, 3, H, W) and mask (B, 1, H, W) of its defects. The share of positions that counts
         falls in a line from 1 to `hard_ratio`.
         """
-        teacher, student = self.features(batch["image"])
+        (teacher, student), mask = self.features(batch["image"]), batch["mask"]
         share = 1 - (1 - self.loss_config.hard_ratio) * min(1.0, progress / MINED_FROM)
         with torch.autocast(batch["image"].device.type, enabled=False):
             distances = [
-                hardest_distance(
-                    t.float(), s.float(), normal_positions(t.shape[2:], label=None, mask=batch["mask"]), share
-                )
+                hardest_distance(t.float(), s.float(), unmasked_positions(t.shape[2:], mask), share)
                 for t, s in zip(teacher, student, strict=True)
             ]
             parts = {"kd": torch.stack(distances).sum()}
             if self.head is not None:
                 # detached: the student would learn to show the synthetic kinds of defects, and only those
                 logits = self.head(teacher, [s.detach() for s in student])
-                parts["head"] = focal_loss(upsample(logits, batch["mask"].shape[2:]), batch["mask"])
+                parts["head"] = focal_loss(upsample(logits, mask.shape[2:]), mask)
             return parts | {"total": torch.stack(list(parts.values())).sum()}
 
     def predict(self, images: Tensor) -> Prediction:

@@ -121,7 +121,6 @@ def build_bottleneck_and_student(
     bottleneck = Bottleneck(
         info.channels,
         width=config.width,
-        mem=config.mem,
         kernels=config.mem_kernels,
         reparam=config.mem_reparam,
     )
@@ -130,8 +129,8 @@ def build_bottleneck_and_student(
         bottleneck.out_channels,
         width=config.width,
         own=own or None,
-        signed=info.signed or config.feature_scale == "standardise",
-        skips=config.skips,
+        signed=info.signed,
+        skips=config.skip_connections,
         outputs=outputs,
         activation=config.student_activation,
     )

@@ -8,51 +8,49 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-Features = list[Tensor]  # one (B, C_i, H_i, W_i) a level, fine to coarse
+Features = list[Tensor]  # one (B, C_i, H_i, W_i) per level, fine to coarse
 
 
-class FeatureScale(nn.Module):
-    """Scale features per channel by statistics of the training normals, before anything else sees them.
+class FeatureStandardizer(nn.Module):
+    """Bring each channel to the standard deviation `gain`, measured once on training normals.
 
-    none: as they come. std: divided by the standard deviation. standardise: the mean removed as well, so that
-    features have both signs. `gain` is the standard deviation they have afterwards: DFS (Eq. 4) takes the
-    exponential of features, so their size decides how sharp its softmax is.
+    DFS (Eq. 4) takes the exponential of features, so their size decides how sharp its softmax is. Means stay:
+    without them plain background is a random direction, and its cosine distance noise. gain None: no change.
     """
 
-    def __init__(self, channels: tuple[int, ...], *, mode: str, gain: float) -> None:
+    def __init__(self, channels: tuple[int, ...], *, gain: float | None) -> None:
         super().__init__()
-        self.mode, self.gain = mode, gain
+        self.gain = gain
         for level, c in enumerate(channels):
-            self.register_buffer(f"mean{level}", torch.zeros(1, c, 1, 1))
             self.register_buffer(f"factor{level}", torch.ones(1, c, 1, 1))
 
     def forward(self, features: Features) -> Features:
-        """Return the scaled features; the identity until `fit` was called, and for mode none."""
-        if self.mode == "none":
+        """The scaled features; the identity until `fit` was called."""
+        if self.gain is None:
             return features
-        return [(f - getattr(self, f"mean{i}")) * getattr(self, f"factor{i}") for i, f in enumerate(features)]
+        return [f * getattr(self, f"factor{level}") for level, f in enumerate(features)]
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Features]) -> None:
-        """Take mean and standard deviation per channel over all positions of all images of `batches`."""
-        if self.mode == "none":
+        """Take the standard deviation per channel over all positions of all images of `batches`."""
+        if self.gain is None:
             return
-        count, total, square = 0, None, None
+        total: list[Tensor] = []
         for features in batches:
-            sums = [f.double().sum((0, 2, 3)) for f in features]
-            squares = [f.double().square().sum((0, 2, 3)) for f in features]
-            total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
-            square = squares if square is None else [a + b for a, b in zip(square, squares, strict=True)]
-            count += features[0].shape[0]
-            sizes = [f.shape[2] * f.shape[3] for f in features]
-        assert total is not None and square is not None, "no batch to take feature statistics from"
-        for level, (s, q, size) in enumerate(zip(total, square, sizes, strict=True)):
-            mean = s / (count * size)
-            std = (q / (count * size) - mean**2).clamp(min=0).sqrt()
-            factor = self.gain / std.clamp(min=1e-3 * float(std.mean()) + 1e-12)  # a dead channel stays small
-            if self.mode == "standardise":
-                getattr(self, f"mean{level}").copy_(mean.view(1, -1, 1, 1))
-            getattr(self, f"factor{level}").copy_(factor.view(1, -1, 1, 1))
+            sums = [_moments(f.double()) for f in features]
+            total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        assert total, "no batch to take feature statistics from"
+        for level, (count, first, second) in enumerate(total):
+            std = (second / count - (first / count) ** 2).clamp(min=0).sqrt()
+            floor = 1e-3 * float(std.mean()) + 1e-12  # a dead channel stays small
+            getattr(self, f"factor{level}").copy_((self.gain / std.clamp(min=floor)).view(1, -1, 1, 1))
+
+
+def _moments(feature: Tensor) -> Tensor:
+    """Count, sum and sum of squares per channel of a (B, C, H, W), as (3, C)."""
+    total = feature.sum((0, 2, 3))
+    count = torch.full_like(total, feature.numel() // len(total))
+    return torch.stack([count, total, feature.square().sum((0, 2, 3))])
 
 
 class Teachers(nn.Module):
@@ -61,12 +59,12 @@ class Teachers(nn.Module):
     train_bn: whether the target's batch norms take batch statistics in training.
     """
 
-    def __init__(self, backbone: nn.Module, scale: FeatureScale, *, train_bn: bool) -> None:
+    def __init__(self, backbone: nn.Module, scale: FeatureStandardizer, *, train_bn: bool) -> None:
         super().__init__()
         self.train_bn = train_bn
         self.source = backbone.eval().requires_grad_(False)
         self.target = copy.deepcopy(backbone).requires_grad_(True)
-        self.scale = scale
+        self.scale = scale  # one for both: only so are their features comparable
 
     def forward(self, images: Tensor) -> tuple[Features, Features]:
         """Images (B, 3, H, W) to the source's and the target's features."""
@@ -75,7 +73,7 @@ class Teachers(nn.Module):
         return source, self.scale(self.target(images))
 
     def train(self, mode: bool = True) -> Teachers:
-        """Switch the target's batch norm; the source stays in eval."""
+        """Switch the target's batch norms; the source stays in eval."""
         super().train(mode)
         self.source.eval()
         if not self.train_bn:

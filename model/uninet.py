@@ -22,10 +22,9 @@ from model.dfs import DomainRelatedFeatureSelection
 from model.heads import FrameHead, LabelHead, MaskHead
 from model.layers import chunk
 from model.student import build_bottleneck_and_student
-from model.teachers import FeatureScale, Teachers
+from model.teachers import FeatureStandardizer, Teachers
 from utils.config import LossConfig, ModelConfig, OptimConfig
 
-STATISTICS = ("min", "mean", "max")
 Pairs = list[tuple[int, Tensor, Tensor]]
 
 
@@ -51,17 +50,13 @@ class UniNet(AnomalyModel):
     ) -> None:
         super().__init__()
         self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
-        scale = FeatureScale(info.channels, mode=config.feature_scale, gain=config.feature_gain)
+        scale = FeatureStandardizer(info.channels, gain=config.feature_gain)
         self.teachers = Teachers(backbone, scale, train_bn=config.teacher_bn == "train")
         self.bottleneck, self.student = build_bottleneck_and_student(
             info, config, outputs=self.student_outputs
         )
         self.dfs = DomainRelatedFeatureSelection(
-            info.channels,
-            mode=config.dfs,
-            theta=config.dfs_theta,
-            theta_map=config.dfs_theta_map,
-            stop_grad=config.dfs_stop_grad,
+            info.channels, mode=config.dfs, learnable=config.dfs_theta == "learnable"
         )
         self.heads = build_heads(info, config)
         self.diagonals: list[Diagonal] = []  # of the last batch's pairs
@@ -80,15 +75,15 @@ class UniNet(AnomalyModel):
         return pairs + [(i, t, s) for i, (t, (_, s)) in enumerate(zip(target, restored, strict=True))]
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Eq. 12 on a batch, or Eq. 13 with a head.
+        """L_U (Eq. 12) of a batch, plus L_S with a head (Eq. 13).
 
-        The batch holds image (B, 3, H, W), or frames (B, F, 3, H, W) with a frame head; where known label
-        (B,) and mask (B, 1, H, W).
+        batch: image (B, 3, H, W), or frames (B, F, 3, H, W) with a frame head; where known label (B,) and
+        mask (B, 1, H, W).
         """
         images, target = _first_and_last(batch["frames"] if "frames" in batch else batch["image"])
         pairs = self.features(images)
         outputs = self.head_outputs(pairs)
-        source = self.loss_config.anomalous
+        source = self.loss_config.anomaly_source
         with torch.autocast(images.device.type, enabled=False):
             self.diagonals = []
             parts = uninet_loss(
@@ -96,12 +91,14 @@ class UniNet(AnomalyModel):
                 self.loss_config,
                 label=batch.get("label") if source == "label" else None,
                 mask=batch.get("mask") if source == "mask" else None,
-                seen=self.diagonals,
+                diagonals=self.diagonals,
             )
             if outputs:
                 truth = target if self.config.head == "frame" else batch[self.config.head]
-                parts["head"] = supervised_loss([x.float() for x in outputs], truth, self.loss_config)
-                parts["total"] = parts["total"] + self.loss_config.head_weight * parts["head"]
+                parts["head"] = supervised_loss(
+                    [x.float() for x in outputs], truth, self.loss_config.supervised
+                )
+                parts["total"] = parts["total"] + parts["head"]
         return parts
 
     def selected(self, level: int, teacher: Tensor, student: Tensor) -> Pair:
@@ -109,23 +106,22 @@ class UniNet(AnomalyModel):
         return Pair(teacher, student, partial(self.dfs, level=level), (self.dfs.theta[level],))
 
     def diagnostics(self) -> dict[str, float]:
-        """For curves, by level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of the last batch.
+        """For curves, per level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of the last batch.
 
         d of normal and of anomalous positions, and the highest value that it can take: the margin (Eq. 11)
         pulls it towards tau, or below tau / 2. A sync point.
         """
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for level, stride in enumerate(self.info.strides):
-            theta = self.dfs.effective_theta(level).detach()
             if self.config.dfs != "none":
-                found |= {
-                    f"theta/stride{stride}/{name}": float(getattr(theta, name)()) for name in STATISTICS
-                }
+                theta = self.dfs.theta[level].detach()
+                for name in ("min", "mean", "max"):
+                    values[f"theta/stride{stride}/{name}"] = float(getattr(theta, name)())
             if self.diagonals:  # of the source teacher
                 d, normal = self.diagonals[level]
-                told = diagonal_statistics(d, normal, self.loss_config.temperature)
-                found |= {f"diagonal/stride{stride}/{name}": value for name, value in told.items()}
-        return found
+                statistics = diagonal_statistics(d, normal, self.loss_config.temperature)
+                values |= {f"diagonal/stride{stride}/{name}": value for name, value in statistics.items()}
+        return values
 
     def head_outputs(self, pairs: Pairs) -> list[Tensor]:
         """Outputs of the heads on raw student features, finest level first, for each teacher's pairs.
@@ -149,12 +145,7 @@ class UniNet(AnomalyModel):
                 :, 0
             ].sigmoid()  # of the finest level
             return Prediction(probability, probability.amax(dim=(1, 2)))
-        maps = []
-        for level, teacher, student in pairs:
-            restored = (
-                self.dfs(student.float(), teacher.float(), level) if self.config.dfs_at_test else student
-            )
-            maps.append(distance_map(teacher, restored))
+        maps = [distance_map(teacher, student) for _, teacher, student in pairs]  # without DFS, as released
         return self.decision(maps, size, highest=2, head_score=self._head_score(outputs, target))
 
     def _head_score(self, outputs: list[Tensor], target: Tensor) -> Tensor | None:
@@ -186,12 +177,14 @@ class UniNet(AnomalyModel):
 
 
 def build_heads(info: BackboneInfo, config: ModelConfig) -> nn.ModuleList:
-    """One head a level from the finest on (or one for all), shared by both halves; empty for `head: none`."""
+    """One head per level from the finest on (one in all for a frame), shared by both teachers' halves."""
     if config.head == "frame":
         return nn.ModuleList([FrameHead(info.channels[0], info.strides[0])])
-    kinds = {"label": partial(LabelHead, share=config.head_share), "mask": MaskHead}
+    if config.head == "none":
+        return nn.ModuleList()
+    kind = LabelHead if config.head == "label" else MaskHead
     levels = 1 if config.head_levels == "finest" else max(1, len(info.channels) - 1)
-    return nn.ModuleList(kinds[config.head](c) for c in info.channels[:levels] if config.head in kinds)
+    return nn.ModuleList(kind(c) for c in info.channels[:levels])
 
 
 def _first_and_last(images: Tensor) -> tuple[Tensor, Tensor]:

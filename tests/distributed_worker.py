@@ -18,14 +18,14 @@ from model.peers import unias  # noqa: E402
 from utils import distributed  # noqa: E402
 from utils.config import load_config  # noqa: E402
 
-SUPERVISED = {"model.setting": "supervised"}
+SUPERVISED, TILES = {"model.setting": "supervised"}, {"data.image_size": 96, "data.tile": 64}
 # what each name of a case stands for: the settings, and what a batch has beside images
 CASES = {
     "uninet": ({}, ()),
     "uninet, anomalous": ({"loss.kd": "pointwise", "loss.temperature": 0.1}, ("label",)),
     "uninet, label head": (SUPERVISED | {"model.head": "label", "loss.supervised": "bce"}, ("label",)),
     "uninet, dice": (SUPERVISED | {"model.head": "mask", "loss.supervised": "dice"}, ("label", "mask")),
-    "uninet, tiles": ({"data.image_size": 96, "data.tile": 64, "loss.anomalous": "mask"}, ("label", "mask")),
+    "uninet, tiles": (TILES | {"loss.anomaly_source": "mask"}, ("label", "mask")),
     "remind": ({"model.name": "remind"}, ("label", "mask")),
     "recontrast": ({"model.name": "recontrast"}, ()),
     "unias": ({"model.name": "unias"}, ()),

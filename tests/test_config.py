@@ -46,9 +46,8 @@ def test_flavours_are_the_contracts_table():
         "model.mem_kernels": ((3, 7), (3, 3)),
         "model.mem_reparam": ("none", "construct"),
         "model.dfs_theta": ("learnable", "fixed"),
-        "model.dfs_theta_map": ("identity", "clamp_sigmoid"),
         "loss.kd": ("global", "pointwise"),
-        "loss.stop_grad_kd": (True, False),
+        "loss.stop_grad": ("kd", "none"),
         "loss.reduction": ("paper", "released"),
         "model.category_exceptions": (False, True),
     }
@@ -56,7 +55,7 @@ def test_flavours_are_the_contracts_table():
         section, name = key.split(".")
         assert tuple(getattr(getattr(c, section), name) for c in (paper, released)) == expected, key
     for config in (paper, released):
-        assert (config.loss.temperature, config.loss.tau, config.loss.kd_weight) == (2, 1, 0.7)
+        assert (config.loss.temperature, config.loss.kd_weight) == (2, 0.7)
         assert (config.optim.lr, config.optim.lr_teacher, config.optim.weight_decay) == (5e-3, 1e-6, 1e-5)
         assert config.score.alpha == 0.01 and config.score.map_sigma == 0
 
@@ -82,7 +81,7 @@ def test_the_command_line_wins():
     one = load(model__flavor="released")
     assert (one.loss.temperature, one.data.resize) == (2, "lanczos")
     lite = load(model__backbone="tf_efficientnet_lite0")
-    assert lite.model.feature_scale == "std" and load().model.feature_scale == "none"
+    assert lite.model.feature_gain == 0.2 and load().model.feature_gain is None
     bank = load(model__name="memory-bank")
     assert bank.model.flavor == "default" and bank.score.decision == "max" and bank.score.map_sigma == 4
 
@@ -94,7 +93,7 @@ def test_the_command_line_wins():
     ({"train__iterations": 1.5}, "expected int"),
     ({"train__iterations": "many"}, "expected int"),
     ({"train__iterations": True}, "expected int"),
-    ({"model__mem": 1}, "expected bool"),
+    ({"model__skip_connections": 1}, "expected bool"),
     ({"model__mem_kernels": [3, 5, 7]}, "2 values are needed"),
     ({"loss__kd": "both"}, "choose one of global, pointwise"),
     ({"model__flavor": "papper"}, "unknown flavor 'papper'"),
@@ -106,7 +105,7 @@ def test_the_command_line_wins():
     ({"train__iterations": "1_000"}, "expected int"),
     ({"train__seed": "010"}, "expected int"),
     ({"train__seed": "0x10"}, "expected int"),
-    ({"model__mem": "yes"}, "expected bool: true or false"),
+    ({"model__skip_connections": "yes"}, "expected bool: true or false"),
     ({"data__category": 1.5}, "expected text, in quotes"),
     ({"data__resize": ["a" * 1000]}, r"is \['a{75}\.\.\.; choose"),
     ({"model__name": ["uninet"]}, "unknown name"),
@@ -285,28 +284,27 @@ class TestDatasets:
     def test_order_of_the_blocks(self, tmp_path):
         (tmp_path / "c.yaml").write_text(
             "data: {name: mvtec}\n"
-            "loss: {tau: 0.1, temperature: 0.1, kd_weight: 0.1}\n"
-            "settings: {one-class: {loss: {tau: 0.2, temperature: 0.2}}}\n"
-            "categories: {x: {loss: {tau: 0.3, temperature: 0.3, kd_weight: 0.3}}}\n"
+            "loss: {contrastive: false, temperature: 0.1, kd_weight: 0.1}\n"
+            "settings: {one-class: {loss: {contrastive: true, temperature: 0.2}}}\n"
+            "categories: {x: {loss: {contrastive: false, temperature: 0.3, kd_weight: 0.3}}}\n"
             "flavors: {released: {loss: {temperature: 0.4}, categories: {x: {loss: {kd_weight: 0.5}}}}}\n"
         )
 
         def values(category, flavor, exceptions):
             chosen = {"model.flavor": flavor, "model.category_exceptions": exceptions}
             loss = load_config(tmp_path / "c.yaml", chosen, category=category).loss
-            return loss.tau, loss.temperature, loss.kd_weight
+            return loss.contrastive, loss.temperature, loss.kd_weight
 
-        assert values(None, "paper", False) == (0.2, 0.2, 0.1)
-        assert values("x", "paper", False) == (0.3, 0.3, 0.3)
-        assert values("x", "released", False) == (0.3, 0.4, 0.3)
-        assert values("x", "released", True) == (0.3, 0.4, 0.5)
-        assert values("y", "released", True) == (0.2, 0.4, 0.1)
+        assert values(None, "paper", False) == (True, 0.2, 0.1)
+        assert values("x", "paper", False) == (False, 0.3, 0.3)
+        assert values("x", "released", False) == (False, 0.4, 0.3)
+        assert values("x", "released", True) == (False, 0.4, 0.5)
+        assert values("y", "released", True) == (True, 0.4, 0.1)
 
     def test_released_exceptions(self):
         for name in ("aptos", "oct2017", "isic2018", "vad"):
             paper, released = self.load(name), self.load(name, model__flavor="released")
-            assert paper.loss.stop_grad_kd and not paper.loss.stop_grad_similarity
-            assert released.loss.stop_grad_kd and released.loss.stop_grad_similarity
+            assert (paper.loss.stop_grad, released.loss.stop_grad) == ("kd", "all")
             assert released.loss.temperature == (0.1 if name == "vad" else 2) and paper.loss.temperature == 2
             assert (
                 paper.train.iterations == (2000 if name == "isic2018" else 1000)
@@ -333,7 +331,11 @@ class TestCompleteFiles:
         return write
 
     def test_gives_the_same_settings_again(self, write):
-        for settings in ({"model__flavor": "released"}, {"model__name": "memory-bank"}, {"loss__tau": 0.5}):
+        for settings in (
+            {"model__flavor": "released"},
+            {"model__name": "memory-bank"},
+            {"loss__kd_weight": 0.5},
+        ):
             settings |= {"data__category": "bottle"}
             path, config = write("bottle", **settings), load("bottle", **settings)
             assert load_config(path, {"data.category": "bottle"}, category="bottle") == config

@@ -24,7 +24,7 @@ def gradients(model):
     [
         {"model__flavor": "paper", "loss__temperature": 0.1},
         {"model__flavor": "released"},
-        {"model__dfs_theta_map": "clamp_sigmoid", "model__dfs_stop_grad": False, "loss__anomalous": "mask"},
+        {"loss__stop_grad": "none", "loss__anomaly_source": "mask"},
     ],
     ids=["paper", "released", "mask"],
 )

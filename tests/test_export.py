@@ -51,7 +51,7 @@ def predictions(path):
         return raw, model.eval().predict(data.__getitems__(list(range(5)))["image"])
 
 
-RELEASED = {"model__flavor": "released", "model__mem_reparam": "parallel", "model__dfs_at_test": True}
+RELEASED = {"model__flavor": "released", "model__mem_reparam": "parallel", "model__mem_kernels": [3, 5]}
 BANK = {"model__name": "memory-bank"}
 
 

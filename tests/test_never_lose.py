@@ -50,9 +50,9 @@ class TestResume:
         monkeypatch.setattr(train_command, "stop_if_not_finite", interrupt_at(3))
         assert run("--iterations", "4")[0] == 1
         before = (folder / "last.pt").read_bytes()
-        code, err = run("--iterations", "4", "--resume", "--set", "loss.tau=0.5", "--seed", "1")
+        code, err = run("--iterations", "4", "--resume", "--set", "loss.kd_weight=0.5", "--seed", "1")
         assert code == 1 and one_line(err) and "--overwrite" in err
-        assert "loss.tau (1.0, now 0.5)" in err and "train.seed (0, now 1)" in err
+        assert "loss.kd_weight (0.7, now 0.5)" in err and "train.seed (0, now 1)" in err
         assert (folder / "last.pt").read_bytes() == before
 
     def test_what_a_killed_process_left_is_removed(self, folder):

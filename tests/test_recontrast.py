@@ -138,7 +138,7 @@ class TestModel:
 
     def test_settings(self, make_config):
         config = make_config(model__name="recontrast", category="screw")
-        assert (config.model.flavor, config.model.mem, config.model.dfs) == ("default", False, "none")
+        assert (config.model.flavor, config.model.mem_kernels, config.model.dfs) == ("default", None, "none")
         assert (config.optim.lr, config.optim.lr_teacher, config.train.batch_size) == (2e-3, 1e-5, 16)
         assert (config.score.decision, config.score.map_sigma) == ("max", 4)
         assert make_config("configs/isic2018.yaml", model__name="recontrast").score.decision == "mean"

@@ -16,7 +16,7 @@ from datasets.registry import collect
 from datasets.synthetic import SyntheticTraining
 from datasets.transforms import Decode, Normalise
 from losses.kd import hardest_distance
-from losses.similarity import normal_positions
+from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss
 from model import build_model
 from model.decision import Decision
@@ -75,7 +75,7 @@ class TestHardestPositions:
     def test_share_falls_in_a_line(self, make_config, batch, progress, share):
         model = build_model(make_config(model__name="remind", model__width=0.5)).eval()
         pairs = list(zip(*model.features(batch["image"]), strict=True))
-        normal = [normal_positions(t.shape[2:], label=None, mask=batch["mask"]) for t, _ in pairs]
+        normal = [unmasked_positions(t.shape[2:], batch["mask"]) for t, _ in pairs]
         expected = sum(hardest_distance(t, s, n, share) for (t, s), n in zip(pairs, normal, strict=True))
         torch.testing.assert_close(model.loss(batch, progress)["kd"], expected)
 

@@ -227,7 +227,7 @@ class TestEarlierRuns:
 
     @pytest.mark.parametrize("kind", ["metrics.json", "last.pt", "best.pt"])
     def test_only_of_the_same_run(self, make_config, folder, kind):
-        config, other = make_config(), make_config(train__seed=1, loss__tau=0.5)
+        config, other = make_config(), make_config(train__seed=1, loss__kd_weight=0.5)
         own = identity_of(config, DATA)
         self.write(kind, folder, config, own)
         done, state, best = earlier(folder, own, resume=True)
@@ -239,7 +239,7 @@ class TestEarlierRuns:
                 earlier(folder, own, resume=False)
         changed = {
             r"train.seed \(0, now 1\)": identity_of(other, DATA),
-            r"loss.tau \(1.0, now 0.5\).*--name.*--overwrite": identity_of(other, DATA),
+            r"loss.kd_weight \(0.7, now 0.5\).*--name.*--overwrite": identity_of(other, DATA),
             r"data.root \(/data, now /b\)": identity_of(config, DATA | {"root": "/b"}),
             r"images.*\(1 train, now 1 train\)": identity_of(config, DATA | {"fingerprint": "b"}),
         }

@@ -80,14 +80,14 @@ class TestSupervised:
         assert [s.label for s in supervised.train.samples].count(1) == 2
         assert supervised.trained_defects == {"bad"} and not supervised.train.has_masks
         assert data_of("vad", masters["vad"]).trained_defects == frozenset()
-        with pytest.raises(DatasetError, match="vad lacks masks.*bad.*--set loss.anomalous=label$"):
-            data_of("vad", masters["vad"], **{"model.setting": "supervised", "loss.anomalous": "mask"})
+        with pytest.raises(DatasetError, match="vad lacks masks.*bad.*--set loss.anomaly_source=label$"):
+            data_of("vad", masters["vad"], **{"model.setting": "supervised", "loss.anomaly_source": "mask"})
 
     def test_a_head_that_learns_masks_needs_them(self, masters):
         """Whatever tells the losses the anomalous positions; and what the message advises is accepted."""
         settings = {"model.setting": "supervised", "model.head": "mask", "loss.supervised": "dice"}
         with pytest.raises(DatasetError, match="vad lacks masks") as error:
-            data_of("vad", masters["vad"], **settings, **{"loss.anomalous": "label"})
+            data_of("vad", masters["vad"], **settings, **{"loss.anomaly_source": "label"})
         advice = dict(part.split("=") for part in str(error.value).split("--set ")[1:])
         data_of("vad", masters["vad"], **settings | {key: value.strip() for key, value in advice.items()})
         with pytest.raises(DatasetError, match="vad lacks masks.*--setting one-class$"):

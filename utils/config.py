@@ -96,23 +96,17 @@ class ModelConfig:
     weights: str | None
     random_weights: bool
     strides: tuple[int, ...] = field(metadata=_number(1, 64))
-    feature_scale: Literal["none", "std", "standardise"]
-    feature_gain: float = field(metadata=_number(1e-3, 1e3))
+    feature_gain: float | None = field(metadata=_number(1e-3, 1e3))
     width: float = field(metadata=_number(0.125, 32))
-    mem: bool
-    mem_kernels: tuple[int, int] = field(metadata=_number(1, 31))
-    mem_reparam: Literal["none", "construct", "parallel"]
+    mem_kernels: tuple[int, int] | None = field(metadata=_number(1, 31))
+    mem_reparam: Literal["none", "parallel", "construct"]
     dfs: Literal["none", "prior", "all"]
     dfs_theta: Literal["learnable", "fixed"]
-    dfs_theta_map: Literal["identity", "clamp_sigmoid"]
-    dfs_at_test: bool
-    dfs_stop_grad: bool
     student_activation: Literal["relu", "gelu"]
     teacher_bn: Literal["train", "eval"]
     head: Literal["none", "label", "mask", "frame"]
     head_levels: Literal["n-1", "finest"]
-    head_share: float = field(metadata=_number(0, 1))
-    skips: bool
+    skip_connections: bool
     bank_fraction: float = field(metadata=_number(1e-6, 1))
 
 
@@ -122,18 +116,14 @@ class LossConfig:
 
     kd: Literal["global", "pointwise"]
     hard_ratio: float = field(metadata=_number(1e-4, 1))
-    stop_grad_kd: bool
-    stop_grad_similarity: bool
+    stop_grad: Literal["kd", "all", "none"]
     reduction: Literal["paper", "released"]
     contrastive: bool
     margin: bool
     temperature: float = field(metadata=_number(1e-3, 1e3))
-    tau: float = field(metadata=_number(0, 2))
     kd_weight: float = field(metadata=_number(0, 1))
-    anomalous: Literal["label", "mask", "none"]
+    anomaly_source: Literal["label", "mask", "none"]
     supervised: Literal["none", "bce", "dice", "structure", "mse"]
-    structure_bce: Literal["mean", "weighted"]
-    head_weight: float = field(metadata=_number(0, 1e4))
 
 
 @dataclass(frozen=True)
@@ -252,7 +242,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         layers.append(exceptions.get(category, {}))
     tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
     if names["name"] != "uninet":  # no other model has its heads
-        none = {"model": {"head": "none", "skips": False}, "loss": {"supervised": "none"}}
+        none = {"model": {"head": "none", "skip_connections": False}, "loss": {"supervised": "none"}}
         none["data"] = {"frame_offset": 0} | ({} if names["name"] == "remind" else {"synthetic": 0})
         tree = merge([tree, none])
     config = build(Config, tree)

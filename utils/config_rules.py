@@ -84,8 +84,8 @@ def _check_levels(config: Config) -> None:
         raise ConfigError(f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]")
     if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):
         raise ConfigError(f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]")
-    if any(kernel % 2 == 0 for kernel in model.mem_kernels):
-        raise ConfigError(f"model.mem_kernels is {list(model.mem_kernels)}; kernels have odd sides")
+    if any(kernel % 2 == 0 for kernel in model.mem_kernels or ()):
+        raise ConfigError(f"model.mem_kernels is {model.mem_kernels}; kernels have odd sides")
 
 
 def _check_sizes(config: Config) -> None:
