@@ -18,8 +18,8 @@ from datasets.build import image_set, new_samples
 from datasets.files import find_images, unused_files
 from datasets.images import upright_size
 from datasets.loader import THREADS, ImageSet
-from datasets.masks import filter_unreadable, write_skipped
 from datasets.samples import Sample, log_unused
+from datasets.screening import filter_unreadable, write_skipped
 from evaluation.figures import overlay, write_map, write_png
 from evaluation.outputs import begin, claim, finish, names_of
 from evaluation.results import write_scores

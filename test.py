@@ -16,8 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.build import build_test, dataset_root, read_as
-from datasets.masks import write_skipped
 from datasets.registry import SPECS
+from datasets.screening import write_skipped
 from evaluation.figures import write_map
 from evaluation.outputs import SCORES, begin, claim, finish, names_of
 from evaluation.published_protocol import UNFAIR, april_detector, april_results

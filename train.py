@@ -26,9 +26,9 @@ from datasets.build import RunData, build_data, categories_of, dataset_root
 from datasets.demo import DEMO_CATEGORIES
 from datasets.fingerprint import data_identity
 from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
-from datasets.masks import write_skipped
 from datasets.registry import SPECS
 from datasets.samples import NORMAL
+from datasets.screening import write_skipped
 from datasets.transforms import AUGMENTATIONS, Normalise, by_category, random_tile, rescale
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results

@@ -11,9 +11,9 @@ from pathlib import Path
 from datasets.demo import write_demo
 from datasets.files import IMAGE_SUFFIXES, find_images, natural_order, unused_files
 from datasets.loader import ImageSet
-from datasets.masks import Skipped, check_masks, filter_unreadable
 from datasets.registry import collect, spec_of
 from datasets.samples import ANOMALOUS, NORMAL, UNKNOWN, Sample, check_splits, with_unused
+from datasets.screening import Skipped, check_masks, filter_unreadable
 from datasets.splits import (
     check_disjoint,
     first_copies,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.images import read_image
-from datasets.masks import check_masks
 from datasets.registry import SPECS, find_root
 from datasets.samples import (
     NORMAL,
@@ -26,6 +25,7 @@ from datasets.samples import (
     unused_beside,
     unused_samples,
 )
+from datasets.screening import check_masks
 from datasets.splits import check_disjoint, check_labels, without_copies
 from datasets.transforms import Decode
 from utils.cli import new_parser, run_command, say

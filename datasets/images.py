@@ -8,13 +8,11 @@ from __future__ import annotations
 import stat
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import cv2
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datasets.files import LFS_POINTER
 from datasets.tiff import SEVERAL, SIGNATURES, RefusedError, Samples, Tiff
@@ -26,6 +24,7 @@ MIN_SIDE = 8  # pixels; what is smaller shows nothing when it is enlarged
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content, whatever the name says
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 274  # EXIF tag
+NEWER = "but HEIC, AVIF, JPEG 2000 or JPEG XL; save it as PNG"
 OTHERS = {  # beginnings of files that are found under an image's name
     b"version https://git-lfs": f"but {LFS_POINTER}",
     b"GIF8": "but a GIF; save it as PNG",
@@ -34,7 +33,6 @@ OTHERS = {  # beginnings of files that are found under an image's name
     b"%PDF": "but a PDF; save its pictures as PNG",
     b"<": "but a text (HTML, XML or SVG)",
 }
-NOISE = 16  # of 255: below it are the traces that JPEG leaves in black
 TRANSPARENT = "it is transparent everywhere (its alpha is 0)"
 Picture = Image.Image | Tiff  # opened, not decoded
 T = TypeVar("T")
@@ -62,7 +60,7 @@ def read_image(path: Path) -> Image.Image:
         UnreadableImageError: for anything that is no undamaged still PNG, JPEG, BMP or TIFF of MIN_SIDE
             pixels a side or more and MAX_PIXELS in all.
     """
-    return _guarded(path, _to_rgb)
+    return use_image(path, _to_rgb)
 
 
 def to_rgb(picture: Image.Image | np.ndarray, *, name: str = "this") -> Image.Image:
@@ -80,44 +78,9 @@ def to_rgb(picture: Image.Image | np.ndarray, *, name: str = "this") -> Image.Im
             raise RefusedError(f"it is a {type(picture).__name__}")
         _check_kind(picture)
         return _to_rgb(picture)
-    except Exception as error:  # decoders raise many kinds, as in `_guarded`
+    except Exception as error:  # decoders raise many kinds, as in `use_image`
         wanted = "give a path, a PIL image, or an (H, W, 3) uint8 RGB array"
         raise ValueError(f"{name} is no readable image: {error or type(error).__name__}; {wanted}") from error
-
-
-@dataclass(frozen=True)
-class Mask:
-    """What a mask file holds. drawn: (H, W) bool. values: (H, W), of several channels the highest.
-
-    high: the highest possible value; None where the range is not known.
-    """
-
-    drawn: np.ndarray
-    values: np.ndarray
-    high: float | None
-
-    @property
-    def levels(self) -> int:
-        """The number of different values."""
-        if self.values.dtype == np.uint8:
-            return int(np.count_nonzero(np.bincount(self.values.ravel(), minlength=256)))
-        return len(np.unique(self.values))
-
-
-def read_mask(path: Path, threshold: float = 0) -> Mask:
-    """What is drawn in a mask file: pixels with any channel above `threshold`, a share of the range.
-
-    At 0 any value but zero counts, except in JPEG (also inside of TIFF), whose compression surrounds what is
-    drawn with low values: there it is half of the highest one. Transparent pixels are background; where
-    nothing else is above the threshold, the opaque ones count (strokes in black). Palettes are looked up; if
-    all their colours are black, the numbers other than 0 count.
-
-    Raises:
-        UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, for
-            a palette image without black or transparent pixels, whose background is not known, and for
-            colours of 16 bits in a TIFF that is compressed and turned.
-    """
-    return _guarded(path, lambda picture: _to_mask(picture, threshold))
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -126,7 +89,15 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises:
         UnreadableImageError: as `read_image`, as far as the header tells.
     """
-    return _guarded(path, _upright_size, decode=False)
+
+    def size(picture: Picture) -> tuple[int, int]:
+        if isinstance(picture, Tiff):
+            turned = picture.orientation in TURNED
+        else:  # Pillow turns a TIFF itself, its size included
+            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED
+        return (picture.size[1], picture.size[0]) if turned else picture.size
+
+    return use_image(path, size, decode=False)
 
 
 def check_not_across(mask: Path, image: Path) -> None:
@@ -143,8 +114,14 @@ def check_not_across(mask: Path, image: Path) -> None:
         )
 
 
-def _guarded(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -> T:
-    """`use` of the opened image; whatever is raised for a damaged file becomes one kind of error."""
+def use_image(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -> T:
+    """What `use` makes of the opened file.
+
+    decode: check what the decoders do not look at, too.
+
+    Raises:
+        UnreadableImageError: for whatever is raised for a refused or damaged file.
+    """
     tiff, head = None, b""
     try:
         with warnings.catch_warnings(), _open_regular(path) as file:
@@ -176,7 +153,7 @@ def _guarded(path: Path, use: Callable[[Picture], T], *, decode: bool = True) ->
 def _other(head: bytes) -> str:
     """What a file is that begins so, as far as that is known."""
     if head[4:8] in (b"ftyp", b"jP  ", b"JXL "):
-        return "but HEIC, AVIF, JPEG 2000 or JPEG XL; save it as PNG"
+        return NEWER
     return next((other for start, other in OTHERS.items() if head.startswith(start)), "or damaged")
 
 
@@ -219,21 +196,13 @@ def _check_size(width: int, height: int) -> None:
         raise RefusedError(f"it has {width} x {height} pixels, {MIN_SIDE} a side are the least")
 
 
-def _upright_size(picture: Picture) -> tuple[int, int]:
-    if isinstance(picture, Tiff):
-        turned = picture.orientation in TURNED
-    else:  # Pillow turns a TIFF itself, its size included
-        turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED
-    return picture.size[::-1] if turned else picture.size
-
-
-def _loaded(picture: Picture) -> Image.Image | Samples:
+def decoded(picture: Picture) -> Image.Image | Samples:
     """The upright pixels; alpha that is 0 all over a BMP is dropped: there it stands for "not used"."""
     if isinstance(picture, Tiff):
         return picture.samples()
     picture.load()
     image = ImageOps.exif_transpose(picture)
-    if picture.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+    if picture.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
         return image.convert("RGB")
     if image.mode.startswith("I;16"):
         values, clear = np.asarray(image), image.info.get("transparency")
@@ -242,12 +211,17 @@ def _loaded(picture: Picture) -> Image.Image | Samples:
 
 
 def _to_rgb(picture: Picture) -> Image.Image:
-    image = _loaded(picture)
+    image = decoded(picture)
     if isinstance(image, Image.Image) and image.mode in ("I", "F"):  # Pillow would cut off above 255
         image = Samples(np.asarray(image), 0)
     if isinstance(image, Samples):
         image = _eight_bits(image)
-    return _over_black(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")  # blended over black: no viewer shows the colours below transparent pixels
+    if not image.getchannel("A").getbbox():
+        raise RefusedError(TRANSPARENT)
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
 
 
 def _eight_bits(samples: Samples) -> Image.Image:
@@ -262,88 +236,24 @@ def _eight_bits(samples: Samples) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, bits: int) -> np.ndarray:
+    highest = highest_value(values, bits)
     if values.dtype.kind == "f":
-        return np.rint(255 * _unit_range(values)).astype(np.uint8)
-    if bits == 0:
-        kind = f"{'signed ' * (values.dtype.kind == 'i')}{8 * values.dtype.itemsize}-bit integers"
-        raise RefusedError(f"{kind} have no range that is known, save it with 8 or 16 unsigned bits")
+        return np.rint(255 * values / highest).astype(np.uint8)
     return (values >> (bits - 8)).astype(np.uint8)  # the high byte, as Pillow does for 16 bits a colour
 
 
-def _unit_range(values: np.ndarray) -> np.ndarray:
-    if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
-        low, high = values.min(), values.max()
-        raise RefusedError(f"floating-point values must be in [0, 1], found {low:g} to {high:g}")
-    return values
+def highest_value(values: np.ndarray, bits: int) -> int:
+    """The highest value that samples of this kind may have: 1 of floating-point ones.
 
-
-def _over_black(image: Image.Image) -> Image.Image:
-    """What is transparent becomes black: the colours below it are arbitrary, no viewer shows them."""
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    if image.getchannel("A").getextrema() == (0, 0):
-        raise RefusedError(TRANSPARENT)
-    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-
-
-def _to_mask(picture: Picture, threshold: float) -> Mask:
-    image = _deep_colours(picture) or _loaded(picture)
-    if isinstance(image, Samples):
-        mask, alpha = _mask_of_samples(image, threshold), image.alpha
-    else:
-        assert isinstance(picture, Image.Image)
-        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-        lossy = picture.format in {"JPEG", "MPO"} or picture.info.get("compression") == "jpeg"
-        mask = _mask_of_image(image, threshold, lossy=lossy)
-        if image.mode == "P" and mask.drawn.all() and (alpha is None or alpha.all()):
-            raise RefusedError("none of its palette's colours is black, so what is background is not known")
-    if alpha is None or alpha.all():
-        return mask
-    if not alpha.any():
-        raise RefusedError(TRANSPARENT)
-    visible = alpha != 0
-    drawn = mask.drawn & visible
-    return replace(mask, drawn=drawn if drawn.any() else visible)
-
-
-def _mask_of_image(image: Image.Image, threshold: float, *, lossy: bool) -> Mask:
-    values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    values = values.max(axis=2) if values.ndim == 3 else values
-    if image.mode == "P" and not values.any():
-        values = np.asarray(image)
-    if threshold == 0 and lossy:
-        threshold = max(NOISE, values.max() / 2) / 255
-    return Mask(values > threshold * 255, values, 255)
-
-
-def _deep_colours(picture: Picture) -> Samples | None:
-    """The pixels of a PNG or compressed TIFF with colours of 16 bits, of which Pillow keeps the high byte."""
-    if not isinstance(picture, ImageFile.ImageFile) or picture.mode.startswith("I;16"):
-        return None
-    if picture.format not in ("PNG", "TIFF") or ";16" not in str(picture.tile):
-        return None
-    assert picture.fp is not None
-    picture.fp.seek(0)  # to be read before Pillow does, which closes the file
-    content = picture.fp.read()
-    picture.load()  # raises for damage, of which OpenCV writes to stderr
-    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16 or values.ndim < 3:
-        raise RefusedError("its colours of 16 bits are not read in this layout; save it with 8 bits")
-    if picture.getexif().get(ORIENTATION, 1) != 1:
-        raise RefusedError("it is turned by its EXIF orientation and has colours of 16 bits; save it upright")
-    return Samples(values[..., :3], 16, values[..., 3] if values.shape[2] == 4 else None)
-
-
-def _mask_of_samples(samples: Samples, threshold: float) -> Mask:
-    values, high = samples.values, float((1 << samples.bits) - 1)
+    Raises:
+        RefusedError: for integers of unknown range, and for floating-point values outside of [0, 1].
+    """
     if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise RefusedError("it has values that are no numbers")
-        values, high = _unit_range(values) if threshold else values, 1.0
-    elif threshold and not samples.bits:
-        _scaled(values, 0)  # raises
-    drawn = values > threshold * high if threshold else values != 0
-    if values.ndim == 3:
-        drawn, values = drawn.any(axis=2), values.max(axis=2)
-    return Mask(drawn, values, high or None)
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise RefusedError(f"floating-point values must be in [0, 1], found {low:g} to {high:g}")
+        return 1
+    if bits == 0:
+        kind = f"{'signed ' * (values.dtype.kind == 'i')}{8 * values.dtype.itemsize}-bit integers"
+        raise RefusedError(f"{kind} have no range that is known, save it with 8 or 16 unsigned bits")
+    return (1 << bits) - 1

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from datasets.files import is_lfs_pointer, list_images
-from datasets.images import read_mask
 from datasets.layouts import Tree, by_name, categories_with, list_tree, lister, one_category
+from datasets.masks import read_mask
 from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from utils.errors import DatasetError
 

@@ -1,144 +1,107 @@
-"""Files looked at before training: each mask must show something; unreadable files can be left out."""
+"""What is drawn in a mask file, by the rules of docs/IMAGES.md."""
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
+import cv2
+import numpy as np
+from PIL import Image, ImageFile
 
-from datasets.images import UnreadableImageError, check_not_across, read_image, read_mask, upright_size
-from datasets.samples import ANOMALOUS, Sample
-from datasets.transforms import Decode, united
-from utils.errors import DatasetError
-from utils.files import printable, relative_to, write_text
+from datasets.images import ORIENTATION, TRANSPARENT, Picture, decoded, highest_value, use_image
+from datasets.tiff import RefusedError, Samples
 
-_log = logging.getLogger("uninet")
+NOISE = 16  # of 255: below it are the traces that JPEG leaves in black
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What a sample's masks show. drawn: share of the image; kept: any pixel is left at the working size.
+class Mask:
+    """What a mask file holds. drawn: (H, W) bool. values: (H, W), of several channels the highest.
 
-    sizes: "30 x 20 for 20 x 20" where the mask has other proportions than its image, else empty.
+    high: the highest possible value; None where the range is not known.
     """
 
-    path: Path
-    drawn: float
-    kept: bool
-    sizes: str
-    levels: int
-    highest: str
+    drawn: np.ndarray
+    values: np.ndarray
+    high: int | None
+
+    @property
+    def levels(self) -> int:
+        """The number of different values."""
+        if self.values.dtype == np.uint8:
+            return int(np.count_nonzero(np.bincount(self.values.ravel(), minlength=256)))
+        return len(np.unique(self.values))
 
 
-def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[str]:
-    """Decode every mask of the anomalous samples as training and testing will, in threads.
+def read_mask(path: Path, threshold: float = 0) -> Mask:
+    """What is drawn in a mask file: pixels with any channel above `threshold`, a share of the range.
 
-    Returns:
-        Warnings: masks with grey levels, that cover half of the image, of other proportions than it, or of
-        which a centre crop leaves nothing, and images without a mask.
+    At 0 any value but zero counts, except in JPEG (also inside of TIFF), whose compression surrounds what is
+    drawn with low values: there it is half of the highest one. Transparent pixels are background; where
+    nothing else is above the threshold, the opaque ones count (strokes in black). Palettes are looked up; if
+    all their colours are black, the numbers other than 0 count.
 
     Raises:
-        DatasetError: if masks cannot be read, or show nothing.
+        UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, for
+            a palette image without black or transparent pixels, whose background is not known, and for
+            colours of 16 bits in a TIFF that is compressed and turned.
     """
-    anomalous = list({s.path: s for s in samples if s.label == ANOMALOUS}.values())
-    masked = [s for s in anomalous if s.mask_path is not None]
-    with ThreadPoolExecutor() as pool:
-        quiet = None if _log.isEnabledFor(logging.INFO) else True
-        done = pool.map(lambda sample: _look(sample, decode), masked)
-        looks = list(tqdm(done, f"checking masks of {name}", len(masked), leave=False, disable=quiet))
-    threshold = f"data.mask_threshold={decode.mask_threshold:g}"
-    if empty := [look for look in looks if not look.drawn]:
-        raise DatasetError(
-            f"{len(empty)} of {len(looks)} masks of {name} show nothing at {threshold}, such as "
-            f"{printable(empty[0].path)} ({empty[0].highest}); mend them or the threshold, or leave out "
-            "their images with --skip-unreadable"
-        )
-    grey = decode.mask_threshold == 0  # a threshold that was set is for grey levels
-    levels = f"have more than two grey levels; at {threshold} all but 0 count, in JPEG above half the highest"
-    proportions = "have other proportions than their images, and are stretched onto them"
-    kinds = {
-        levels: [(look.path, f": {look.levels}") for look in looks if grey and look.levels > 2],
-        "cover more than half of the image": [(o.path, f": {o.drawn:.0%}") for o in looks if o.drawn > 0.5],
-        proportions: [(look.path, f": {look.sizes}") for look in looks if look.sizes],
-        "have nothing inside of data.center_crop": [(look.path, "") for look in looks if not look.kept],
-    }
-    warnings = [
-        f"{name}: {len(those)} masks {what} (such as {printable(those[0][0])}{those[0][1]})"
-        for what, those in kinds.items()
-        if those
-    ]
-    if masked and len(masked) < len(anomalous):
-        first = printable(next(s.path for s in anomalous if s.mask_path is None))
-        have = f"{name}: {len(masked)} of {len(anomalous)} anomalous images have masks, {first} has none"
-        warnings.append(f"{have}; without it there are no pixel metrics")
-    return warnings
+    return use_image(path, lambda picture: _to_mask(picture, threshold))
 
 
-def _look(sample: Sample, decode: Decode) -> _Look:
-    masks = [read_mask(path, decode.mask_threshold) for path in sample.masks]
-    drawn = united(sample.masks, [mask.drawn for mask in masks])
-    sizes, kept = "", True
-    try:
-        (height, width), (wide, high) = drawn.shape, upright_size(sample.path)
-        if abs(width * high - wide * height) > max(wide, high):  # more than the rounding of a side
-            sizes = f"{width} x {height} for {wide} x {high}"
-        for path in sample.masks:
-            check_not_across(path, sample.path)
-        kept = bool(decode.fit_mask(drawn, sample.path).any())
-    except UnreadableImageError:  # of the image: decoding it tells
-        pass
-    top = max(masks, key=lambda mask: mask.values.max())
-    of = "" if top.high is None else f" of {top.high:g}"
-    highest, levels = f"its highest value is {top.values.max():g}{of}", max(mask.levels for mask in masks)
-    return _Look(sample.masks[0], float(drawn.mean()), kept, sizes, levels, highest)
+def _to_mask(picture: Picture, threshold: float) -> Mask:
+    samples, image = _samples(picture), picture if isinstance(picture, Image.Image) else None
+    lossy = image and (image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg")
+    if threshold == 0 and lossy:
+        threshold = max(NOISE, samples.values.max() / 2) / 255
+    mask, alpha = _drawn(samples, threshold), samples.alpha
+    if alpha is None or alpha.all():
+        if image and image.mode == "P" and mask.drawn.all():
+            raise RefusedError("none of its palette's colours is black, so what is background is not known")
+        return mask
+    if not alpha.any():
+        raise RefusedError(TRANSPARENT)
+    visible = alpha != 0
+    drawn = mask.drawn & visible
+    return replace(mask, drawn=drawn if drawn.any() else visible)
 
 
-# --- --skip-unreadable --------------------------------------------------------------------------------------
-
-FILE = "skipped.csv"
-Skipped = dict[Path, str]  # file to the reason
-
-
-def filter_unreadable(samples: Sequence[Sample], mask_threshold: float = 0) -> tuple[list[Sample], Skipped]:
-    """The samples whose image and masks can be decoded, in order, and the files of the others.
-
-    A mask that shows nothing at `mask_threshold` is one of those, too. Every file is decoded in full, in
-    threads; each file left out is logged with its reason.
-    """
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(lambda sample: _problem(sample, mask_threshold), samples))
-    kept = [s for s, problem in zip(samples, problems, strict=True) if problem is None]
-    skipped = dict(problem for problem in problems if problem is not None)
-    for path, reason in skipped.items():
-        _log.warning("left out: %s: %s", printable(path), reason)
-    return kept, skipped
+def _samples(picture: Picture) -> Samples:
+    deep = _deep_colours(picture) if isinstance(picture, ImageFile.ImageFile) else None
+    image = deep or decoded(picture)
+    if isinstance(image, Samples):
+        return image
+    alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+    values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    if image.mode == "P" and not values.any():
+        values = np.asarray(image)
+    return Samples(values, 8, alpha)
 
 
-def _problem(sample: Sample, mask_threshold: float) -> tuple[Path, str] | None:
-    path, drawn = sample.path, not sample.masks
-    try:
-        for path in (sample.path, *sample.earlier):
-            read_image(path)
-        for path in sample.masks:
-            drawn |= bool(read_mask(path, mask_threshold).drawn.any())
-            check_not_across(path, sample.path)
-    except DatasetError as error:
-        return path, error.reason if isinstance(error, UnreadableImageError) else str(error)
-    return None if drawn else (path, f"the mask shows nothing at data.mask_threshold={mask_threshold:g}")
+def _deep_colours(picture: ImageFile.ImageFile) -> Samples | None:
+    """The pixels of a PNG or compressed TIFF with colours of 16 bits, of which Pillow keeps the high byte."""
+    deep = picture.format in ("PNG", "TIFF") and ";16" in str(picture.tile)
+    if not deep or picture.mode.startswith("I;16") or picture.fp is None:
+        return None
+    picture.fp.seek(0)  # to be read before Pillow does, which closes the file
+    content = picture.fp.read()
+    picture.load()  # raises for damage, of which OpenCV writes to stderr
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim < 3:
+        raise RefusedError("its colours of 16 bits are not read in this layout; save it with 8 bits")
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        raise RefusedError("it is turned by its EXIF orientation and has colours of 16 bits; save it upright")
+    return Samples(values[..., :3], 16, values[..., 3] if values.shape[2] == 4 else None)
 
 
-def write_skipped(folder: Path, skipped: Mapping[Path, str], root: Path | None) -> None:
-    """Write <folder>/skipped.csv (path below `root`, reason) if anything was left out; else remove one."""
-    if not skipped:
-        (folder / FILE).unlink(missing_ok=True)
-        return
-    text = io.StringIO()
-    rows = ((relative_to(path, root).as_posix(), reason) for path, reason in skipped.items())
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *rows])
-    write_text(folder / FILE, text.getvalue())
+def _drawn(samples: Samples, threshold: float) -> Mask:
+    values, high = samples.values, (1 << samples.bits) - 1 or None
+    if values.dtype.kind == "f":
+        high = 1
+        if not np.isfinite(values).all():
+            raise RefusedError("it has values that are no numbers")
+    drawn = values > threshold * highest_value(values, samples.bits) if threshold else values != 0
+    if values.ndim == 3:
+        drawn, values = drawn.any(axis=2), values.max(axis=2)
+    return Mask(drawn, values, high)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -43,7 +42,7 @@ class Samples:
 
 
 class Tiff:
-    """The header of a TIFF file. Nothing is decoded before `samples`.
+    """The header of a TIFF file; `samples` decodes it.
 
     size: (width, height) as stored. orientation: the EXIF orientation, 1 to 8. for_pillow: Pillow reads it.
 
@@ -55,14 +54,10 @@ class Tiff:
         self.file, tiff = file, tifffile.TiffFile(file)
         if not len(tiff.pages):
             raise RefusedError(DAMAGED)
-        with suppress(IndexError):
-            tiff.pages[1]
-            raise RefusedError(
-                "it holds several pictures (animation or pages), save each as a file of its own"
-            )
-        page = tiff.pages[0]
-        assert isinstance(page, tifffile.TiffPage)  # only later ones can be frames
-        self.page, self.size = page, (page.imagewidth, page.imagelength)
+        if len(tiff.pages) > 1:
+            raise RefusedError(SEVERAL)
+        self.page = page = tiff.pages.first
+        self.size = page.imagewidth, page.imagelength
         self.count, self.photometric = page.samplesperpixel, int(page.photometric)
         orientation = page.tags.valueof("Orientation", 1)
         self.orientation = orientation if orientation in range(1, 9) else 1
@@ -125,7 +120,7 @@ class Tiff:
         known |= colours >= 3 and self.photometric == RGB  # further ones are no colours
         if not known or self.odd or page.axes not in ("YX", "YXS", "SYX") or page.dtype is None:
             raise self.not_read()
-        _check_data(page)
+        _check_data(page, page.dtype.itemsize)
         values = page.asarray()
         values = np.moveaxis(values, 0, 2) if page.axes == "SYX" else values.reshape(*values.shape[:2], -1)
         values = _upright(values, self.orientation)
@@ -155,15 +150,14 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return values[::down, ::right]
 
 
-def _check_data(page: tifffile.TiffPage) -> None:
+def _check_data(page: tifffile.TiffPage, itemsize: int) -> None:
     """Stop where tifffile would fill what is missing with zeros, or inflate without bound."""
-    assert page.dtype is not None  # its caller looked
     file, offsets, lengths = page.parent.filehandle, page.dataoffsets, page.databytecounts
     if page.nbytes > MAX_BYTES:
         raise RefusedError(f"it decodes to {page.nbytes} bytes, at most {MAX_BYTES} are read")
     if len(offsets) != np.prod(page.chunked) or len(lengths) != len(offsets) or sum(lengths) > file.size:
         raise RefusedError(DAMAGED)
-    down, whole = page.chunked[page.axes.index("Y")], int(np.prod(page.chunks)) * page.dtype.itemsize
+    down, whole = page.chunked[page.axes.index("Y")], int(np.prod(page.chunks)) * itemsize
     for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
         expected = whole
         if not page.is_tiled:  # the last strip may have fewer rows

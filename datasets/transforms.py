@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import check_not_across, read_image, read_mask, upright_size
+from datasets.images import check_not_across, read_image, upright_size
+from datasets.masks import read_mask
 from utils.config_rules import scaled_side
 from utils.distributed import rank, world_size
 from utils.errors import DatasetError

@@ -17,8 +17,8 @@ from PIL import Image
 import datasets.check
 import train
 from datasets.build import build_data
-from datasets.images import read_mask
 from datasets.loader import ImageSet
+from datasets.masks import read_mask
 from datasets.registry import SPECS, collect
 from datasets.samples import count
 from datasets.splits import hold_out
