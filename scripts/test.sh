@@ -5,4 +5,5 @@ prepare requirements-dev.txt
 
 ruff check .
 ruff format --check .
-python -m pytest --numprocesses auto --maxprocesses 8 "$@"
+# worksteal: neighbours stay together, so what a file prepares is prepared once
+python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"

@@ -15,12 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
 
-import warm  # noqa: E402, F401
-
 from utils.config import load_config  # noqa: E402
 
 LITE0 = "tf_efficientnet_lite0"
 TINY = "test_efficientnet"  # of timm, for tests: a tenth of the parameters and no weights to load
+
+
+def pytest_collection_finish():
+    """Not in the process that only hands tests to others."""
+    import warm  # noqa: F401
 
 
 def pytest_collection_modifyitems(items):
