@@ -86,7 +86,9 @@ def main(argv: Sequence[str]) -> None:
     rate = args.false_alarm_rate
     if not 0 < rate < 1:
         raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
-    detector = load_detector(args.checkpoint, device=args.device, precision=args.precision)
+    detector = load_detector(
+        args.checkpoint, device=args.device, precision=args.precision, batch_size=args.eval_batch_size
+    )
     config, calibration = detector.config, detector.calibration
     if config.data.frame_offset:
         raise ConfigError(

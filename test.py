@@ -9,7 +9,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,9 +46,7 @@ from utils.yaml_io import parse_override
 APRIL = "april-2025"
 APRIL_NOTE = f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"
 CHANGEABLE = (  # beside all of score; the model stays as it is
-    "eval.batch_size",
     "eval.extra_metrics",
-    "eval.precision",
     "data.num_train_anomalies",  # test images that are left out
 )
 
@@ -96,14 +94,20 @@ def main(argv: Sequence[str]) -> None:
     output = args.output or find_checkpoint(args.checkpoint).parent / "test"
     earlier = claim(output, overwrite=args.overwrite)
     change = partial(evaluated_config, args=args)
-    detector = load_detector(args.checkpoint, device=args.device, precision=args.precision, change=change)
+    detector = load_detector(
+        args.checkpoint,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.eval_batch_size,
+        change=change,
+    )
     config, state = detector.config, detector.state
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
     results = results_by_category(scores, config.eval, defects)
     say(results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)]))
     begin(output, earlier)
-    root, command = dataset_root(config.data), shlex.join(["python", "test.py", *argv])
+    root, command = dataset_root(config), shlex.join(["python", "test.py", *argv])
     write_skipped(output, skipped, root)
     p_values = detector.calibration.p_values(scores.score) if detector.calibration else None
     write_scores(output / SCORES, scores, root, p_values=p_values)
@@ -137,7 +141,7 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
         ConfigError: for a --set of what a trained model has fixed.
     """
     flags = {
-        "data.root": args.data_root,
+        "run.data_root": args.data_root,
         "data.category": args.category,
         "data.skip_unreadable": args.skip_unreadable,
     }
@@ -151,8 +155,9 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
         chosen[key] = value
     chosen |= {"eval.split": "test", "eval.every": 0}
     if args.dataset and args.dataset != config.data.name:
-        config = replace(config, data=read_as(args.dataset, args.category or "all", config))
-    return build(Config, merge([config.to_dict(), nested(chosen)]))
+        data = read_as(args.dataset, args.category or "all", config)
+        config = replace(config, data=data, run=replace(config.run, data_root=None))  # it is of the other set
+    return build(Config, merge([config.to_dict(), {"run": asdict(config.run)}, nested(chosen)]))
 
 
 def write_maps(folder: Path, scores: Scores, root: Path | None, *, quiet: bool) -> None:

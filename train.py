@@ -1,6 +1,6 @@
 """Train a model and evaluate it: config -> data -> model -> loop -> last checkpoint -> results.
 
-python train.py --config configs/mvtec.yaml --data-root DIR --category screw
+python train.py --dataset mvtec --data-root DIR --category screw
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from utils.cli import (
     user_path,
     when_stopped,
 )
-from utils.config import CONFIGS, Config, Tree, load_config
+from utils.config import Config, Tree, config_file, load_config
 from utils.device import (
     autocast,
     choose_device,
@@ -97,12 +97,9 @@ class Run:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument(
-        "--config",
-        type=user_path,
-        metavar="FILE",
-        help="the dataset's file of configs/ (default: configs/mvtec.yaml)",
-    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--dataset", choices=sorted(SPECS), help="by its file of configs/ (default: mvtec)")
+    source.add_argument("--config", type=user_path, metavar="FILE", help="a file of your own, or of a run")
     add_setting_flags(parser)
     where = parser.add_argument_group("where results go")
     where.add_argument(
@@ -130,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
         categories = {name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}
         say(choices(categories))
         return
-    args.config = args.config or CONFIGS / "mvtec.yaml"
+    args.config = args.config or config_file(args.dataset or "mvtec")
     with distributed.processes():
         train_all(args, command=shlex.join(["python", "train.py", *argv]))
 
@@ -140,8 +137,8 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
     chosen = overrides(args)
     config = load_config(args.config, chosen)
     with distributed.main_process_first():
-        dataset_root(config.data)  # the demo is written where it is missing
-    names = [config.data.category] if config.model.setting == "multi-class" else categories_of(config.data)
+        dataset_root(config)  # the demo is written where it is missing
+    names = [config.data.category] if config.model.setting == "multi-class" else categories_of(config)
     results: dict[str, Results] = {}
     folders: list[Path] = []
     for name in names:
@@ -162,7 +159,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     """Train, evaluate and write one run; a finished one is reported as it is."""
     if args.overwrite and distributed.is_main_process():
         clear_run(folder)
-    device = distributed.device_for_rank(choose_device(config.train.device))
+    device = distributed.device_for_rank(choose_device(config.run.device))
     reset_peak_memory(device)
     config, data, identity = contents(config)
     done, state, best = earlier(folder, identity, resume=args.resume)
@@ -176,7 +173,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         restore_model(model, state.model, source=folder / FILE)
     if distributed.is_main_process():
         log.info(describe(config, data, model))
-        write_skipped(folder, data.skipped, dataset_root(config.data))
+        write_skipped(folder, data.skipped, dataset_root(config))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     quiet = args.quiet or not distributed.is_main_process()
     run = Run(config, folder, data, model, device, quiet, command, identity, state, best)
@@ -217,7 +214,7 @@ def describe(config: Config, data: RunData, model: AnomalyModel) -> str:
 
 def image_batches(run: Run, data: ImageSet, title: str) -> Iterator[Tensor]:
     """Images (B, 3, H, W) of a set, in order, on the device, with a progress bar."""
-    loader = batches(data, run.config.eval.batch_size)
+    loader = batches(data, run.config.run.eval_batch_size)
     for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=run.quiet or None):
         images = inputs_of(to_device(batch, run.device))
         yield images[:, -1] if images.dim() == 5 else images
@@ -267,12 +264,10 @@ def optimise(run: Run) -> float:
         share=(distributed.rank(), distributed.world_size()),
         last_batch=train.last_batch,
     )
-    loader = training_batches(run.data.train, order, workers=config.data.workers, pin=device.type == "cuda")
+    loader = training_batches(run.data.train, order, workers=config.run.workers, pin=device.type == "cuda")
     tracker = Unwatched()
     if distributed.is_main_process():
-        tracker = Tracker(
-            run.folder, start=start, stop=train.iterations, log_every=train.log_every, quiet=run.quiet
-        )
+        tracker = Tracker(run.folder, start=start, stop=train.iterations, quiet=run.quiet)
     loss = distributed.wrap_ddp(model, model.loss)
     model.train()
     began = time.perf_counter()
@@ -302,7 +297,7 @@ def optimise(run: Run) -> float:
             paused = time.perf_counter()
             look(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
-        if done % train.save_every == 0 and done < train.iterations and distributed.is_main_process():
+        if done % config.run.save_every == 0 and done < train.iterations and distributed.is_main_process():
             elapsed, path = seconds + time.perf_counter() - began, run.folder / FILE
             save_training(path, config, model, done, elapsed, optimizer, schedule, run.identity)
     tracker.close()
@@ -393,7 +388,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
             return {}
         results = results_by_category(scores, config.eval, run.data.trained_defects)
         p_values = calibration.p_values(scores.score) if calibration else None
-        write_scores(folder / SCORES, scores, dataset_root(config.data), p_values=p_values)
+        write_scores(folder / SCORES, scores, dataset_root(config), p_values=p_values)
         timing["ms_per_image"] = scores.ms_per_image
     if not distributed.is_main_process():
         return {}
@@ -422,9 +417,9 @@ def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores
     part = score_images(
         model or run.model,
         data,
-        batch_size=config.eval.batch_size,
+        batch_size=config.run.eval_batch_size,
         device=run.device,
-        precision=config.eval.precision,
+        precision=config.run.eval_precision,
         indices=distributed.shard(len(data)),
         quiet=run.quiet,
     )

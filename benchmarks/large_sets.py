@@ -90,9 +90,9 @@ def write_dataset(root: Path, count: int) -> None:
 
 def write_model(path: Path, root: Path, side: int) -> None:
     """A checkpoint of a model that was not trained."""
-    settings = {"data.root": str(root), "data.category": "part", "data.image_size": side}
+    settings = {"run.data_root": str(root), "data.category": "part", "data.image_size": side}
     settings |= {"data.calibration_fraction": 0, "model.backbone": "tf_efficientnet_lite0"}
-    settings |= {"model.random_weights": True, "model.width": 0.125, "train.precision": "fp32"}
+    settings |= {"model.weights": "random", "model.width": 0.125, "train.precision": "fp32"}
     config = load_config(CONFIGS / "folder.yaml", settings)
     Checkpoint(config, build_model(config).state_dict(), config.train.iterations).save(path)
 

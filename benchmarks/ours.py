@@ -137,11 +137,11 @@ def start(spec: Spec) -> Built:
         "--backbone",
         "wide_resnet50_2",
         "--set",
-        "model.random_weights=true",
+        "model.weights=random",
     ]
     command += ["--set", "data.calibration_fraction=0"]  # images that are scored afterwards
     command += ["--iterations", "1", "--eval", "none", "--quiet", "--overwrite", "--device", spec.device]
-    command += ["--precision", spec.precision, "--set", "train.log_every=1", "--output", str(root / "runs")]
+    command += ["--precision", spec.precision, "--output", str(root / "runs")]
 
     def run(kept: object = folder) -> Reply:  # the images are removed with the workload
         for log in (root / "runs").rglob("log.jsonl"):

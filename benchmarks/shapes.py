@@ -21,7 +21,7 @@ SHAPES = {
 def configuration(spec: Spec) -> Config:
     """One-class MVTec AD with random weights; `peer` learns theta and uses AMSGrad, as the peer does."""
     chosen = {
-        "model.random_weights": True,
+        "model.weights": "random",
         "data.image_size": spec.size,
         "train.batch_size": spec.batch,
         "train.precision": spec.precision,

@@ -26,7 +26,7 @@ from datasets.splits import (
 from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, with_earlier_frames
-from utils.config import CONFIGS, Config, DataConfig, load_config
+from utils.config import Config, DataConfig, config_file, load_config
 from utils.errors import ConfigError, DatasetError
 
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
@@ -81,36 +81,36 @@ class Parts:
 # --- what is on disk ----------------------------------------------------------------------------------------
 
 
-def dataset_root(data: DataConfig) -> Path | None:
+def dataset_root(config: Config) -> Path | None:
     """The dataset's folder, resolved; the demo is written where it is missing.
 
     Raises:
         DatasetError: for an unknown dataset name.
     """
-    root = Path(data.root).expanduser().resolve() if data.root else None
-    return write_demo(root or DEMO_ROOT) if spec_of(data.name).name == "demo" else root
+    root = Path(config.run.data_root).expanduser().resolve() if config.run.data_root else None
+    return write_demo(root or DEMO_ROOT) if spec_of(config.data.name).name == "demo" else root
 
 
-def categories_of(data: DataConfig) -> list[str]:
+def categories_of(config: Config) -> list[str]:
     """Names of the categories that `data.category` stands for, in order; all are checked."""
-    samples = _collect(data, warn=False)  # build_data warns
+    samples = _collect(config, warn=False)  # build_data warns
     return list(dict.fromkeys(s.category for s in samples))
 
 
-def list_samples(data: DataConfig) -> tuple[list[Sample], Skipped]:
+def list_samples(config: Config) -> tuple[list[Sample], Skipped]:
     """The dataset's samples, and with `skip_unreadable` the files that were left out of them.
 
     Raises:
         DatasetError: as `collect`, or if nothing readable is left to train or to test on.
     """
-    samples = _collect(data)
+    data, samples = config.data, _collect(config)
     if data.stack_frames:
         samples = with_earlier_frames(samples, data.stack_frames)
     return _readable(data, samples) if data.skip_unreadable else (samples, {})
 
 
-def _collect(data: DataConfig, *, warn: bool = True) -> list[Sample]:
-    root = dataset_root(data)
+def _collect(config: Config, *, warn: bool = True) -> list[Sample]:
+    data, root = config.data, dataset_root(config)
     return collect(spec_of(data.name), root, data.category, warn=warn, incomplete=data.skip_unreadable)
 
 
@@ -163,7 +163,7 @@ def split_samples(config: Config) -> Parts:
         )
     if data.stack_frames and not spec.video:
         raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
-    samples, skipped = list_samples(data)
+    samples, skipped = list_samples(config)
     test, moved = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]
@@ -213,10 +213,13 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     """
     data, parts = config.data, split_samples(config)
     images = partial(image_set, config, normalise)
-    train = images(parts.train, cache_gb=data.cache_gb, training=True)
+    steps = config.train.iterations if config.train.epochs is None else None
+    once = steps is not None and steps * config.train.batch_size <= len(parts.train)
+    cache_gb = 0.0 if once else config.run.cache_gb  # what is read once is not kept
+    train = images(parts.train, cache_gb=cache_gb, training=True)
     _check_masks_are_there(config, train)
     check_disjoint(parts.seen, parts.test)
-    left = data.cache_gb - train.cached * train.image_bytes / 2**30
+    left = cache_gb - train.cached * train.image_bytes / 2**30
     validation = images(parts.validation, cache_gb=left) if parts.validation else None
     if validation is not None and parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
@@ -258,9 +261,9 @@ def build_test(
     data = config.data
     keys = ("name", "category", "num_train_anomalies")
     same = all(getattr(data, key) == getattr(trained.data, key) for key in keys)
-    root, tested_root = dataset_root(trained.data), dataset_root(data)
+    root, tested_root = dataset_root(trained), dataset_root(config)
     if trained.data.name == data.name and not (root and root.is_dir()):  # the dataset has moved
-        trained, root = replace(trained, data=replace(trained.data, root=data.root)), tested_root
+        trained, root = replace(trained, run=config.run), tested_root
     parts = split_samples(trained) if root and root.is_dir() else None
     if parts is None:
         _log.warning("the training images are not at %s: overlap with them is not checked", root)
@@ -269,7 +272,7 @@ def build_test(
         if data.skip_unreadable and not trained.data.skip_unreadable:
             test, skipped = _readable(data, test)
     else:
-        samples, skipped = list_samples(data)
+        samples, skipped = list_samples(config)
         test, _ = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     if parts is not None:
         check_disjoint(parts.seen, test)
@@ -334,4 +337,4 @@ def read_as(name: str, category: str, config: Config) -> DataConfig:
     chosen |= {"data.category": category, "model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
-    return load_config(CONFIGS / f"{spec_of(name).name}.yaml", chosen, category=category).data
+    return load_config(config_file(spec_of(name).name), chosen | {"data.name": name}, category=category).data

@@ -29,7 +29,7 @@ from datasets.screening import check_masks
 from datasets.splits import check_disjoint, check_labels, without_copies
 from datasets.transforms import Decode
 from utils.cli import new_parser, run_command, say
-from utils.config import CONFIGS, load_config
+from utils.config import config_file, load_config
 from utils.errors import DatasetError
 
 HEADER = ("category", "found", "published", "status")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
     """List one category and compare it with what is published."""
     published, found, unused = spec.counts.get(name, Counts()), Counts(), ""
-    data = load_config(CONFIGS / f"{spec.name}.yaml", {}).data
+    data = load_config(config_file(spec.name), {"data.name": spec.name}).data
     decode = Decode(data.image_size, center_crop=data.center_crop, mask_threshold=data.mask_threshold)
     try:
         samples = spec.list_samples(root, name)

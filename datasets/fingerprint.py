@@ -21,7 +21,7 @@ def data_identity(config: Config, data: RunData) -> Tree:
     the size and the content of its image, its masks and its earlier frames. Of a file above WHOLE bytes,
     PIECES are read; a change of a few pixels in a large uncompressed file can fall between them.
     """
-    root, weights = dataset_root(config.data), config.model.weights
+    root, weights = dataset_root(config), config.model.weights
     sets = {"train": data.train, "calibration": data.calibration, "validation": data.validation}
     samples = {name: part.samples if part else [] for name, part in (sets | {"test": data.test}).items()}
     digest, content = hashlib.sha256(), cache(content_digest)  # a frame is in several samples
@@ -34,7 +34,7 @@ def data_identity(config: Config, data: RunData) -> Tree:
         "root": str(root),
         "images": {name: len(part) for name, part in samples.items()},
         "fingerprint": digest.hexdigest()[:16],
-        "weights": content_digest(Path(weights)) if weights else None,
+        "weights": content_digest(Path(weights)) if weights not in (None, "random") else None,
     }
 
 

@@ -70,9 +70,7 @@ def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
     if any(published.values()):
         alike = [max(published, key=published.__getitem__)]
     if alike:
-        hints = [
-            f"it looks like {alike[0]}, so use --config configs/{alike[0]}.yaml (or --dataset {alike[0]})"
-        ]
+        hints = [f"it looks like {alike[0]}, so use --dataset {alike[0]}"]
     near = [d.parent for d in (root, root.parent) if d.name in ("train", "test")]
     near += (
         [root.parent] if spec.counts else []

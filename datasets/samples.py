@@ -129,7 +129,7 @@ def _way_out(spec: DatasetSpec, root: Path, category: str) -> str:
     frames = " --set data.frame_offset=0" if spec.video else ""
     ways = f"Complete the copy, or take what is there with --skip-unreadable{frames}"
     if spec.counts and any(list_images(base / "train/good") for base in (root / category, root)):
-        ways += ", or use --config configs/folder.yaml for a changed one"
+        ways += ", or use --dataset folder for a changed one"
     return ways
 
 

@@ -57,7 +57,7 @@ def protocol(config: Config, across_images: str, step: int | None = None) -> dic
         "iterations": config.train.iterations if step is None else step,
         "seed": config.train.seed,
         "precision": config.train.precision,
-        "scored_in": config.eval.precision,
+        "scored_in": config.run.eval_precision,
         "score": asdict(config.score),
         "f1_and_acc_threshold": "best on the evaluated images",
     }

@@ -27,7 +27,7 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
     Raises:
         ValueError, OSError: as `build_backbone`.
     """
-    data = config.data
+    data, random = config.data, not pretrained or config.model.weights == "random"
     size = data.image_size if data.tile is None else (data.tile, data.tile)
     scales = config.train.scales if config.model.name in WITH_DECODER else ()
     backbone, info = build_backbone(
@@ -35,8 +35,8 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
         config.model.strides,
         image_size=size,
         other_sizes=[(scaled_side(size[0], x), scaled_side(size[1], x)) for x in scales if x != 1],
-        weights=config.model.weights if pretrained else None,
-        random_weights=config.model.random_weights or not pretrained,
+        weights=None if random else config.model.weights,
+        random_weights=random,
     )
     decision = Decision(**asdict(config.score))
     model: AnomalyModel
@@ -51,4 +51,4 @@ def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
         model = network(backbone, info, config.model, loss=config.loss, decision=decision)
     if data.tile is None:
         return model
-    return Tiled(model, tile=data.tile, batch_size=config.eval.batch_size)
+    return Tiled(model, tile=data.tile, batch_size=config.run.eval_batch_size)

@@ -143,8 +143,13 @@ def load_detector(
     path, state = load_trained(run)
     config = state.config if change is None else change(state.config)
     place = choose_device(device)
-    precision = choose_precision(precision or config.eval.precision, place)
-    config = replace(config, eval=replace(config.eval, precision=cast(Any, precision)))
+    precision = choose_precision(precision or config.run.eval_precision, place)
+    options = replace(
+        config.run,
+        eval_precision=cast(Any, precision),
+        eval_batch_size=batch_size or config.run.eval_batch_size,
+    )
+    config = replace(config, run=options)
     model = build_model(config, pretrained=False).to(place).to(memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     return Detector(
@@ -156,7 +161,7 @@ def load_detector(
         calibration=_calibration(state, config, precision),
         device=place,
         precision=precision,
-        batch_size=batch_size or config.eval.batch_size,
+        batch_size=options.eval_batch_size,
     )
 
 
@@ -168,10 +173,10 @@ def _calibration(state: Checkpoint, config: Config, precision: str) -> Calibrati
     if trained != compared:
         _log.warning("no p-values: the held-out scores are of the run's own dataset and score settings")
         return None
-    if precision != state.config.eval.precision:
+    if precision != state.config.run.eval_precision:
         _log.warning(
             "p-values compare scores in %s with held-out ones in %s: take them as approximate",
-            precision, state.config.eval.precision,
+            precision, state.config.run.eval_precision,
         )  # fmt: skip
     return Calibration(**cast("dict[str, Any]", state.calibration))
 

@@ -64,12 +64,12 @@ def make_config():
     def make(path="configs/mvtec.yaml", category=None, **settings):
         chosen = {
             "model.backbone": TINY,
-            "model.random_weights": True,
+            "model.weights": "random",
             "model.width": 1.0,
             "data.image_size": 64,
             "train.epochs": None,
             "train.precision": "fp32",
-            "train.device": "cpu",
+            "run.device": "cpu",
         }
         chosen |= {key.replace("__", "."): value for key, value in settings.items()}
         return load_config(ROOT / path, chosen, category=category)

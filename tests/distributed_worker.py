@@ -61,7 +61,7 @@ def descend(name):
     """Loss parts of each step, and the weights after the last."""
     torch.manual_seed(0)
     settings, extra = CASES[name]
-    chosen = {"model.backbone": "test_efficientnet", "model.random_weights": True, "model.width": 0.25}
+    chosen = {"model.backbone": "test_efficientnet", "model.weights": "random", "model.width": 0.25}
     config = load_config(ROOT / "configs/mvtec.yaml", chosen | {"data.image_size": 64} | settings)
     model = build_model(config, pretrained=False).train()
     loss, parts = distributed.wrap_ddp(model, model.loss), []

@@ -11,7 +11,7 @@ from utils.cli import run_command
 
 SMALL = [
     "--quiet", "--device", "cpu", "--precision", "fp32", "--iterations", "1", "--seeds", "0", "--set",
-    "data.image_size=64", "--set", "model.random_weights=true", "--set", "train.batch_size=2",
+    "data.image_size=64", "--weights", "random", "--set", "train.batch_size=2",
     "--set", "model.width=0.5",
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ def test_twenty_steps_give_what_they_gave(demo, tmp_path, model, flavor):
     words = ["--config", "configs/demo.yaml", "--data-root", str(demo), "--category", "gravel", "--quiet"]
     words += ["--output", str(tmp_path), "--seed", "0", "--device", "cpu", "--precision", "fp32"]
     words += ["--model", model, *(["--flavor", flavor] if flavor else []), "--iterations", "20"]
-    words += ["--backbone", "test_efficientnet", "--set", "model.random_weights=true"]
+    words += ["--backbone", "test_efficientnet", "--weights", "random"]
     assert run_command(train_command.main, [*words, "--set", "data.image_size=64"]) == 0
     (path,) = tmp_path.rglob("metrics.json")
     results = json.loads(path.read_text())["results"]["gravel"]

@@ -7,7 +7,7 @@ from utils.cli import run_command
 
 COMMAND = (
     "python train.py --config configs/btad.yaml --data-root '/home/me/my data' --output /tmp/x --resume "
-    "--category 01 --set train.log_every=5 --set eval.every=3"
+    "--category 01 --save-every 5 --set eval.every=3"
 )
 
 

@@ -49,7 +49,6 @@ def test_flavours_are_the_contracts_table():
         "loss.kd": ("global", "pointwise"),
         "loss.stop_grad": ("kd", "none"),
         "loss.reduction": ("paper", "released"),
-        "model.category_exceptions": (False, True),
     }
     for key, expected in rows.items():
         section, name = key.split(".")
@@ -60,14 +59,10 @@ def test_flavours_are_the_contracts_table():
         assert config.score.alpha == 0.01 and config.score.map_sigma == 0
 
 
-def test_category_exceptions():
+def test_rules_by_category():
     assert load(category="bottle", model__flavor="released").loss.temperature == 0.1
     assert load(category="screw", model__flavor="released").loss.temperature == 2
     assert load(category="bottle").loss.temperature == 2  # the paper has none
-    assert (
-        load(category="bottle", model__flavor="released", model__category_exceptions=False).loss.temperature
-        == 2
-    )
     transistor = load(category="transistor", model__flavor="released")
     assert transistor.model.dfs == "none" and transistor.optim.lr_teacher == 1e-4
 
@@ -245,7 +240,7 @@ def test_merge_is_by_key():
 
 def test_hash_covers_what_changes_the_result():
     base = config_hash(load())
-    same = [{"data__root": "/x"}, {"train__device": "cuda"}, {"data__workers": 3}, {"train__log_every": 7}]
+    same = [{"run__data_root": "/x"}, {"run__device": "cuda"}, {"run__workers": 3}, {"run__save_every": 7}]
     assert all(config_hash(load(**s)) == base for s in same)
     other = [
         {"loss__temperature": 1},
@@ -290,16 +285,14 @@ class TestDatasets:
             "flavors: {released: {loss: {temperature: 0.4}, categories: {x: {loss: {kd_weight: 0.5}}}}}\n"
         )
 
-        def values(category, flavor, exceptions):
-            chosen = {"model.flavor": flavor, "model.category_exceptions": exceptions}
-            loss = load_config(tmp_path / "c.yaml", chosen, category=category).loss
+        def values(category, flavor):
+            loss = load_config(tmp_path / "c.yaml", {"model.flavor": flavor}, category=category).loss
             return loss.contrastive, loss.temperature, loss.kd_weight
 
-        assert values(None, "paper", False) == (True, 0.2, 0.1)
-        assert values("x", "paper", False) == (False, 0.3, 0.3)
-        assert values("x", "released", False) == (False, 0.4, 0.3)
-        assert values("x", "released", True) == (False, 0.4, 0.5)
-        assert values("y", "released", True) == (True, 0.4, 0.1)
+        assert values(None, "paper") == (True, 0.2, 0.1)
+        assert values("x", "paper") == (False, 0.3, 0.3)
+        assert values("x", "released") == (False, 0.4, 0.5)
+        assert values("y", "released") == (True, 0.4, 0.1)
 
     def test_released_exceptions(self):
         for name in ("aptos", "oct2017", "isic2018", "vad"):
@@ -343,8 +336,7 @@ class TestCompleteFiles:
 
     @pytest.mark.parametrize(("key", "value"), [
         ("model.flavor", "released"), ("model.name", "memory-bank"), ("model.setting", "multi-class"),
-        ("model.backbone", "resnet18"), ("model.category_exceptions", True), ("data.name", "btad"),
-        ("data.category", "screw"),
+        ("model.backbone", "resnet18"), ("data.name", "btad"), ("data.category", "screw"),
     ])  # fmt: skip
     def test_refuses_what_would_choose_another_layer(self, write, key, value):
         path = write(data__category="bottle")

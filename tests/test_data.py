@@ -147,7 +147,7 @@ class TestSplits:
         for path in list((mvtec_like / "part/ground_truth/spot").iterdir()):
             shutil.copy(path, path.with_name(f"again{path.name}"))
         config = make_config(
-            "configs/folder.yaml", data__root=str(mvtec_like), data__category="part",
+            "configs/folder.yaml", run__data_root=str(mvtec_like), data__category="part",
             data__num_train_anomalies=3,
             data__calibration_fraction=0.3, data__validation_fraction=0.3, eval__split="validation",
             model__setting="supervised",
@@ -163,7 +163,7 @@ class TestSplits:
     def test_an_image_that_calibrates_or_validates_is_not_tested_on(self, mvtec_like, make_config):
         for part in ("calibration", "validation"):
             settings = {f"data__{part}_fraction": 0.3, "eval__split": "validation"}
-            settings |= {"data__root": str(mvtec_like), "data__category": "part"}
+            settings |= {"run__data_root": str(mvtec_like), "data__category": "part"}
             data = build_data(make_config(**settings), NORMALISE)
             held_out = data.calibration if part == "calibration" else data.validation.held_out
             copy = mvtec_like / "part/test/good" / f"zzz{held_out.samples[0].path.suffix}"
@@ -180,7 +180,7 @@ class TestSplits:
 
     def test_build_data_sets_are_disjoint(self, mvtec_like, make_config):
         config = make_config(
-            data__root=str(mvtec_like), data__category="part", data__calibration_fraction=0.2,
+            run__data_root=str(mvtec_like), data__category="part", data__calibration_fraction=0.2,
             eval__split="validation",
             data__validation_fraction=0.25, data__image_size=(64, 32),
         )  # fmt: skip
@@ -191,7 +191,9 @@ class TestSplits:
         assert [len(p) for p in parts] == [6, 3, 3, 9]
         assert len(data.validation) == 6
         assert (
-            build_data(make_config(data__root=str(mvtec_like), data__category="part"), NORMALISE).validation
+            build_data(
+                make_config(run__data_root=str(mvtec_like), data__category="part"), NORMALISE
+            ).validation
             is None
         )
 
@@ -327,9 +329,9 @@ class TestLoading:
     def test_training_and_validation_share_the_cache(self, mvtec_like, make_config):
         for share, whole in ((0.5, False), (10.0, True)):
             config = make_config(
-                data__root=str(mvtec_like),
+                run__data_root=str(mvtec_like),
                 data__category="part",
-                data__cache_gb=share * 10 * 3 * 64**2 / 2**30,
+                run__cache_gb=share * 10 * 3 * 64**2 / 2**30,
                 data__validation_fraction=0.3,
                 eval__split="validation",
             )

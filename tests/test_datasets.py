@@ -24,7 +24,7 @@ from datasets.samples import count
 from datasets.splits import hold_out
 from datasets.transforms import Decode, Normalise
 from utils.cli import run_command
-from utils.config import CONFIGS, load_config
+from utils.config import config_file, load_config
 from utils.errors import DatasetError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -49,8 +49,8 @@ def spec(layout, monkeypatch):
 
 def config_of(spec, root, **settings):
     category = next(iter(spec.counts))
-    chosen = {"data.root": str(root), "data.category": category, "data.image_size": 64} | settings
-    return load_config(CONFIGS / f"{spec.name}.yaml", chosen, category=category)
+    chosen = {"run.data_root": str(root), "data.category": category, "data.image_size": 64} | settings
+    return load_config(config_file(spec.name), chosen | {"data.name": spec.name}, category=category)
 
 
 @EVERY
@@ -358,7 +358,7 @@ class TestMaskFiles:
 
 def test_every_dataset_has_a_config_and_a_script():
     for name in SPECS:
-        assert load_config(CONFIGS / f"{name}.yaml", {}).data.name == name
+        assert load_config(config_file(name), {"data.name": name}).data.name == name
         if name not in ("folder", "demo"):
             call = ["bash", str(ROOT / f"scripts/datasets/{name}.sh")]
             done = subprocess.run(call, capture_output=True, text=True)
@@ -377,10 +377,10 @@ RUNS = [
 @pytest.mark.parametrize(("layout", "flavor"), RUNS)  # released: where it reads the images in another way
 def test_a_short_run(root, spec, flavor, tmp_path, capfd):
     flags = [
-        "--config", str(CONFIGS / f"{spec.name}.yaml"), "--data-root", str(root), "--quiet",
+        "--dataset", spec.name, "--data-root", str(root), "--quiet",
         "--output", str(tmp_path / "runs"), "--category", next(iter(spec.counts)), "--flavor", flavor,
         "--backbone", TINY, "--iterations", "1", "--device", "cpu", "--precision", "fp32",
-        "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set", "model.width=0.5",
+        "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.5",
         "--set", "train.batch_size=2",
     ]  # fmt: skip
     torch.set_num_threads(1)  # two threads wait for each other on a busy machine

@@ -23,7 +23,7 @@ def checkpoint(make_config, mvtec_like, tmp_path):
     """Writes a checkpoint of a model that is not trained, and gives its path."""
 
     def write(root=mvtec_like, calibration=None, **settings):
-        settings = {"data__root": str(root), "data__category": "part", "model__width": 0.25} | settings
+        settings = {"run__data_root": str(root), "data__category": "part", "model__width": 0.25} | settings
         config = make_config(model__backbone="resnet18", **settings)  # few layers: exporting takes a while
         model = build_model(config)
         if config.model.name == "memory-bank":

@@ -125,7 +125,7 @@ def test_in_the_results_of_a_run_and_of_test(mvtec_like, tmp_path, capfd):
 
     argv = ["--data-root", str(mvtec_like), "--category", "part", "--backbone", TINY]
     argv += ["--iterations", "1", "--output", str(tmp_path), "--quiet", "--precision", "fp32"]
-    for setting in ("data.image_size=64", "model.random_weights=true", "train.batch_size=2"):
+    for setting in ("data.image_size=64", "model.weights=random", "train.batch_size=2"):
         argv += ["--set", setting]
     assert run_command(train_command.main, [*argv, "--set", "eval.extra_metrics=aupimo"]) == 0
     assert "AUPIMO" in capfd.readouterr().out

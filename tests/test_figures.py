@@ -13,7 +13,7 @@ from utils.yaml_io import read_yaml
 
 SPEC = read_yaml(figures.FIGURES)
 SMALL = ["--backbone", TINY, "--iterations", "1", "--quiet", "--device", "cpu"]
-for setting in ("data.image_size=64", "model.random_weights=true", "train.batch_size=2", "model.width=0.5"):
+for setting in ("data.image_size=64", "model.weights=random", "train.batch_size=2", "model.width=0.5"):
     SMALL += ["--set", setting]
 SMALL += ["--set", "train.precision=fp32"]
 

@@ -138,9 +138,9 @@ def test_hints_are_of_the_own_folder(part, tmp_path):
 
 def test_what_lies_beside_the_categories(part, said, caplog):
     shutil.copytree(part, part.parent / "other").joinpath("train").rename(part.parent / "other/Train")
-    config = load_config("configs/folder.yaml", {"data.root": str(part.parent), "data.category": "all"})
+    config = load_config("configs/folder.yaml", {"run.data_root": str(part.parent), "data.category": "all"})
     caplog.set_level(logging.INFO, logger="uninet")
-    assert categories_of(config.data) == ["part"]
+    assert categories_of(config) == ["part"]
     assert caplog.text.count("12 in other/Train/good") == 1
 
 

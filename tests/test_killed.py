@@ -16,8 +16,8 @@ from utils.files import PARTIAL
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SETTINGS = (
-    "data.image_size=64", "model.random_weights=true", "model.width=0.25", "train.batch_size=2",
-    "train.save_every=1", "train.log_every=1", "eval.every=4",
+    "data.image_size=64", "model.weights=random", "model.width=0.25", "train.batch_size=2",
+    "eval.every=4",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def start(tmp_path):
     write_demo(tmp_path / "demo", size=64)
     command = ["--config", "configs/folder.yaml", "--data-root", tmp_path / "demo", "--category", "gravel"]
     command += ["--output", tmp_path / "runs", "--iterations", "5", "--device", "cpu", "--precision", "fp32"]
-    command += ["--quiet", "--resume", *(f for s in SETTINGS for f in ("--set", s))]
+    command += ["--quiet", "--resume", "--save-every", "1", *(f for s in SETTINGS for f in ("--set", s))]
     return lambda name: processes.start("train.py", *command, "--name", name)
 
 

@@ -90,7 +90,7 @@ class TestSplits:
         monkeypatch.setitem(SPECS, "kolektor", replace(SPECS["kolektor"], counts=COUNTS["kolektor"]))
         config = make_config(
             "configs/kolektor.yaml",
-            data__root=str(masters["kolektor"]),
+            run__data_root=str(masters["kolektor"]),
             data__num_train_anomalies=2,
             model__setting="supervised",
         )
@@ -109,9 +109,11 @@ class TestSplits:
     def test_readable_images_must_suffice(self, mvtec_like, make_config):
         for path in (mvtec_like / "part/test/good").iterdir():
             path.write_bytes(b"text")
-        config = make_config(data__root=str(mvtec_like), data__category="part", data__skip_unreadable=True)
+        config = make_config(
+            run__data_root=str(mvtec_like), data__category="part", data__skip_unreadable=True
+        )
         with pytest.raises(DatasetError, match="no normal test image found"):
-            list_samples(config.data)
+            list_samples(config)
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(mvtec_like, tmp_path, capfd):
     """An old best.pt of a higher value would be restored at the end of the new run."""
     flags = ["--data-root", str(mvtec_like), "--category", "part", "--output", str(tmp_path), "--name", "r"]
     flags += ["--model", "memory-bank", "--backbone", TINY, "--device", "cpu", "--quiet", "--eval", "none"]
-    flags += ["--set", "model.random_weights=true", "--set", "data.image_size=64"]
+    flags += ["--weights", "random", "--set", "data.image_size=64"]
     assert run_command(train_command.main, flags) == 0
     (folder,) = tmp_path.glob("mvtec/*/part/r")
     state = load_checkpoint(folder / "last.pt")
@@ -321,7 +323,7 @@ def test_gradients_are_clipped(mvtec_like, tmp_path, monkeypatch, capfd):
     flags = ["--data-root", str(mvtec_like), "--category", "part", "--output", str(tmp_path), "--quiet"]
     flags += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--eval", "none"]
     flags += ["--iterations", "1", "--set", "train.batch_size=2", "--set", "model.width=0.25"]
-    flags += ["--set", "model.random_weights=true", "--set", "data.image_size=64"]
+    flags += ["--weights", "random", "--set", "data.image_size=64"]
     assert run_command(train_command.main, [*flags, "--set", "optim.grad_clip=1e-3"]) == 0
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert run_command(train_command.main, flags) == 0

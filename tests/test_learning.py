@@ -11,7 +11,7 @@ from utils.cli import run_command
 
 COMMON = (
     "--config configs/demo.yaml --category brick --device cpu --precision fp32 --quiet --name learnt "
-    "--set data.image_size=64 --set train.batch_size=8 --set train.save_every=1000"
+    "--set data.image_size=64 --set train.batch_size=8 --save-every 1000"
 )
 MODELS = {
     "memory-bank": "--model memory-bank",

@@ -182,7 +182,7 @@ class TestCheck:
     def test_before_training_and_before_testing(self, mvtec_like, make_config, command, caplog):
         folder = mvtec_like / "part/ground_truth/spot"
         Image.fromarray(np.full((48, 40), 255, np.uint8)).save(folder / "001_mask.png")
-        config = make_config(data__root=str(mvtec_like), data__category="part")
+        config = make_config(run__data_root=str(mvtec_like), data__category="part")
 
         def build():
             return (

@@ -52,7 +52,7 @@ def ped2(tmp_path, monkeypatch):
 @pytest.fixture
 def config(make_config, ped2):
     def make(**settings):
-        chosen = {"data__root": str(ped2), "model__name": "remind"}
+        chosen = {"run__data_root": str(ped2), "model__name": "remind"}
         chosen |= {"data__synthetic": 0.0, "data__stack_frames": 1}
         return make_config(path="configs/ped2.yaml", **(chosen | settings))
 
@@ -113,7 +113,7 @@ class TestStackedFrames:
             config(**settings)
 
     def test_needs_a_video(self, make_config, mvtec_like):
-        config = make_config(data__root=str(mvtec_like), data__category="part", data__stack_frames=1)
+        config = make_config(run__data_root=str(mvtec_like), data__category="part", data__stack_frames=1)
         with pytest.raises((ConfigError, DatasetError), match="frames of a video"):
             build_data(config, NORMALISE)
 
@@ -174,7 +174,7 @@ def test_train_and_predict(ped2, tmp_path, capsys):
     words += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet"]
     words += ["--iterations", "2", "--output", str(tmp_path / "runs"), "--name", "run"]
     for setting in (
-        "model.random_weights=true", "data.image_size=64", "data.stack_frames=1", "train.batch_size=2",
+        "model.weights=random", "data.image_size=64", "data.stack_frames=1", "train.batch_size=2",
         "data.synthetic_kinds=[speed,cut]",
     ):  # fmt: skip
         words += ["--set", setting]

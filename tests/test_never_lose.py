@@ -20,8 +20,8 @@ from utils.yaml_io import MAX_CONFIG_BYTES, read_yaml
 SMALL = [
     "--category", "part", "--backbone", TINY, "--precision", "fp32", "--device", "cpu",
     "--quiet", "--eval", "none", "--name", "r", "--set", "data.image_size=64",
-    "--set", "model.random_weights=true", "--set", "model.width=0.25", "--set", "train.batch_size=2",
-    "--set", "train.save_every=2",
+    "--weights", "random", "--set", "model.width=0.25", "--set", "train.batch_size=2",
+    "--save-every", "2",
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def place(tmp_path_factory):
     (top / "mypart").symlink_to(REAL)
     argv = ["--config", "configs/folder.yaml", "--data-root", "mypart", "--output", "runs", "--quiet"]
     argv += ["--model", "memory-bank", "--device", "cpu", "--precision", "fp32", "--name", "r"]
-    for setting in ("data.image_size=64", "data.calibration_fraction=0.4", "model.random_weights=true"):
+    for setting in ("data.image_size=64", "data.calibration_fraction=0.4", "model.weights=random"):
         argv += ["--set", setting]
     argv[1] = str(Path(argv[1]).resolve())
     with pytest.MonkeyPatch.context() as patch:

@@ -67,7 +67,9 @@ class TestPValues:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(str(i))  # not decoded here
         rng, shares = np.random.default_rng(0), []
-        config = make_config("configs/folder.yaml", data__root=str(tmp_path), data__calibration_fraction=0.5)
+        config = make_config(
+            "configs/folder.yaml", run__data_root=str(tmp_path), data__calibration_fraction=0.5
+        )
         for seed in range(40):
             parts = split_samples(replace(config, train=replace(config.train, seed=seed)))
             known = {s.path.read_text() for s in parts.train}
@@ -179,7 +181,7 @@ def test_a_folder(run, mvtec_like, tmp_path):
 def test_held_out_scores_are_those_of_the_model_that_predicts(mvtec_like, tmp_path, name):
     """To the last bit: a p-value compares with >=. The state that is saved is not the folded one."""
     flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), "--name", "r", *FLAGS]
-    small = ["--backbone", LITE0, "--iterations", "1", "--set", "model.random_weights=true", "--eval", "none"]
+    small = ["--backbone", LITE0, "--iterations", "1", "--weights", "random", "--eval", "none"]
     assert (
         run_command(train_command.main, [*flags, *small, "--model", name, "--set", "model.width=0.25"]) == 0
     )

@@ -23,7 +23,7 @@ from datasets.splits import first_copies
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, list_ped2, warn_of_gaps, with_earlier_frames
 from utils.cli import run_command
-from utils.config import CONFIGS, load_config
+from utils.config import config_file, load_config
 from utils.errors import DatasetError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{:064}\nsize 860000\n"
@@ -46,8 +46,8 @@ def official(monkeypatch):
 
 def samples_of(name, root, **settings):
     """As a run takes them."""
-    chosen = {"data.root": str(root), "data.category": "all"} | settings
-    return list_samples(load_config(CONFIGS / f"{name}.yaml", chosen).data)
+    chosen = {"run.data_root": str(root), "data.category": "all"} | settings
+    return list_samples(load_config(config_file(name), chosen | {"data.name": name}))
 
 
 class TestRoots:
@@ -63,10 +63,10 @@ class TestRoots:
                 find_root(SPECS[name], root)
             found = str(error.value).split("it looks like ")[1].split(",")[0]
             assert found == there or any({found, there} <= set(group) for group in alike), (layout, found)
-            assert f"--config configs/{found}.yaml" in str(error.value)
+            assert f"--dataset {found}" in str(error.value)
 
     def test_mvtec_3d(self, masters, tmp_path):
-        with pytest.raises(DatasetError, match="looks like mvtec3d, so use --config configs/mvtec3d.yaml"):
+        with pytest.raises(DatasetError, match="looks like mvtec3d, so use --dataset mvtec3d"):
             samples_of("mvtec", masters["mvtec3d"])
         shutil.copytree(masters["mvtec3d"] / "dowel", tmp_path / "own/dowel2")  # a name that is not published
         with pytest.raises(DatasetError, match="looks like mvtec3d"):
@@ -129,7 +129,7 @@ class TestIncomplete:
         samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.frame_offset": 0})
         assert victim.path not in {s.path for s in samples} and len(skipped) == (layout == "visa")
         assert "this is not the official split" in caplog.text
-        also = "or use --config configs/folder.yaml" in str(error.value)
+        also = "or use --dataset folder" in str(error.value)
         assert also == (layout in ("visa-prepared", "vad"))
         if also:
             assert samples_of("folder", root)
@@ -357,7 +357,7 @@ class TestFrameOrder:
 
     def test_a_folder_to_predict(self, make_config, tmp_path):
         config = make_config(
-            "configs/ped2.yaml", data__stack_frames=1, model__name="remind", data__root=str(ROOT)
+            "configs/ped2.yaml", data__stack_frames=1, model__name="remind", run__data_root=str(ROOT)
         )
         files = [tmp_path / f"{i}.png" for i in range(8, 13)]
         samples = new_samples(sorted(files), tmp_path, config)

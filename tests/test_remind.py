@@ -211,7 +211,7 @@ class TestSyntheticTraining:
         assert all(torch.equal(batch[key], plain[key]) for key in plain)
 
     def test_validation_has_other_kinds(self, make_config, mvtec_like):
-        settings = {"data__root": str(mvtec_like), "data__category": "part", "eval__split": "validation"}
+        settings = {"run__data_root": str(mvtec_like), "data__category": "part", "eval__split": "validation"}
         kinds = {"data__synthetic_kinds": ["stain", "cut"]}
         config = make_config(model__name="remind", **kinds, **settings)
         assert validation_kinds(config.data) == ("texture", "scratch")
@@ -265,8 +265,8 @@ def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
     common = [
         "--data-root", str(mvtec_like), "--category", "part", "--model", "remind", "--device", "cpu",
         "--quiet", "--backbone", TINY, "--precision", "fp32", "--iterations", "6",
-        "--set", "data.image_size=64", "--set", "model.random_weights=true",
-        "--set", "model.width=0.5", "--set", "train.batch_size=4", "--set", "train.save_every=2",
+        "--set", "data.image_size=64", "--weights", "random",
+        "--set", "model.width=0.5", "--set", "train.batch_size=4", "--save-every", "2",
     ]  # fmt: skip
     assert run_command(train_command.main, [*common, "--output", str(tmp_path / "whole")]) == 0
     varied, calls = train_command.varied, []

@@ -119,7 +119,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     entries.insert(2, {"iteration": 2, "split": "validation", "results": {"mean": {"image_auroc": 0.5}}})
     text = "".join(json.dumps(e) + "\n" for e in entries) + '{"iteration": 6, "to'
     (tmp_path / "log.jsonl").write_text(text)
-    Tracker(tmp_path, start=3, stop=9, log_every=1, quiet=True).close()
+    Tracker(tmp_path, start=3, stop=9, quiet=True).close()
     kept = [json.loads(line)["iteration"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert kept == [1, 2, 2, 3]
     assert validation_curve(tmp_path) == [{"iteration": 2, "split": "validation", "image_auroc": 0.5}]

@@ -27,7 +27,7 @@ from model.decision import Prediction
 from model.peers.memory_bank import MemoryBank
 from utils.checkpoint import Checkpoint, load_checkpoint, load_trained
 from utils.cli import run_command
-from utils.config import Config
+from utils.config import Config, RunOptions
 from utils.device import peak_memory_gb, reset_peak_memory
 from utils.errors import CheckpointError, ConfigError, DatasetError, RunError
 from utils.runs import (
@@ -46,8 +46,8 @@ from utils.runs import (
 
 SMALL = [
     "--category", "part", "--backbone", TINY, "--precision", "fp32", "--device", "cpu",
-    "--quiet", "--name", "r", "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set",
-    "model.width=0.25", "--set", "train.batch_size=2", "--set", "train.save_every=1",
+    "--quiet", "--name", "r", "--set", "data.image_size=64", "--weights", "random", "--set",
+    "model.width=0.25", "--set", "train.batch_size=2", "--save-every", "1",
 ]  # fmt: skip
 DATA = {"root": "/data", "images": {"train": 1}, "fingerprint": "a", "weights": None}
 
@@ -75,7 +75,7 @@ def state(make_config, folder):
 
     def write(**fields):
         root = fields.pop("root", None)
-        settings = {"data__root": root, "data__category": "part", "model__width": 0.25}
+        settings = {"run__data_root": root, "data__category": "part", "model__width": 0.25}
         config = make_config(train__iterations=100, data__calibration_fraction=0.2, **settings)
         model = build_model(config, pretrained=False) if root else torch.nn.Linear(1, 1)
         given = {"optimizer": {}, "schedule": {}, "rng": {}} | fields
@@ -125,10 +125,9 @@ class TestIdentity:
         other = dataclasses.replace(config, **{section: dataclasses.replace(part, **{spec.name: value})})
         key = f"{section}.{spec.name}"
         found = differences(identity_of(config, DATA), identity_of(other, DATA))
-        if key == "data.root":  # compared as a resolved path
-            found = differences(identity_of(config, DATA), identity_of(other, DATA | {"root": "/other"}))
-        assert [text.partition(" ")[0] for text in found] == ([] if key in NO_EFFECT else [key])
-        apart = key not in NO_EFFECT and key not in ("data.root", "train.seed")
+        own = key not in NO_EFFECT and (section != "run" or key == "run.eval_precision")
+        assert [text.partition(" ")[0] for text in found] == ([key] if own else [])
+        apart = own and key != "train.seed"
         assert (config_hash(config) != config_hash(other)) == apart
 
     def test_reasons_are_given_for_settings_that_exist(self):
@@ -146,7 +145,7 @@ class TestIdentity:
     @pytest.mark.parametrize("change", ["image", "test image", "mask", "label", "new", "removed", "weights"])
     def test_data_is_part_of_it(self, make_config, mvtec_like, tmp_path, change):
         (tmp_path / "w.pth").write_bytes(b"weights")
-        where = {"data__root": str(mvtec_like), "data__category": "part"}
+        where = {"run__data_root": str(mvtec_like), "data__category": "part"}
         config = make_config(**where, model__weights=str(tmp_path / "w.pth"))
         before, base = train_command.contents(config)[2], mvtec_like / "part"
         assert train_command.contents(config)[2] == before
@@ -174,7 +173,7 @@ class TestIdentity:
             assert "12 train" in found and "now 11 train" in found
 
     def test_what_is_known_of_a_sample_is_part_of_it(self, make_config, mvtec_like):
-        config = make_config(data__root=str(mvtec_like), data__category="part")
+        config = make_config(run__data_root=str(mvtec_like), data__category="part")
         _, data, before = train_command.contents(config)
         sample = data.test.samples[-1]
         for changed in ({"label": 0}, {"category": "x"}, {"defect": "x"}, {"mask_path": None},
@@ -188,7 +187,7 @@ class TestIdentity:
 
     def test_roots_count_as_what_they_stand_for(self, make_config, mvtec_like, tmp_path, monkeypatch):
         def identity(root):
-            return train_command.contents(make_config(data__root=root, data__category="part"))[2]
+            return train_command.contents(make_config(run__data_root=root, data__category="part"))[2]
 
         whole = identity(str(mvtec_like))
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -198,7 +197,7 @@ class TestIdentity:
             assert differences(whole, identity(root)) == []
         mvtec_like.rename(tmp_path / "moved")
         (found,) = differences(whole, identity("moved"))
-        assert found == f"data.root ({tmp_path}/data, now {tmp_path}/moved)"
+        assert found == f"the folder of the data ({tmp_path}/data, now {tmp_path}/moved)"
         mvtec_like.symlink_to(tmp_path / "moved")  # the way out: a link where it was
         assert differences(whole, identity("data")) == []
 
@@ -240,7 +239,7 @@ class TestEarlierRuns:
         changed = {
             r"train.seed \(0, now 1\)": identity_of(other, DATA),
             r"loss.kd_weight \(0.7, now 0.5\).*--name.*--overwrite": identity_of(other, DATA),
-            r"data.root \(/data, now /b\)": identity_of(config, DATA | {"root": "/b"}),
+            r"the folder of the data \(/data, now /b\)": identity_of(config, DATA | {"root": "/b"}),
             r"images.*\(1 train, now 1 train\)": identity_of(config, DATA | {"fingerprint": "b"}),
         }
         for message, identity in changed.items():
@@ -287,7 +286,7 @@ class TestEarlierRuns:
 
 
 def test_a_bank_that_was_stopped_while_it_evaluated_is_not_fitted_again(run, folder, monkeypatch):
-    flags = ("--model", "memory-bank", "--backbone", LITE0, "--set", "model.random_weights=false")
+    flags = ("--model", "memory-bank", "--backbone", LITE0, "--set", "model.weights=null")
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -379,7 +378,7 @@ class TestStatesThatAreNoEnd:
             tmp_path / "out",
         )
         code, _, err = run(*flags, command=predict_command, base=False)
-        assert code == 0 and "step 2 of 100" in err and "before the end of its training" in err
+        assert code == 0 and "step 2 of 100" in err and "has not finished its training" in err
         assert "trained without" not in err
 
     def test_an_end_is_not_told(self, state, caplog):
@@ -393,9 +392,9 @@ class TestPrecision:
 
     @pytest.mark.parametrize("name", [None, "r"])
     def test_a_run_goes_on_in_its_own(self, make_config, tmp_path, name):
-        config = make_config(train__precision="auto", eval__precision="auto")
+        config = make_config(train__precision="auto", run__eval_precision="auto")
         fixed, folder = place_of(config, tmp_path, name, machine="bf16")
-        assert fixed.train.precision == fixed.eval.precision == "bf16"
+        assert fixed.train.precision == fixed.run.eval_precision == "bf16"
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(fixed.to_dict()))
         elsewhere = place_of(config, tmp_path, name, machine="fp32")
@@ -404,7 +403,7 @@ class TestPrecision:
         assert place_of(config, tmp_path, name, machine="fp32") == (fixed, folder)
         again = place_of(config, tmp_path, name, machine="fp32", anew=True)
         assert again == elsewhere and (again[1] == folder) == (name == "r")
-        asked = make_config(train__precision="fp32", eval__precision="auto")
+        asked = make_config(train__precision="fp32", run__eval_precision="auto")
         assert place_of(asked, tmp_path, name, machine="fp32")[0].train.precision == "fp32"
 
     def test_by_train_py(self, run, tmp_path, monkeypatch):
@@ -418,7 +417,7 @@ class TestPrecision:
 
 class TestWhatIsNotFinite:
     def test_in_scores(self, make_config, mvtec_like):
-        config = make_config(data__root=str(mvtec_like), data__category="part")
+        config = make_config(run__data_root=str(mvtec_like), data__category="part")
         data = train_command.contents(config)[1].test
 
         class Broken(torch.nn.Module):
@@ -465,7 +464,7 @@ class TestWhatIsNotFinite:
 
 
 class TestBatchesOfEvaluation:
-    """eval.batch_size changes no result, nor do loaders change what models draw."""
+    """--eval-batch-size changes no result, nor do loaders change what models draw."""
 
     @pytest.mark.parametrize("tile", [None, 64])
     def test_the_bank_is_drawn_image_by_image(self, make_config, tile):
@@ -481,7 +480,7 @@ class TestBatchesOfEvaluation:
             torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-5)
 
     def test_loaders_draw_from_no_generator_but_their_own(self, make_config, mvtec_like):
-        config = make_config(data__root=str(mvtec_like), data__category="part")
+        config = make_config(run__data_root=str(mvtec_like), data__category="part")
         data = train_command.contents(config)[1].train
         before = torch.get_rng_state()
         order = TrainingOrder(len(data), 2, seed=0, start=0, stop=2)
@@ -490,10 +489,10 @@ class TestBatchesOfEvaluation:
 
 
 def test_a_test_image_that_is_trained_on_is_found_below_home(make_config, mvtec_like, monkeypatch, tmp_path):
-    """`~` in data.root; the image is byte-identical."""
+    """`~` in --data-root; the image is byte-identical."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    trained = make_config(data__root="~/data", data__category="part")
-    tested = dataclasses.replace(trained, data=dataclasses.replace(trained.data, root=str(tmp_path / "new")))
+    trained = make_config(run__data_root="~/data", data__category="part")
+    tested = dataclasses.replace(trained, run=RunOptions(data_root=str(tmp_path / "new")))
     shutil.copytree(mvtec_like, tmp_path / "new")
     copy = tmp_path / "new/part/test/good/000.png"
     copy.write_bytes((mvtec_like / "part/train/good/000.jpg").read_bytes())

@@ -24,13 +24,13 @@ from evaluation.metrics_by_task import frame_metrics, segmentation_metrics
 from evaluation.results import results_table
 from evaluation.scoring import Scores
 from utils.cli import run_command
-from utils.config import CONFIGS, load_config
+from utils.config import CONFIGS, config_file, load_config
 from utils.errors import DatasetError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = [
     "--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet",
-    "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set", "model.width=0.5",
+    "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.5",
     "--set", "train.batch_size=2",
 ]  # fmt: skip
 
@@ -46,7 +46,7 @@ def run(masters, tmp_path, capfd):
     """train.py on a layout in small; gives exit code, stdout, stderr."""
 
     def call(name, *flags, output="runs"):
-        base = ["--config", str(CONFIGS / f"{name}.yaml"), "--data-root", str(masters[name])]
+        base = ["--dataset", name, "--data-root", str(masters[name])]
         code = run_command(train.main, [*base, "--output", str(tmp_path / output), *SMALL, *flags])
         return code, *capfd.readouterr()
 
@@ -59,8 +59,8 @@ def results_of(folder):
 
 
 def data_of(name, root, **settings):
-    chosen = {"data.root": str(root), "data.image_size": 64, "model.backbone": TINY}
-    config = load_config(CONFIGS / f"{name}.yaml", chosen | settings)
+    chosen = {"run.data_root": str(root), "data.image_size": 64, "model.backbone": TINY}
+    config = load_config(config_file(name), chosen | {"data.name": name} | settings)
     return build_data(config, NORMALISE)
 
 
@@ -186,7 +186,7 @@ class TestPolyps:
         assert results_of(tmp_path / "runs")["sequence"]["n_anomalous"] == 2
 
     def test_a_kill_in_the_middle_of_the_sizes(self, run, tmp_path, monkeypatch):
-        flags = ["--category", "random", "--iterations", "7", "--set", "train.save_every=1"]
+        flags = ["--category", "random", "--iterations", "7", "--save-every", "1"]
         assert run("clinicdb", *flags, output="whole")[0] == 0
         real, calls = train.stop_if_not_finite, []
 
@@ -381,7 +381,7 @@ class TestTestCommand:
         root = shutil.copytree(masters["clinicdb"], tmp_path / "clinicdb")
         trained = next(p for p in (root / "random/train/images").iterdir() if p.suffix == ".jpg")
         shutil.copy(trained, next((root / "sequence/test/images").glob("0*.jpg")))
-        flags = ["--config", str(CONFIGS / "clinicdb.yaml"), "--data-root", str(root), *SMALL]
+        flags = ["--dataset", "clinicdb", "--data-root", str(root), *SMALL]
         flags += ["--output", str(tmp_path / "r"), "--category", "random", "--iterations", "1"]
         assert run_command(train.main, flags) == 0
         (folder,) = (tmp_path / "r").glob("*/*/random/*")

@@ -19,7 +19,7 @@ from utils.cli import run_command
 FLAGS = [
     "--category", "part", "--precision", "fp32", "--device", "cpu", "--quiet", "--model", "memory-bank",
     "--backbone", TINY, "--set", "data.image_size=64",
-    "--set", "model.random_weights=true",
+    "--weights", "random",
 ]  # fmt: skip
 NAMES = ["two words.png", "o'quote\".png", "a,b.png", "new\nline.png", "größe-部.png", "<b>&.png", "same.bmp"]
 

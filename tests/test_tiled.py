@@ -152,8 +152,8 @@ class TestTraining:
             "--config", "configs/mvtec.yaml", "--data-root", str(mvtec_like), "--category", "part",
             "--output", str(tmp_path), "--backbone", TINY, "--precision", "fp32",
             "--device", "cpu", "--quiet", "--tile", "64", "--set", "data.image_size=[96,64]",
-            "--set", "model.random_weights=true", "--set", "model.width=0.5", "--set", "train.batch_size=4",
-            "--set", "train.save_every=2", "--iterations", "4",
+            "--weights", "random", "--set", "model.width=0.5", "--set", "train.batch_size=4",
+            "--save-every", "2", "--iterations", "4",
         ]  # fmt: skip
         assert run_command(train_command.main, [*flags, "--name", "whole"]) == 0
         saved = train_command.save_training

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import test as test_command
 import train as train_command
 from datasets.registry import SPECS
 from model.peers import unias
+from utils import tracking
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
 from utils.config import MODELS
@@ -30,9 +30,14 @@ from utils.runs import locked
 SMALL = [
     "--category", "part", "--backbone", TINY, "--precision", "fp32", "--device", "cpu",
     "--quiet",
-    "--set", "data.image_size=64", "--set", "model.random_weights=true", "--set", "model.width=0.5",
-    "--set", "train.batch_size=4", "--set", "train.log_every=1", "--set", "train.save_every=2",
+    "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.5",
+    "--set", "train.batch_size=4", "--save-every", "2",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _each_step_in_the_log(monkeypatch):
+    monkeypatch.setattr(tracking, "LOG_EVERY", 1)
 
 
 @pytest.fixture
@@ -155,9 +160,7 @@ class TestFilesOfARun:
         )
 
     def test_memory_bank(self, run, tmp_path):
-        code, out, _ = run(
-            "--model", "memory-bank", "--backbone", LITE0, "--set", "model.random_weights=false"
-        )
+        code, out, _ = run("--model", "memory-bank", "--backbone", LITE0, "--set", "model.weights=null")
         assert code == 0
         result = metrics(the_run(tmp_path))["results"]["part"]
         assert result["image_auroc"] > 0.9 and result["pixel_auroc"] > 0.9  # a bright square on stripes
@@ -483,20 +486,12 @@ class TestCheckpoints:
         with pytest.raises(CheckpointError, match=r"another version.*loss.no_longer_there"):
             load_checkpoint(tmp_path / "old.pt")
 
-    def test_removed_settings_of_an_old_file(self, tmp_path, make_config, caplog):
-        config = make_config(data__category="01")
-        Checkpoint(config, {}, 1).save(tmp_path / "old.pt")
-        tree = torch.load(tmp_path / "old.pt", weights_only=True)
-        tree["config"]["data"] |= {"test_name": "visa", "test_root": "a", "test_category": None}
-        tree["config"]["train"] |= {"recompute": True, "cache_features_gb": 1.0}
-        tree["config"]["model"]["setting"] = "cross-dataset"
-        torch.save(tree, tmp_path / "old.pt")
-        with caplog.at_level("DEBUG", "uninet"):
-            found = load_checkpoint(tmp_path / "old.pt").config
-        assert found == replace(config, model=replace(config.model, setting="multi-class"))
-        assert "train.recompute" in caplog.text and len(caplog.records) == 1
+    def test_a_file_of_format_1(self, tmp_path):
+        torch.save({"format": 1, "config": {}, "model": {}, "iteration": 1}, tmp_path / "old.pt")
+        with pytest.raises(CheckpointError, match=r"by v0\.1\.0 \(commit 4a74ab6\); check that commit"):
+            load_checkpoint(tmp_path / "old.pt")
 
     def test_foreign_files(self, tmp_path):
         torch.save({"state_dict": {}}, tmp_path / "foreign.pt")
-        with pytest.raises(CheckpointError, match="no checkpoint of format 1"):
+        with pytest.raises(CheckpointError, match="no checkpoint of format 2"):
             load_checkpoint(tmp_path / "foreign.pt")

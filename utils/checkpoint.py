@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.config import REMOVED, Config, Tree, build, merge
+from utils.config import Config, Tree, build, merge
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_atomically
 from utils.yaml_io import CONFIGS, read_yaml
 
-FORMAT = 1
+FORMAT = 2
 FILE, BEST = "last.pt", "best.pt"
 _log = logging.getLogger("uninet")
 
@@ -63,7 +63,7 @@ class Checkpoint:
             )
         tree = {
             "format": FORMAT,
-            "config": self.config.to_dict(),
+            "config": self.config.to_dict() | {"run": asdict(self.config.run)},
             "model": self.model,
             "iteration": self.iteration,
             "identity": self.identity,
@@ -134,11 +134,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is no checkpoint of this program, or is damaged ({type(error).__name__}); "
             "nothing of it was run"
         ) from error
+    if isinstance(tree, dict) and tree.get("format") == 1:
+        raise CheckpointError(
+            f"{path} was written by v0.1.0 (commit 4a74ab6); check that commit out to read it"
+        )
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("model"), dict):
         raise CheckpointError(f"{path} is no checkpoint of format {FORMAT} of this program")
     try:
         # settings that are younger than the file take base.yaml's value, which leaves things as they were
-        config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), _without_removed(tree["config"])]))
+        config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), tree["config"]]))
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
     keys = [f.name for f in fields(Checkpoint) if f.name != "config"]
@@ -165,19 +169,6 @@ def load_trained(run: str | Path) -> tuple[Path, Checkpoint]:
             path, state.iteration, state.config.train.iterations,
         )  # fmt: skip
     return path, state
-
-
-def _without_removed(config: Tree) -> Tree:
-    """A stored configuration without the settings that the program has no more."""
-    kept = {
-        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in REMOVED}
-        for section, keys in config.items()
-    }
-    if kept != config:
-        _log.debug("settings of an older version are left out: %s", ", ".join(REMOVED))
-    if kept["model"].get("setting") == "cross-dataset":  # one model for what it was trained on
-        kept["model"]["setting"] = "multi-class"
-    return kept
 
 
 def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from utils.config import FLAVORS, MODELS, SETTINGS
+from utils.config import FLAVORS, MODELS, SETTINGS, RunOptions
 from utils.device import keep_freed_memory
-from utils.errors import UserError
+from utils.errors import ConfigError, UserError
 from utils.yaml_io import CONFIGS, parse_override, read_yaml
 
 log = logging.getLogger("uninet")
@@ -24,7 +24,8 @@ USER_ERRORS = (UserError, ValueError, OSError, FloatingPointError)
 
 # flag: setting
 FLAGS = {
-    "data_root": "data.root",
+    "dataset": "data.name",
+    "data_root": "run.data_root",
     "skip_unreadable": "data.skip_unreadable",
     "category": "data.category",
     "tile": "data.tile",
@@ -35,7 +36,12 @@ FLAGS = {
     "weights": "model.weights",
     "iterations": "train.iterations",
     "seed": "train.seed",
-    "device": "train.device",
+    "device": "run.device",
+    "workers": "run.workers",
+    "cache_gb": "run.cache_gb",
+    "save_every": "run.save_every",
+    "eval_batch_size": "run.eval_batch_size",
+    "eval_precision": "run.eval_precision",
     "precision": "train.precision",
     "select": "eval.select",
     "eval": "eval.split",
@@ -71,9 +77,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
             return action.help
         if action.default is None and action.dest in FLAGS:
             section, _, key = FLAGS[action.dest].partition(".")
-            value = read_yaml(CONFIGS / "base.yaml")[section][key]
-            default = f" (default: the config's; base.yaml: {value})"
-            return f"{action.help}{'' if value in (None, False) else default}"
+            if section == "run":
+                value, default = getattr(RunOptions(), key), "default: {}"
+            else:
+                value = read_yaml(CONFIGS / "base.yaml")[section][key]
+                default = "default: the config's; base.yaml: {}"
+            return action.help if value in (None, False) else f"{action.help} ({default.format(value)})"
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
@@ -107,6 +116,13 @@ def add_skip_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_batch_flag(parser: argparse._ActionsContainer) -> None:
+    """--eval-batch-size."""
+    parser.add_argument(
+        "--eval-batch-size", type=int, metavar="N", help="images scored at once; changes no result"
+    )
+
+
 def add_device_flags(parser: argparse._ActionsContainer) -> None:
     """--device and --precision of a command that uses a trained model."""
     parser.add_argument(
@@ -118,8 +134,9 @@ def add_device_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
-        help="of scoring; auto: bf16 where it is faster, else fp32 (default: the run's eval.precision)",
+        help="of scoring; auto: bf16 where it is faster, else fp32 (default: the run's)",
     )
+    add_batch_flag(parser)
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
@@ -152,6 +169,15 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 where it is faster, else fp32"
     )
+    how.add_argument(
+        "--eval-precision",
+        choices=("auto", "fp32", "bf16"),
+        help="of scoring; bf16 rounds away small anomalies of barely trained models",
+    )
+    add_batch_flag(how)
+    how.add_argument("--workers", type=int, metavar="N", help="loader processes; without it up to 4 on a GPU")
+    how.add_argument("--cache-gb", type=float, metavar="GB", help="decoded images kept in memory, at most")
+    how.add_argument("--save-every", type=int, metavar="N", help="steps between checkpoints")
     how.add_argument("--select", choices=("last", "best"), help="best looks at the test set, and says so")
     how.add_argument("--eval", choices=("test", "validation", "none"), help="what to evaluate on")
     how.add_argument(
@@ -188,11 +214,14 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     """
     chosen = {setting: getattr(args, flag, None) for flag, setting in FLAGS.items()}
     chosen = {setting: value for setting, value in chosen.items() if value is not None}
-    chosen.update(parse_override(text) for text in getattr(args, "set", []))
+    given = dict(map(parse_override, getattr(args, "set", [])))
+    if flag := next((key for key in given if key.startswith("run.")), None):
+        raise ConfigError(f"'{flag}' is no setting; write --{flag[4:].replace('_', '-')}")
+    chosen |= given
     if isinstance(chosen.get("model.weights"), str):
         chosen["model.weights"] = str(user_path(chosen["model.weights"]))
-    if isinstance(chosen.get("data.root"), str):  # a run keeps it, and may be used from another folder
-        chosen["data.root"] = str(user_path(chosen["data.root"]).resolve())
+    if "run.data_root" in chosen:  # a run keeps it, and may be used from another folder
+        chosen["run.data_root"] = str(user_path(str(chosen["run.data_root"])).resolve())
     if "train.iterations" in chosen:
         chosen.setdefault("train.epochs", None)
     return chosen
@@ -240,7 +269,7 @@ def _out_of_memory(error: Exception) -> str | None:
     more = f", {asked[1]} too many" if asked else ""
     return (
         f"out of memory on the {'GPU' if 'CU' in text else 'CPU'}{more}; lower train.batch_size, "
-        "eval.batch_size, data.image_size or data.cache_gb, or take --tile N for large images"
+        "--eval-batch-size, data.image_size or --cache-gb, or take --tile N for large images"
     )
 
 

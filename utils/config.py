@@ -1,16 +1,13 @@
-"""Typed configuration: YAML layers merged in a fixed order, checked once, then frozen.
+"""Typed configuration: five layers of YAML merged in a fixed order, checked once, then frozen.
 
-Order of merging (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml (or models/NAME.yaml for a
-model without flavours) < the dataset's file < its block for the setting < its block for the category < its
-block for the flavour or model < that block's own one for the setting < that block's own one for the category
-(only where model.category_exceptions is on) < the command line. `configs/base.yaml` holds every key with its
-meaning; other files hold differences only.
-
-The dataset's blocks are `settings.NAME`, `categories.NAME` (how a category is read, whatever the flavour),
-`flavors.NAME`, `flavors.NAME.settings.NAME` and `flavors.NAME.categories.NAME` (rules by name of a flavour).
-One model for all categories has no category, so neither block by category applies to it.
+The layers (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml or models/NAME.yaml < the
+dataset's file < the command line. `configs/base.yaml` holds every key with its meaning; other files hold
+differences only. A file may hold blocks `settings.NAME`, `categories.NAME` and `flavors.NAME` (of a flavor or
+a model), one inside the other: those that are chosen win over what stands beside them, in that order. One
+model for all categories has no category, so no block by category applies to it.
 
 A run's config.yaml holds every setting and stands alone: no other layer than base.yaml and the command line.
+How and where a run is computed (`RunOptions`) are flags of the command line and in no file.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ import math
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -31,15 +28,13 @@ from utils.yaml_io import CONFIGS, Tree, read_yaml
 MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
 FLAVORS = ("paper", "released")
 SETTINGS = ("one-class", "multi-class", "supervised")
-REMOVED = (  # settings of older checkpoints that changed no result, or only what was tested
-    "data.test_name",
-    "data.test_root",
-    "data.test_category",
-    "train.recompute",
-    "eval.map_dtype",
-    "train.cache_features_gb",
-    "train.cache_features_dtype",
-)
+POLYP = ("kvasir", "clinicdb", "colondb")
+# in place of what a dataset's file says for uninet's heads, for another model
+NO_HEAD: Tree = {
+    "model": {"head": "none", "skip_connections": False},
+    "loss": {"supervised": "none"},
+    "data": {"frame_offset": 0},
+}
 
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")  # as text: 5e-3 is text in YAML
 
@@ -60,7 +55,6 @@ class DataConfig:
     """
 
     name: str
-    root: str | None
     category: str
     image_size: tuple[int, int] = field(metadata=_number(32, 4096))
     tile: int | None = field(metadata=_number(32, 4096))
@@ -79,8 +73,6 @@ class DataConfig:
     frame_offset: int = field(metadata=_number(0, 1000))
     stack_frames: int = field(metadata=_number(0, 1000))
     skip_unreadable: bool
-    cache_gb: float = field(metadata=_number(0, 10**4))
-    workers: int | None = field(metadata=_number(0, 256))
 
 
 @dataclass(frozen=True)
@@ -90,11 +82,9 @@ class ModelConfig:
     name: Literal["uninet", "remind", "recontrast", "unias", "memory-bank"]
     flavor: Literal["paper", "released", "default"]
     setting: Literal["one-class", "multi-class", "supervised"]
-    category_exceptions: bool
     backbone: str
     student_backbone: str | None
     weights: str | None
-    random_weights: bool
     strides: tuple[int, ...] = field(metadata=_number(1, 64))
     feature_gain: float | None = field(metadata=_number(1e-3, 1e3))
     width: float = field(metadata=_number(0.125, 32))
@@ -163,10 +153,7 @@ class TrainConfig:
     last_batch: Literal["carry", "drop", "keep"]
     scales: tuple[float, ...] = field(metadata=_number(0.25, 4))
     seed: int = field(metadata=_number(0, 2**32 - 1))
-    device: str
     precision: Literal["auto", "fp32", "bf16"]
-    log_every: int = field(metadata=_number(1, 10**8))
-    save_every: int = field(metadata=_number(1, 10**8))
 
 
 @dataclass(frozen=True)
@@ -176,14 +163,29 @@ class EvalConfig:
     split: Literal["test", "validation", "none"]
     select: Literal["last", "best"]
     every: int = field(metadata=_number(0, 10**8))
-    batch_size: int = field(metadata=_number(1, 65536))
-    precision: Literal["auto", "fp32", "bf16"]
     extra_metrics: tuple[Literal["aupimo", "dsc_unias", "soft_dsc"], ...]
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How and where a run is computed: flags of the command line, no part of the experiment.
+
+    They change no result, except that `eval_precision` rounds it. A checkpoint keeps them as defaults for
+    test.py, predict.py and export.py.
+    """
+
+    data_root: str | None = None
+    device: str = "auto"
+    workers: int | None = field(default=None, metadata=_number(0, 256))
+    cache_gb: float = field(default=4.0, metadata=_number(0, 10**4))
+    save_every: int = field(default=500, metadata=_number(1, 10**8))
+    eval_batch_size: int = field(default=16, metadata=_number(1, 65536))
+    eval_precision: Literal["auto", "fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True)
 class Config:
-    """Every setting of a run, one section a part of the system."""
+    """Every setting of a run, one section per part of the system, and how it is run."""
 
     data: DataConfig
     model: ModelConfig
@@ -192,10 +194,11 @@ class Config:
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig
+    run: RunOptions = RunOptions()
 
     def to_dict(self) -> Tree:
-        """Return plain dictionaries and lists, as written to config.yaml."""
-        return _plain(asdict(self))
+        """Every setting as plain dictionaries and lists, as in config.yaml; without `run`."""
+        return {name: _plain(part) for name, part in asdict(self).items() if name != "run"}
 
 
 def load_config(path: str | Path, overrides: Mapping[str, object], *, category: str | None = None) -> Config:
@@ -203,58 +206,69 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
 
     Args:
         path: the dataset's file in `configs/`, or a config.yaml saved by a run.
-        overrides: dotted keys of the command line, such as {"train.iterations": 200}; they win over every
-            file.
-        category: the category to train, for the dataset's blocks by category (None: none of them applies).
+        overrides: dotted keys of the command line, such as {"train.iterations": 200}, which win over every
+            file; those of `RunOptions` begin with "run.".
+        category: the category to train, for the blocks by category (None: none of them applies).
 
     Raises:
         ConfigError: for an unknown key (the nearest one is named), a wrong type, a value out of range, or an
             override that chooses another layer where the file is complete.
     """
-    dataset, base = read_yaml(path), read_yaml(CONFIGS / "base.yaml")
+    dataset, base, chosen = read_yaml(path), read_yaml(CONFIGS / "base.yaml"), nested(overrides)
+    if "run" in dataset:
+        raise ConfigError(f"'run' in {path} is no section of a config; flags say how a run is computed")
     if _is_complete(dataset, base):
         _check_same_layers(path, dataset, overrides)
-        config = build(Config, merge([base, dataset, nested(overrides)]))
-        check_together(config)
-        return config
-    settings, categories, flavors = (_blocks(dataset, key) for key in ("settings", "categories", "flavors"))
-    chosen = nested(overrides)
-    models = [_mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
-    names = merge([base["model"], *models])
+        layers = [base, dataset, chosen]
+    else:
+        layers = _layers(base, dataset, chosen, category)
+    config = build(Config, merge(layers))
+    check_together(config)
+    return config
+
+
+def config_file(dataset: str) -> Path:
+    """The file of `configs/` that holds a dataset's settings; the polyp sets share one."""
+    return CONFIGS / f"{'polyp' if dataset in POLYP else dataset}.yaml"
+
+
+def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> list[Tree]:
+    """The five layers, each with its chosen blocks merged into it."""
+    given = [_mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
+    names = merge([base["model"], *given])
     if names["flavor"] == "tuned":
         raise ConfigError("the recipe tuned is a model of its own: --model remind in place of --flavor tuned")
     for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
         if names[key] not in known:
             raise ConfigError(f"unknown {key} {_shown(names[key])}; choose one of {', '.join(known)}")
     if names["name"] == "uninet":
-        flavor, reading = names["flavor"], read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml")
+        model, variant = read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml"), names["flavor"]
     else:
-        flavor, reading = "default", _optional(CONFIGS / "models", names["name"])
-    by_setting_of_model = _blocks(reading, "settings")
-    backbone = _optional(CONFIGS / "backbones", names["backbone"])
-    block = dict(flavors.get(flavor if names["name"] == "uninet" else names["name"], {}))
-    exceptions, by_setting = (_blocks(block, key) for key in ("categories", "settings"))
-    setting = merge([reading.get("model") or {}, *models]).get("setting", names["setting"])
-    own = (settings.get(setting, {}), categories.get(category, {}))
-    reading = merge([reading, by_setting_of_model.get(setting, {})])
-    layers = [base, backbone, reading, dataset, *own, block, by_setting.get(setting, {})]
-    if category is not None and merge([*layers, chosen])["model"]["category_exceptions"]:
-        layers.append(exceptions.get(category, {}))
-    tree = merge([*layers, chosen, {"model": {"flavor": flavor}}])
-    if names["name"] != "uninet":  # no other model has its heads
-        none = {"model": {"head": "none", "skip_connections": False}, "loss": {"supervised": "none"}}
-        none["data"] = {"frame_offset": 0} | ({} if names["name"] == "remind" else {"synthetic": 0})
-        tree = merge([tree, none])
-    config = build(Config, tree)
-    check_together(config)
-    return config
+        model, variant = _optional("models", names["name"]), names["name"]
+        chosen = merge([chosen, {"model": {"flavor": "default"}}, NO_HEAD])
+        if names["name"] != "remind":  # no other model learns from defects
+            chosen = merge([chosen, {"data": {"synthetic": 0}}])
+    blocks = {
+        "settings": merge([model.get("model") or {}, *given]).get("setting", names["setting"]),
+        "categories": category,
+        "flavors": variant,
+    }
+    backbone = _optional("backbones", names["backbone"])
+    return [base, *(_resolved(layer, blocks) for layer in (backbone, model, dataset)), chosen]
+
+
+def _resolved(tree: Tree, blocks: Mapping[str, object]) -> Tree:
+    """A layer with the blocks of these names merged into it, each resolved in the same way."""
+    plain = {key: value for key, value in tree.items() if key not in blocks}
+    for kind, name in blocks.items():
+        named = {key: _mapping(v, f"{kind}.{key}") for key, v in _mapping(tree.get(kind), kind).items()}
+        if name in named:
+            plain = merge([plain, _resolved(named[name], blocks)])
+    return plain
 
 
 # settings that choose which layers are merged; a complete file is merged already
-LAYERS = (
-    "data.name", "data.category", "model.name", "model.flavor", "model.setting", "model.backbone",
-    "model.category_exceptions",
-)  # fmt: skip
+LAYERS = ("data.name", "data.category", "model.name", "model.flavor", "model.setting", "model.backbone")
 
 
 def _is_complete(tree: Tree, base: Tree) -> bool:
@@ -276,15 +290,9 @@ def _check_same_layers(path: str | Path, tree: Tree, overrides: Mapping[str, obj
             )
 
 
-def _optional(folder: Path, name: object) -> Tree:
-    files = {path.stem: path for path in folder.glob("*.yaml")}
+def _optional(folder: str, name: object) -> Tree:
+    files = {path.stem: path for path in (CONFIGS / folder).glob("*.yaml")}
     return read_yaml(files[str(name)]) if str(name) in files else {}
-
-
-def _blocks(tree: Tree, key: str) -> Tree:
-    """Take the named blocks below `key` out of a tree."""
-    blocks = _mapping(tree.pop(key, None), key)
-    return {name: _mapping(block, f"{key}.{name}") for name, block in blocks.items()}
 
 
 def _mapping(value: object, name: str) -> Tree:
@@ -343,12 +351,12 @@ def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
-            if f"{prefix}{key}" in REMOVED:
-                hint = "it was removed, so leave it out"
             raise ConfigError(f"unknown setting '{prefix}{str(key)[:80]}'; {hint}")
     values = {}
     for name, spec in known.items():
         if name not in tree:
+            if spec.default is not MISSING:
+                continue
             raise ConfigError(f"setting '{prefix}{name}' is missing")
         if is_dataclass(hints[name]):
             if not isinstance(tree[name], Mapping):

@@ -24,12 +24,6 @@ from utils.yaml_io import CONFIGS, Tree, read_yaml
 Results = dict[str, float | int | None]
 # settings that do not change a run's results, and why; all others are part of its identity
 NO_EFFECT = {
-    "data.cache_gb": "memory against time",
-    "data.workers": "time: batches are the same",
-    "train.device": "time: results agree up to rounding",
-    "train.log_every": "how often losses are written",
-    "train.save_every": "how often the state is written",
-    "eval.batch_size": "time: results agree up to rounding",
     "eval.extra_metrics": "adds metrics, which test.py can add later",
 }
 SHOWN = 4  # differences in a message
@@ -62,8 +56,8 @@ def identity_of(config: Config, data: Tree) -> Tree:
 
 
 def _relevant(config: Config) -> Tree:
-    left_out = {*NO_EFFECT, "data.root"}  # which counts as a resolved path, see `data_identity`
-    return {key: value for key, value in _dotted(config.to_dict()).items() if key not in left_out}
+    relevant = {key: value for key, value in _dotted(config.to_dict()).items() if key not in NO_EFFECT}
+    return relevant | {"run.eval_precision": config.run.eval_precision}
 
 
 def _dotted(tree: Tree) -> Tree:
@@ -84,7 +78,7 @@ def differences(old: Tree, new: Tree) -> list[str]:
     found += [f"{key} (no longer a setting)" for key in old["settings"] if key not in new["settings"]]
     ours, theirs = old["data"], new["data"]
     if str(Path(ours["root"]).resolve()) != theirs["root"]:  # a link to where the data went is the same root
-        found.append(f"data.root ({ours['root']}, now {theirs['root']})")
+        found.append(f"the folder of the data ({ours['root']}, now {theirs['root']})")
     if ours["fingerprint"] != theirs["fingerprint"]:
         numbers = (", ".join(f"{n} {name}" for name, n in d["images"].items()) for d in (ours, theirs))
         found.append(f"the images, their labels or their masks ({', now '.join(numbers)})")
@@ -146,16 +140,16 @@ def place_of(
     """
     if config.eval.select == "best" and config.eval.every == 0:
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
-    device = choose_device(config.train.device)
-    if machine is None and "auto" in (config.train.precision, config.eval.precision):
+    device = choose_device(config.run.device)
+    if machine is None and "auto" in (config.train.precision, config.run.eval_precision):
         machine = distributed.broadcast_object(choose_precision("auto", device))
     places = []
     for precision in ("fp32", "bf16") if machine == "fp32" else ("bf16", "fp32"):  # this machine's first
         fixed = config
         if config.train.precision == "auto":
             fixed = replace(fixed, train=replace(config.train, precision=precision))
-        if config.eval.precision == "auto":
-            fixed = replace(fixed, eval=replace(config.eval, precision=precision))
+        if config.run.eval_precision == "auto":
+            fixed = replace(fixed, run=replace(config.run, eval_precision=precision))
         places.append((fixed, run_folder(fixed, output, name)))
     began = [] if anew else [place for place in places if _began_with(*place)]
     config, folder = distributed.broadcast_object((began or places)[0])
@@ -165,13 +159,12 @@ def place_of(
 
 
 def _began_with(config: Config, folder: Path) -> bool:
-    """Whether results or a state are in the folder, of a run with the precisions of `config`."""
+    """Whether results or a state are in the folder, of a run with the precision of `config`."""
     path = folder / "config.yaml"
     if not path.is_file() or not any((folder / name).is_file() for name in (FILE, BEST, RESULTS)):
         return False
     try:
-        tree = read_yaml(path)
-        return all(tree[part]["precision"] == getattr(config, part).precision for part in ("train", "eval"))
+        return read_yaml(path)["train"]["precision"] == config.train.precision
     except (ConfigError, KeyError, TypeError):  # of another program
         return False
 

@@ -18,6 +18,7 @@ from utils.files import printable, write_text
 from utils.runs import Results
 
 LOG = "log.jsonl"
+LOG_EVERY = 20  # steps between its lines
 
 
 def show_final(
@@ -71,18 +72,18 @@ class Unwatched:
 
 
 class Tracker:
-    """Collects loss parts without a sync, and every `log_every` steps writes their means.
+    """Collects loss parts without a sync, and writes their means after the first step and every LOG_EVERY.
 
     Lines after step `start`, of a run that was killed and goes on from there, are dropped from log.jsonl.
     """
 
-    def __init__(self, folder: Path, *, start: int, stop: int, log_every: int, quiet: bool) -> None:
+    def __init__(self, folder: Path, *, start: int, stop: int, quiet: bool) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=start)
         write_text(
             folder / LOG, "".join(line for line in _lines(folder) if json.loads(line)["iteration"] <= start)
         )
         self.lines = (folder / LOG).open("a", encoding="utf-8")
-        self.log_every, self.began, self.images = log_every, time.perf_counter(), 0
+        self.began, self.images = time.perf_counter(), 0
         self.bar = tqdm(
             initial=start, total=stop, desc="training", unit="step", disable=True if quiet else None
         )
@@ -107,7 +108,7 @@ class Tracker:
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.count, self.images = self.count + 1, self.images + images
         self.bar.update()
-        if iteration % self.log_every == 0:
+        if iteration == 1 or iteration % LOG_EVERY == 0:
             self._write(iteration, lr, diagnose())
 
     def _write(self, iteration: int, lr: dict[str, float], diagnostics: dict[str, float]) -> None:

@@ -10,4 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 root=$(absolute "$1")
 shift
 prepare requirements.txt
-python train.py --config "configs/$name.yaml" --data-root "$root" --resume "$@"
+python train.py --dataset "$name" --data-root "$root" --resume "$@"

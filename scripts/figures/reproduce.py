@@ -160,7 +160,7 @@ def load_run(folder: Path, root: Path, device: str) -> tuple[Detector, ImageSet]
     """The model of a run, and its test set below `root`."""
 
     def moved(config: Config) -> Config:
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, data_root=str(root)))
 
     detector = load_detector(folder, device=device, change=moved)
     return detector, build_test(detector.config, detector.config, detector.normalise)[0]

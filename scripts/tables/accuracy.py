@@ -174,7 +174,7 @@ def _cell(
 ) -> Cell:
     name = entry["config"]
     options = [*map(str, entry.get("flags", [])), *(w for s in args.set for w in ("--set", s))]
-    words = ["--config", f"configs/{name}.yaml", "--data-root", str(roots.get(name, "DIR"))]
+    words = ["--dataset", name, "--data-root", str(roots.get(name, "DIR"))]
     words += ["--category", category, *map(str, flags), "--backbone", args.backbone, "--seed", str(seed)]
     words += ["--iterations", str(args.iterations or entry["iterations"]), *options]
     # AUPIMO costs little, and tells models apart where the other metrics are saturated
@@ -250,7 +250,7 @@ def run_cell(cell: Cell, running: list[subprocess.Popen], jobs: int, quiet: bool
             return str(error)
         return ""
     words = [sys.executable, "train.py", *cell.words, "--output", str(cell.folder.parents[3]), "--resume"]
-    words += ["--set", f"train.save_every={SAVE_EVERY}", *(["--quiet"] if quiet or jobs > 1 else [])]
+    words += ["--save-every", str(SAVE_EVERY), *(["--quiet"] if quiet or jobs > 1 else [])]
     env = dict(os.environ)
     if jobs > 1:  # each process would otherwise take all cores
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))

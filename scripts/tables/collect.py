@@ -17,9 +17,14 @@ from utils.cli import new_parser, run_command, say
 from utils.config import Tree
 from utils.files import write_json
 
-WITH_VALUE = {"--data-root": "DIR", "--test-data-root": "DIR2", "--output": None, "--checkpoint": "RUN"}
+WITH_VALUE = {
+    "--data-root": "DIR",
+    "--save-every": None,
+    "--test-data-root": "DIR2",
+    "--output": None,
+    "--checkpoint": "RUN",
+}
 DROPPED = ("--resume", "--debug", "--quiet", "--overwrite")
-DROPPED_SETTINGS = ("train.log_every", "train.save_every")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,9 +61,6 @@ def portable(command: str) -> str:
         if word in WITH_VALUE:
             value = next(words)
             portable_words += [word, WITH_VALUE[word]] if WITH_VALUE[word] and value else []
-        elif word == "--set":
-            setting = next(words)
-            portable_words += [] if setting.partition("=")[0] in DROPPED_SETTINGS else [word, setting]
         elif word not in DROPPED:
             portable_words.append(word)
     return shlex.join(portable_words)

@@ -132,7 +132,7 @@ def runs_of(table: Table, args: argparse.Namespace) -> Iterator[tuple[int, int, 
 
 def command_of(run: Run, args: argparse.Namespace) -> list[str]:
     """The training command, without the score settings that are applied afterwards."""
-    words = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / f"configs/{run.dataset}.yaml")]
+    words = [sys.executable, str(ROOT / "train.py"), "--dataset", run.dataset]
     words += ["--data-root", str((args.data or Path("DIR")) / run.dataset), "--category", run.category]
     words += [*run.flags, "--seed", str(run.seed), "--output", str(args.runs)]
     words += ["--backbone", args.backbone] if args.backbone else []
