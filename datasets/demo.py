@@ -3,6 +3,8 @@
 Nothing is downloaded. Train and test crops come from disjoint parts of a photograph.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -18,7 +20,7 @@ import skimage
 from PIL import Image
 
 from datasets.synthetic import DEFECT_KINDS, MIN_SIDE, add_defect
-from utils.cli import new_parser, run_command, say
+from utils.cli import new_parser, run_command, say, user_path
 
 RECIPE_VERSION = 1  # raise it when a change gives other files
 COUNTS = {("train", "good"): 40, ("test", "good"): 12, **{("test", kind): 6 for kind in DEFECT_KINDS}}
@@ -50,9 +52,8 @@ class Crop:
     """One image of the demo: a turned, perhaps mirrored square of a photograph, in its pixels."""
 
     split: str
-    path: str  # relative to the category
-    mask_path: str | None
     defect: str
+    paths: tuple[str, ...]  # of the image, and of the mask if it has a defect, below the category
     centre: tuple[float, float]
     window: int
     turn: float  # degrees
@@ -60,31 +61,30 @@ class Crop:
     gain: float
     seed: tuple[int, ...]  # of the defect
 
-    @property
-    def bounds(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) around every pixel that is read; right and bottom are exclusive."""
-        (x, y), half = self.centre, _reach(self.window, self.turn)
-        return int(x - half), int(y - half), int(np.ceil(x + half)), int(np.ceil(y + half))
-
 
 def demo_crops(category: str) -> list[Crop]:
     """All crops of a category, the same at every call."""
-    photograph, crops = DEMO_CATEGORIES[category], []
-    left, top, right, bottom = photograph.box
-    middle = left + int(TRAIN_SHARE * (right - left))
+    window, (left, top, right, bottom) = DEMO_CATEGORIES[category].window, DEMO_CATEGORIES[category].box
+    middle, crops = left + int(TRAIN_SHARE * (right - left)), []
     for part, ((split, defect), count) in enumerate(COUNTS.items()):
         low, high = (left, middle) if split == "train" else (middle, right)
         for index in range(count):
             seed = (RECIPE_VERSION, list(DEMO_CATEGORIES).index(category), part, index)
             rng = np.random.default_rng(seed)
             turn = rng.uniform(-3, 3)
-            half = _reach(photograph.window, turn) + 1
+            half = reach(window, turn) + 1
             centre = (rng.uniform(low + half, high - half), rng.uniform(top + half, bottom - half))
-            path = f"{split}/{defect}/{index:03d}.png"
-            mask_path = None if defect == "good" else f"ground_truth/{defect}/{index:03d}_mask.png"
             look = (turn, bool(rng.integers(2)), rng.uniform(0.93, 1.07))
-            crops.append(Crop(split, path, mask_path, defect, centre, photograph.window, *look, (*seed, 1)))
+            masks = [] if defect == "good" else [f"ground_truth/{defect}/{index:03d}_mask.png"]
+            paths = (f"{split}/{defect}/{index:03d}.png", *masks)
+            crops.append(Crop(split, defect, paths, centre, window, *look, (*seed, 1)))
     return crops
+
+
+def reach(window: int, turn: float) -> float:
+    """Half the side of the upright square around a turned window, with what the interpolation reads."""
+    radians = np.deg2rad(abs(turn))
+    return window / 2 * float(np.cos(radians) + np.sin(radians)) + 1
 
 
 def cut_crop(photograph: np.ndarray, crop: Crop, size: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def cut_crop(photograph: np.ndarray, crop: Crop, size: int) -> np.ndarray:
 
 def read_photograph(name: str) -> np.ndarray:
     """A photograph (H, W, 3) uint8, from the wheel alone: `skimage.data` may download what is missing."""
-    with Image.open(_wheel_path(name)) as image:
+    with Image.open(_in_wheel(name)) as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -112,7 +112,10 @@ def write_demo(root: Path, *, size: int = 256) -> Path:
     root = Path(root)
     if size < MIN_SIDE:
         raise ValueError(f"size is {size}; give {MIN_SIDE} or more pixels")
-    recipe, done, begun = _recipe(size), root / "demo.json", root / "demo.json.partial"
+    names = sorted({name for p in DEMO_CATEGORIES.values() for name in (p.file, p.foreign)})
+    sha256 = {name: hashlib.sha256(_in_wheel(name).read_bytes()).hexdigest() for name in names}
+    recipe = {"recipe": RECIPE_VERSION, "size": size, "photographs": sha256}
+    done, begun = root / "demo.json", root / "demo.json.partial"
     if _is_complete(root, recipe):
         _log.debug("demo data is there: %s", root)
         return root
@@ -129,18 +132,28 @@ def write_demo(root: Path, *, size: int = 256) -> Path:
     return root
 
 
-def main(argv: Sequence[str]) -> None:
-    """Write the demo from the command line."""
-    parser = new_parser("Write the demo data set.")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or an empty folder")
-    root, images = write_demo(parser.parse_args(argv).output), len(DEMO_CATEGORIES) * sum(COUNTS.values())
-    say(f"{root}: {len(DEMO_CATEGORIES)} categories, {images} images")
+def _is_complete(root: Path, recipe: dict[str, object]) -> bool:
+    try:
+        found = json.loads((root / "demo.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    crops = ((root / name, crop) for name in DEMO_CATEGORIES for crop in demo_crops(name))
+    paths = (folder / path for folder, crop in crops for path in crop.paths)
+    return found == recipe and all(path.is_file() for path in paths)
 
 
-def _reach(window: int, turn: float) -> float:
-    """Half the side of the upright square around a turned window, with what the interpolation reads."""
-    radians = np.deg2rad(abs(turn))
-    return window / 2 * float(np.cos(radians) + np.sin(radians)) + 1
+def _write_category(folder: Path, category: str, size: int) -> None:
+    photograph = DEMO_CATEGORIES[category]
+    pixels, foreign = read_photograph(photograph.file), read_photograph(photograph.foreign)
+    foreign = _resize(foreign, size / photograph.window)  # grain as fine as in the crops
+    for crop in demo_crops(category):
+        image, masks = cut_crop(pixels, crop, size), []
+        if crop.defect != "good":
+            rng = np.random.default_rng(crop.seed)
+            image, mask = add_defect(image, rng, kind=crop.defect, texture=foreign)
+            masks = [255 * mask]
+        for path, picture in zip(crop.paths, (image, *masks), strict=True):
+            _save(folder / path, picture)
 
 
 def _resize(image: np.ndarray, zoom: float) -> np.ndarray:
@@ -148,45 +161,27 @@ def _resize(image: np.ndarray, zoom: float) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
 
 
-def _wheel_path(name: str) -> Path:
+def _in_wheel(name: str) -> Path:
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; reinstall scikit-image from its wheel, which holds it")
     return path
 
 
-def _recipe(size: int) -> dict[str, object]:
-    names = sorted({name for p in DEMO_CATEGORIES.values() for name in (p.file, p.foreign)})
-    sha256 = {name: hashlib.sha256(_wheel_path(name).read_bytes()).hexdigest() for name in names}
-    return {"recipe": RECIPE_VERSION, "size": size, "photographs": sha256}
-
-
-def _is_complete(root: Path, recipe: dict[str, object]) -> bool:
-    try:
-        found = json.loads((root / "demo.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    crops = [(root / category, crop) for category in DEMO_CATEGORIES for crop in demo_crops(category)]
-    paths = [folder / path for folder, crop in crops for path in (crop.path, crop.mask_path) if path]
-    return found == recipe and all(path.is_file() for path in paths)
-
-
-def _write_category(folder: Path, category: str, size: int) -> None:
-    photograph = read_photograph(DEMO_CATEGORIES[category].file)
-    foreign = read_photograph(DEMO_CATEGORIES[category].foreign)
-    foreign = _resize(foreign, size / DEMO_CATEGORIES[category].window)  # grain as fine as in the crops
-    for crop in demo_crops(category):
-        image = cut_crop(photograph, crop, size)
-        if crop.mask_path:
-            rng = np.random.default_rng(crop.seed)
-            image, mask = add_defect(image, rng, kind=crop.defect, texture=foreign)
-            _save(folder / crop.mask_path, 255 * mask)
-        _save(folder / crop.path, image)
-
-
 def _save(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, compress_level=3)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the demo from the command line."""
+    parser = new_parser("Write the demo data set.")
+    parser.add_argument(
+        "--output", type=user_path, required=True, metavar="DIR", help="a new or an empty folder"
+    )
+    root = write_demo(parser.parse_args(argv).output)
+    number = len(DEMO_CATEGORIES)
+    say(f"{root}: {number} categories, {number * sum(COUNTS.values())} images")
 
 
 if __name__ == "__main__":

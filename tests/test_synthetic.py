@@ -175,18 +175,24 @@ def test_other_peoples_files_are_left_alone(tmp_path, capsys):
     assert contents(tmp_path) == {"brick/mine.txt": b"precious"}
 
 
+def bounds_of(crop) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) around every pixel that is read; right and bottom are exclusive."""
+    (x, y), half = crop.centre, demo.reach(crop.window, crop.turn)
+    return int(x - half), int(y - half), int(np.ceil(x + half)), int(np.ceil(y + half))
+
+
 @pytest.mark.parametrize("category", DEMO_CATEGORIES)
 def test_train_and_test_crops_are_disjoint(category):
     crops, (left, top, right, bottom) = demo_crops(category), DEMO_CATEGORIES[category].box
     assert crops == demo_crops(category)
-    bounds = np.array([crop.bounds for crop in crops])
+    bounds = np.array([bounds_of(crop) for crop in crops])
     assert (bounds >= (left, top, left, top)).all() and (bounds <= (right, bottom, right, bottom)).all()
     is_train = np.array([crop.split == "train" for crop in crops])
     assert bounds[is_train, 2].max() <= bounds[~is_train, 0].min()
 
     photograph = read_photograph(DEMO_CATEGORIES[category].file)
     for crop in crops[::9]:  # nothing outside the bounds is read
-        left, top, right, bottom = crop.bounds
+        left, top, right, bottom = bounds_of(crop)
         blanked = np.full_like(photograph, 255)
         blanked[top:bottom, left:right] = photograph[top:bottom, left:right]
         np.testing.assert_array_equal(cut_crop(photograph, crop, 48), cut_crop(blanked, crop, 48))
