@@ -38,9 +38,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def real_plots(monkeypatch):
     """report.html with its plots, also where tests/warm.py leaves them out."""
-    from evaluation import figures, report
+    import warm
 
-    monkeypatch.setattr(report, "svg", figures.svg)
+    for name, plot in warm.PLOTS.items():
+        monkeypatch.setattr(warm.report, name, plot)
 
 
 @pytest.fixture

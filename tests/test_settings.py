@@ -30,7 +30,7 @@ from utils.errors import DatasetError
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = [
     "--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet",
-    "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.5",
+    "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.25",
     "--set", "train.batch_size=2",
 ]  # fmt: skip
 
@@ -190,14 +190,14 @@ class TestPolyps:
         assert run("clinicdb", *flags, output="whole")[0] == 0
         real, calls = train.stop_if_not_finite, []
 
-        def stop_at_5(run_, parts, batch, step):
+        def stop_at_4(run_, parts, batch, step):
             calls.append(step)
-            if step == 5:
+            if step == 4:
                 raise KeyboardInterrupt
             real(run_, parts, batch, step)
 
-        monkeypatch.setattr(train, "stop_if_not_finite", stop_at_5)
-        assert run("clinicdb", *flags, output="killed")[0] == 1 and calls[-1] == 5
+        monkeypatch.setattr(train, "stop_if_not_finite", stop_at_4)
+        assert run("clinicdb", *flags, output="killed")[0] == 1 and calls[-1] == 4
         monkeypatch.setattr(train, "stop_if_not_finite", real)
         assert run("clinicdb", *flags, "--resume", output="killed")[0] == 0
         states = [

@@ -21,6 +21,7 @@ from utils.yaml_io import CONFIGS, read_yaml
 
 _parse, _parsed = yaml.load, {}
 _probe, _probed = backbone._size_options, {}
+PLOTS = {name: getattr(report, name) for name in ("_curve", "_histogram")}
 
 
 def load(text, Loader):
@@ -39,14 +40,15 @@ def size_options(name, strides, size, options):
     return _probed[key]
 
 
-def sketch(figure, title=""):
+def sketch(*_, **__):
     """In place of a plot of report.html, of which a training draws three, each longer than a step takes."""
-    return "<svg xmlns='http://www.w3.org/2000/svg'/>"
+    return "data:image/svg+xml;base64,"
 
 
 yaml.load, backbone._size_options = load, size_options
 if "UNINET_SLOW_TESTS" not in os.environ:
-    report.svg = sketch
+    for name in PLOTS:
+        setattr(report, name, sketch)
 for path in CONFIGS.rglob("*.yaml"):
     read_yaml(path)
 backbone.build_backbone("test_efficientnet", (4, 8, 16), image_size=(64, 64), random_weights=True)
