@@ -28,7 +28,7 @@ from model import Detector, load_detector
 from model.base import AnomalyModel
 from model.inference import inputs_of
 from utils.checkpoint import Checkpoint
-from utils.cli import log, new_parser, run_command, say, user_path
+from utils.cli import log, new_parser, print_result, run_command, user_path
 from utils.errors import DatasetError, ExportError
 from utils.files import write_atomically
 from utils.runs import git_sha
@@ -70,11 +70,11 @@ def main(argv: Sequence[str]) -> None:
     log.info("exporting (seconds to some minutes) ...")
     with torch.no_grad():
         exported = to_onnx(deployed, torch.cat([raw, raw])[:3], describe(detector.state))
-        say(compare(exported, detector.model, images, raw))  # not the deployed one: it may be wrong as well
-        say(timing(exported, deployed, raw))
+        print_result(compare(exported, detector.model, images, raw))
+        print_result(timing(exported, deployed, raw))
     output = args.output or detector.path.parent / "model.onnx"
     write_atomically(output, lambda file: file.write(exported.content))
-    say(f"{output} ({len(exported.content) / 2**20:.1f} MB)")
+    print_result(f"{output} ({len(exported.content) / 2**20:.1f} MB)")
 
 
 def check_size(model: AnomalyModel) -> None:

@@ -33,8 +33,8 @@ from utils.cli import (
     add_skip_flag,
     log,
     new_parser,
+    print_result,
     run_command,
-    say,
     user_path,
 )
 from utils.config import Config
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped, root)
     finish(args.output)
-    say(summary(scores, p_values, rate, root))
+    print_result(summary(scores, p_values, rate, root))
     decides = calibration is not None and calibration.smallest_rate() <= rate
     say_why = log.info if decides else log.warning
     say_why("%s", about_decisions(calibration, rate, finished=detector.state.finished))

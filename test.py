@@ -32,8 +32,8 @@ from utils.cli import (
     add_skip_flag,
     log,
     new_parser,
+    print_result,
     run_command,
-    say,
     user_path,
 )
 from utils.config import Config, build, merge, nested
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
     results = results_by_category(scores, config.eval, defects)
-    say(results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)]))
+    print_result(results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)]))
     begin(output, earlier)
     root, command = dataset_root(config), shlex.join(["python", "test.py", *argv])
     write_skipped(output, skipped, root)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     if args.protocol == APRIL:
         then = collect_scores(april_detector(detector).predictions(data, quiet=args.quiet), data)
         unfair = april_results(then, config)
-        say("\n" + results_table(unfair, notes=[APRIL_NOTE]))
+        print_result("\n" + results_table(unfair, notes=[APRIL_NOTE]))
         write(output / APRIL, results=unfair, across_images=f"sigma 4 in folder order: {UNFAIR}")
     finish(output)
     log.info("written to %s", output)

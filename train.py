@@ -29,7 +29,7 @@ from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch,
 from datasets.registry import SPECS
 from datasets.samples import NORMAL
 from datasets.screening import write_skipped
-from datasets.transforms import AUGMENTATIONS, Normalise, by_category, random_tile, rescale
+from datasets.transforms import Normalise, augment_batch
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
 from evaluation.outputs import SCORES
@@ -56,8 +56,8 @@ from utils.cli import (
     log,
     new_parser,
     overrides,
+    print_result,
     run_command,
-    say,
     user_path,
     when_stopped,
 )
@@ -72,7 +72,7 @@ from utils.device import (
 from utils.files import write_text
 from utils.optim import make_optimizer
 from utils.runs import clear_run, earlier, git_sha, identity_of, locked, place_of
-from utils.tracking import Tracker, Unwatched, show_final, validation_curve
+from utils.tracking import NullTracker, Tracker, show_final, validation_curve
 
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
 STATISTICS_IMAGES = 64  # that feature statistics are taken from
@@ -121,11 +121,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 @when_stopped("a run's state is kept as of its last checkpoint, --resume goes on from there")
 def main(argv: Sequence[str]) -> None:
-    """Train one run, or one a category, and print the results table."""
+    """Train one run, or one per category, and print the results table."""
     args = parse_arguments(argv)
     if args.list:
-        categories = {name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}
-        say(choices(categories))
+        print_result(choices({name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}))
         return
     args.config = args.config or config_file(args.dataset or "mvtec")
     with distributed.processes():
@@ -150,9 +149,9 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
         results.update({k: v for k, v in found.items() if k != "mean"})
     if results and distributed.is_main_process():
         results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
-        say(results_table(results, notes=protocol_notes(config)))
+        print_result(results_table(results, notes=protocol_notes(config)))
     for folder in folders if distributed.is_main_process() else []:
-        say(f"report.html, scores.csv, heatmaps.png and all else: {folder}" if results else str(folder))
+        print_result(f"report.html, scores.csv and all else: {folder}" if results else str(folder))
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
@@ -168,7 +167,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         return done
     distributed.check_batches(config.train, len(data.train))
     seed_everything(config.train.seed)
-    model = build_model(config, pretrained=state is None).to(device, memory_format=torch.channels_last)
+    model = build_model(config, pretrained=state is None).to(device).to(memory_format=torch.channels_last)
     if state is not None:
         restore_model(model, state.model, source=folder / FILE)
     if distributed.is_main_process():
@@ -192,7 +191,7 @@ def contents(config: Config) -> tuple[Config, RunData, Tree]:
         steps = math.ceil(train.epochs * per_epoch) * len(train.scales)
         config = dataclasses.replace(config, train=dataclasses.replace(train, iterations=steps))
     content = distributed.broadcast_object(
-        data_identity(config, data) if distributed.is_main_process() else None
+        data_identity(config, data) if distributed.is_main_process() else {}
     )
     return config, data, identity_of(config, content)
 
@@ -237,8 +236,8 @@ def fit(run: Run) -> float:
 
 def optimise(run: Run) -> float:
     """The training loop: fixed length, the same for every model with a loss; return the seconds it took."""
-    config, model, device = run.config, run.model, run.device
-    train = config.train
+    config, train, model, device = run.config, run.config.train, run.model, run.device
+    samples = run.data.train.samples
     run.data.train.fill_cache(quiet=run.quiet)
 
     # --- restore, or start ----------------------------------------------------------------------------------
@@ -253,9 +252,9 @@ def optimise(run: Run) -> float:
         run.state = None  # its memory is needed
         log.info("going on from step %d", start)
 
-    # --- the loop -------------------------------------------------------------------------------------------
+    # --- data, curves, processes ----------------------------------------------------------------------------
     order = TrainingOrder(
-        len(run.data.train),
+        len(samples),
         train.batch_size,
         seed=train.seed,
         start=start,
@@ -265,18 +264,23 @@ def optimise(run: Run) -> float:
         last_batch=train.last_batch,
     )
     loader = training_batches(run.data.train, order, workers=config.run.workers, pin=device.type == "cuda")
-    tracker = Unwatched()
-    if distributed.is_main_process():
-        tracker = Tracker(run.folder, start=start, stop=train.iterations, quiet=run.quiet)
-    loss = distributed.wrap_ddp(model, model.loss)
+    main = distributed.is_main_process()
+    tracker = (
+        Tracker(run.folder, start=start, stop=train.iterations, quiet=run.quiet) if main else NullTracker()
+    )
+    loss = distributed.wrap_ddp(model, model.loss)  # gradients of the whole batch in every process
+
+    # --- the loop -------------------------------------------------------------------------------------------
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
-        categories = [run.data.train.samples[i].category for i in host_batch["index"].tolist()]
-        batch = varied(to_device(host_batch, device), config, step, categories)
+        # forward: the model in the run's precision, its losses in float32
+        categories = [samples[i].category for i in host_batch["index"].tolist()]
+        batch = augment_batch(to_device(host_batch, device), config, step, categories)
         with autocast(device, train.precision):
             parts = loss(batch, step / train.iterations)
-        stop_if_not_finite(run, parts, host_batch, step)
+        stop_if_not_finite(run, parts, host_batch, step)  # a sync point
+        # backward, and the step
         parts["total"].backward()
         if config.optim.grad_clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
@@ -284,42 +288,18 @@ def optimise(run: Run) -> float:
         optimizer.zero_grad(set_to_none=True)  # here, so that the next forward pass need not hold them
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         schedule.step()
-
-        done = step + 1
-        tracker.step(
-            done,
-            distributed.reduce_mean(parts),
-            lr=rates,
-            images=train.batch_size,
-            diagnose=model.diagnostics,
-        )
+        # log, evaluate, save
+        done, mean_parts = step + 1, distributed.reduce_mean(parts)
+        tracker.step(done, mean_parts, lr=rates, images=train.batch_size, diagnose=model.diagnostics)
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
-            look(run, tracker, done)
+            evaluate_during_training(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
-        if done % config.run.save_every == 0 and done < train.iterations and distributed.is_main_process():
+        if main and done % config.run.save_every == 0 and done < train.iterations:
             elapsed, path = seconds + time.perf_counter() - began, run.folder / FILE
             save_training(path, config, model, done, elapsed, optimizer, schedule, run.identity)
     tracker.close()
     return seconds + time.perf_counter() - began
-
-
-def varied(
-    batch: dict[str, Tensor], config: Config, step: int, categories: Sequence[str] = ()
-) -> dict[str, Tensor]:
-    """The batch of a step as it is trained on: augmented, a tile of it, at one of the sizes, by seed and step
-    alone. `categories`: of each image.
-    """
-    turn, scale = divmod(step, len(config.train.scales))
-    rng = np.random.default_rng([config.train.seed, turn])
-    if config.data.augment == "by-category":
-        operations = [config.data.augment_by_category.get(name, ()) for name in categories]
-        batch = by_category(batch, operations, rng)
-    elif config.data.augment != "none":
-        batch = AUGMENTATIONS[config.data.augment](batch, rng)
-    if config.data.tile is not None:
-        batch = random_tile(batch, config.data.tile, np.random.default_rng([config.train.seed, turn, 1]))
-    return rescale(batch, config.train.scales[scale])
 
 
 def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tensor], step: int) -> None:
@@ -334,7 +314,7 @@ def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tens
     )
 
 
-def look(run: Run, tracker: Tracker, done: int) -> None:
+def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int) -> None:
     """Evaluate during training, for curves: on held-out normals with synthetic defects, not on the test set.
 
     Only `select: best` looks at the test set, and keeps the state with the best result so far.
@@ -349,7 +329,7 @@ def look(run: Run, tracker: Tracker, done: int) -> None:
     mean = results["mean"]
     tracker.note(f"step {done}, {split}: {short(mean)}")
     if config.eval.select == "best":
-        value = next(mean[name] for name in CRITERIA if mean.get(name) is not None)
+        value = next(found for name in CRITERIA if (found := mean.get(name)) is not None)
         if run.best is None or value > run.best:
             run.best = value
             Checkpoint(config, run.model.state_dict(), done, run.identity, value=value).save(
@@ -375,10 +355,11 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
             step,
             run.identity,
             train_s,
-            calibration=calibration and dataclasses.asdict(calibration),
+            calibration=dataclasses.asdict(calibration) if calibration else None,
         ).save(folder / FILE)
     results: dict[str, Results] = {}
-    timing = {"train_s": train_s}
+    scores: Scores | None = None
+    timing: dict[str, float | None] = {"train_s": train_s}
     if not run.model.one_pass:
         timing["s_per_iteration"] = train_s / config.train.iterations
     if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
@@ -405,7 +386,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         step=step,
         curve=validation_curve(folder),
     )
-    if results:
+    if scores is not None:
         page = write_pages(folder, config, data, scores, results, command=run.command, step=step)
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
     return results
@@ -430,7 +411,7 @@ def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores
 def short(mean: Results) -> str:
     """The headline metrics in one line."""
     names = ("dsc", "miou", "frame_auroc_micro", "image_auroc", "pixel_auroc", "pixel_ap", "pro")
-    return ", ".join(f"{name} {100 * mean[name]:.2f}" for name in names if mean.get(name) is not None)
+    return ", ".join(f"{name} {100 * value:.2f}" for name in names if (value := mean.get(name)) is not None)
 
 
 if __name__ == "__main__":

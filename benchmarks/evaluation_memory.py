@@ -26,7 +26,7 @@ from datasets.samples import Sample  # noqa: E402
 from datasets.transforms import Decode, Normalise  # noqa: E402
 from evaluation.scoring import results_by_category, score_images  # noqa: E402
 from model.decision import Prediction  # noqa: E402
-from utils.cli import new_parser, run_command, say  # noqa: E402
+from utils.cli import new_parser, print_result, run_command  # noqa: E402
 from utils.config import CONFIGS, load_config  # noqa: E402
 from utils.device import peak_memory_gb  # noqa: E402
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.perf_counter() - start
     kept = (scores.maps.nbytes + scores.masks.nbytes) / 2**30
     peak = peak_memory_gb(CPU)
-    say(
+    print_result(
         f"{args.images} images of {args.size}x{args.size}: peak {peak:.2f} GB, "
         f"of which maps and masks {kept:.2f}, the process before {before:.2f}; after scoring "
         f"{scored:.2f}. "

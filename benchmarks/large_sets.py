@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from model import build_model  # noqa: E402
 from utils.checkpoint import Checkpoint  # noqa: E402
-from utils.cli import new_parser, run_command, say  # noqa: E402
+from utils.cli import new_parser, print_result, run_command  # noqa: E402
 from utils.config import CONFIGS, load_config  # noqa: E402
 
 PICTURES, SIDE = 8, 1024
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         predicted = ["--save", "none", "--output", str(root / "predictions")]
         for name, more in (("predict.py", [str(root / "part/test"), *predicted]), ("test.py", [])):
             seconds, busy, own, resident = measured([sys.executable, str(ROOT / name), *run, *more])
-            say(
+            print_result(
                 f"{name}: {args.images} images of {SIDE}x{SIDE} at {args.image_size}, {seconds:.1f} s "
                 f"({busy:.1f} s of processors), {1000 * seconds / args.images:.1f} ms per image; "
                 f"peak {own:.2f} GB of its own, {resident:.2f} GB resident"

@@ -23,7 +23,7 @@ from protocol import WorkerError  # noqa: E402
 from rows import ROWS, Measured, Row, Setup, measure, stages  # noqa: E402
 from tables import COLUMNS, line, markdown, stage_table, throughput  # noqa: E402
 
-from utils.cli import log, new_parser, run_command, say  # noqa: E402
+from utils.cli import log, new_parser, print_result, run_command  # noqa: E402
 from utils.device import choose_device, choose_precision, versions  # noqa: E402
 from utils.files import write_text  # noqa: E402
 from utils.runs import git_sha  # noqa: E402
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
             keep(args, [made, *parts])  # a run that is stopped leaves the rows before
         if args.stages:
             parts = parts + stage_tables(setup, args, precisions)
-    say(keep(args, [made, *parts]))
+    print_result(keep(args, [made, *parts]))
 
 
 def keep(args: argparse.Namespace, parts: Sequence[str]) -> str:

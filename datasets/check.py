@@ -28,7 +28,7 @@ from datasets.samples import (
 from datasets.screening import check_masks
 from datasets.splits import check_disjoint, check_labels, without_copies
 from datasets.transforms import Decode
-from utils.cli import new_parser, run_command, say
+from utils.cli import new_parser, print_result, run_command
 from utils.config import config_file, load_config
 from utils.errors import DatasetError
 
@@ -64,12 +64,12 @@ def main(argv: Sequence[str]) -> None:
     here = spec.list_categories(root)
     rows = [check_category(spec, root, name) for name in here]  # a wrong one stops none of the others
     rows += [Row(name, (), spec.counts[name], "missing") for name in spec.counts if name not in here]
-    say(f"{table(rows)}\n{COUNTS}")
+    print_result(f"{table(rows)}\n{COUNTS}")
     for row in rows:
         for text in filter(None, (row.problem, row.note, row.unused and f"not used: {row.unused}")):
-            say(f"{row.category}: {text}")
+            print_result(f"{row.category}: {text}")
     if beside := str(unused_beside(spec, root, here)):
-        say(f"beside the categories: not used: {beside}")
+        print_result(f"beside the categories: not used: {beside}")
     if wrong := [row.category for row in rows if row.status in ("differs", "damaged")]:
         raise DatasetError(
             f"{len(wrong)} of {len(rows)} categories are damaged or not as published: {', '.join(wrong)}"

@@ -20,7 +20,7 @@ import skimage
 from PIL import Image
 
 from datasets.synthetic import DEFECT_KINDS, MIN_SIDE, add_defect
-from utils.cli import new_parser, run_command, say, user_path
+from utils.cli import new_parser, print_result, run_command, user_path
 
 RECIPE_VERSION = 1  # raise it when a change gives other files
 COUNTS = {("train", "good"): 40, ("test", "good"): 12, **{("test", kind): 6 for kind in DEFECT_KINDS}}
@@ -181,7 +181,7 @@ def main(argv: Sequence[str]) -> None:
     )
     root = write_demo(parser.parse_args(argv).output)
     number = len(DEMO_CATEGORIES)
-    say(f"{root}: {number} categories, {number * sum(COUNTS.values())} images")
+    print_result(f"{root}: {number} categories, {number * sum(COUNTS.values())} images")
 
 
 if __name__ == "__main__":

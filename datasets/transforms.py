@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datasets.images import check_not_across, read_image, upright_size
 from datasets.masks import read_mask
+from utils.config import Config
 from utils.config_rules import scaled_side
 from utils.distributed import rank, world_size
 from utils.errors import DatasetError
@@ -253,3 +254,20 @@ def _sample(draw: Callable[[int], np.ndarray], count: int) -> np.ndarray:
     """Random numbers for the `count` images of this process, out of those for the global batch."""
     first = rank() * count
     return draw(count * world_size())[first : first + count]
+
+
+def augment_batch(batch: Batch, config: Config, step: int, categories: Sequence[str] = ()) -> Batch:
+    """A step's batch as it is trained on: augmented, a tile of it, at one size; by seed and step alone.
+
+    categories: of each image.
+    """
+    turn, scale = divmod(step, len(config.train.scales))
+    rng = np.random.default_rng([config.train.seed, turn])
+    if config.data.augment == "by-category":
+        operations = [config.data.augment_by_category.get(name, ()) for name in categories]
+        batch = by_category(batch, operations, rng)
+    elif config.data.augment != "none":
+        batch = AUGMENTATIONS[config.data.augment](batch, rng)
+    if config.data.tile is not None:
+        batch = random_tile(batch, config.data.tile, np.random.default_rng([config.train.seed, turn, 1]))
+    return rescale(batch, config.train.scales[scale])

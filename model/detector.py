@@ -178,7 +178,7 @@ def _calibration(state: Checkpoint, config: Config, precision: str) -> Calibrati
             "p-values compare scores in %s with held-out ones in %s: take them as approximate",
             precision, state.config.run.eval_precision,
         )  # fmt: skip
-    return Calibration(**cast("dict[str, Any]", state.calibration))
+    return Calibration(**state.calibration)
 
 
 class _GivenImages(ImageSet):

@@ -251,6 +251,20 @@ def test_hash_covers_what_changes_the_result():
     assert len({config_hash(load(**s)) for s in other} | {base}) == 5
 
 
+def test_settings_are_few_and_flags_are_none():
+    tree = load().to_dict()
+    assert sum(map(len, tree.values())) <= 74 and "run" not in tree
+
+
+def test_how_a_run_is_computed_stands_in_no_file(tmp_path):
+    assert load(run__workers=3).run.workers == 3
+    with pytest.raises(ConfigError, match="allowed are 1 to"):
+        load(run__eval_batch_size=0)
+    (tmp_path / "c.yaml").write_text("run: {workers: 3}")
+    with pytest.raises(ConfigError, match="is no section of a config; flags"):
+        load_config(tmp_path / "c.yaml", {})
+
+
 def test_every_key_of_base_has_a_meaning_beside_it():
     lines = [line for line in (ROOT / "configs/base.yaml").read_text().splitlines() if line.startswith("  ")]
     assert [line for line in lines if "#" not in line] == []

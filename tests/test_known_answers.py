@@ -180,7 +180,7 @@ class TestSelectBest:
         tracker = SimpleNamespace(evaluation=lambda *args, **more: None, note=lambda text: None)
         for step in range(1, len(means) + 1):
             nn.init.constant_(model.weight, step)
-            train_command.look(run, tracker, step)
+            train_command.evaluate_during_training(run, tracker, step)
         assert asked == ["test"] * len(means)
         return load_checkpoint(tmp_path / train_command.BEST)
 

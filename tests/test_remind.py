@@ -269,15 +269,15 @@ def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
         "--set", "model.width=0.5", "--set", "train.batch_size=4", "--save-every", "2",
     ]  # fmt: skip
     assert run_command(train_command.main, [*common, "--output", str(tmp_path / "whole")]) == 0
-    varied, calls = train_command.varied, []
+    augment_batch, calls = train_command.augment_batch, []
 
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return varied(*args)
+        return augment_batch(*args)
 
-    monkeypatch.setattr(train_command, "varied", interrupted)
+    monkeypatch.setattr(train_command, "augment_batch", interrupted)
     run_command(train_command.main, [*common, "--output", str(tmp_path / "killed")])
     assert run_command(train_command.main, [*common, "--output", str(tmp_path / "killed"), "--resume"]) == 0
     whole, killed = (

@@ -13,12 +13,11 @@ import predict as predict_command
 import test as test_command
 import train as train_command
 from datasets.demo import read_photograph
-from datasets.transforms import random_tile
+from datasets.transforms import augment_batch, random_tile
 from model import build_model
 from model.base import AnomalyModel
 from model.decision import Prediction
 from model.tiles import Tiled, tile_starts, tile_window
-from train import varied
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError
@@ -142,8 +141,8 @@ class TestTraining:
     def test_a_function_of_seed_and_step(self, make_config):
         config = make_config(data__image_size=(64, 96), data__tile=64, train__scales=[1.0, 0.5])
         batch = self.batch(size=(64, 96))
-        tiles = [varied(batch, config, step)["image"] for step in range(4)]
-        assert torch.equal(tiles[2], varied(batch, config, 2)["image"])
+        tiles = [augment_batch(batch, config, step)["image"] for step in range(4)]
+        assert torch.equal(tiles[2], augment_batch(batch, config, 2)["image"])
         assert not torch.equal(tiles[0], tiles[2]) and tiles[1].shape[2:] == (32, 32)  # same tile, other size
         assert torch.allclose(tiles[1].mean(), tiles[0].mean(), rtol=1e-3)
 

@@ -63,13 +63,13 @@ def the_run(tmp_path: Path) -> Path:
 
 def test_the_loop_gives_batches_as_the_settings_say(run, monkeypatch):
     """An epoch of twelve images in fives, the last batch kept; augmentation is told each image's category."""
-    varied, seen = train_command.varied, []
+    augment_batch, seen = train_command.augment_batch, []
 
     def watched(batch, config, step, categories):
         seen.append((batch["index"].tolist(), list(categories)))
-        return varied(batch, config, step, categories)
+        return augment_batch(batch, config, step, categories)
 
-    monkeypatch.setattr(train_command, "varied", watched)
+    monkeypatch.setattr(train_command, "augment_batch", watched)
     flags = ("--config", "configs/folder.yaml", "--eval", "none", "--set", "model.width=0.25")
     settings = (
         "train.batch_size=5",

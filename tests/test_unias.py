@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from datasets.loader import batches_per_epoch
-from datasets.transforms import by_category
+from datasets.transforms import augment_batch, by_category
 from model import build_model
 from model.backbone import PINNED, BackboneInfo
 from model.peers import unias
@@ -24,7 +24,6 @@ from model.peers.unias import (
     reconstruction_loss,
     sine_positions,
 )
-from train import varied
 from utils.config import Config, build, load_config
 from utils.errors import ConfigError
 
@@ -328,12 +327,12 @@ class TestAugmentation:
         assert "hazelnut" not in config.data.augment_by_category
         batch = {"image": torch.rand(64, 3, 4, 4), "mask": torch.randint(0, 2, (64, 1, 4, 4))}
         names = ["pill", "hazelnut"] * 32
-        found = varied(batch, config, 3, names)
+        found = augment_batch(batch, config, 3, names)
         same = [(found["image"][i] == batch["image"][i]).all().item() for i in range(64)]
         assert all(same[1::2]) and 5 < sum(same[::2]) < 27
-        again = varied(batch, config, 3, names)
+        again = augment_batch(batch, config, 3, names)
         assert torch.equal(found["image"], again["image"]) and torch.equal(found["mask"], again["mask"])
-        assert not torch.equal(varied(batch, config, 4, names)["image"], found["image"])
+        assert not torch.equal(augment_batch(batch, config, 4, names)["image"], found["image"])
         for i in range(0, 64, 2):
             changes = [lambda t: t, lambda t: t.flip(-1), lambda t: t.flip(-2), lambda t: t.flip(-1, -2)]
             (change,) = [c for c in changes if torch.equal(c(batch["image"][i]), found["image"][i])]

@@ -145,8 +145,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = build(Config, merge([read_yaml(CONFIGS / "base.yaml"), tree["config"]]))
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was written by another version of this program: {error}") from error
-    keys = [f.name for f in fields(Checkpoint) if f.name != "config"]
-    state = Checkpoint(config, **{key: tree.get(key) for key in keys})
+    values: Tree = {f.name: tree.get(f.name) for f in fields(Checkpoint)} | {"config": config}
+    state = Checkpoint(**values)
     wrong = not_finite({key: getattr(state, key) for key in ("model", "optimizer", "calibration")})
     if wrong is not None:
         raise CheckpointError(f"{path} is of no use: {wrong} has values that are not finite; train it again")
@@ -201,6 +201,7 @@ def save_training(
 
 def resume_training(state: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
     """Go on from what `save_training` wrote; the model is restored by `restore_model`."""
+    assert state.optimizer is not None and state.schedule is not None and state.rng is not None
     optimizer.load_state_dict(state.optimizer)
     schedule.load_state_dict(state.schedule)
     _restore_rng(state.rng)

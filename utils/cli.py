@@ -218,8 +218,8 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     if flag := next((key for key in given if key.startswith("run.")), None):
         raise ConfigError(f"'{flag}' is no setting; write --{flag[4:].replace('_', '-')}")
     chosen |= given
-    if isinstance(chosen.get("model.weights"), str):
-        chosen["model.weights"] = str(user_path(chosen["model.weights"]))
+    if isinstance(weights := chosen.get("model.weights"), str):
+        chosen["model.weights"] = str(user_path(weights))
     if "run.data_root" in chosen:  # a run keeps it, and may be used from another folder
         chosen["run.data_root"] = str(user_path(str(chosen["run.data_root"])).resolve())
     if "train.iterations" in chosen:
@@ -286,7 +286,7 @@ def when_stopped(advice: str) -> Iterator[None]:
         raise KeyboardInterrupt(advice) from stop
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """Write a result to stdout (progress goes to stderr)."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -19,7 +19,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from utils.config_rules import check_together
 from utils.errors import ConfigError
@@ -346,7 +346,7 @@ def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
         ConfigError: naming the key, what was found, and what is allowed.
     """
     hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
+    known = {f.name: f for f in fields(cast(Any, cls))}
     for key in tree:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -359,11 +359,8 @@ def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
                 continue
             raise ConfigError(f"setting '{prefix}{name}' is missing")
         if is_dataclass(hints[name]):
-            if not isinstance(tree[name], Mapping):
-                raise ConfigError(
-                    f"'{prefix}{name}' is a section with keys of its own, found {_shown(tree[name])}"
-                )
-            values[name] = build(hints[name], tree[name], prefix=f"{prefix}{name}.")
+            section = _mapping(tree[name], f"{prefix}{name}")
+            values[name] = build(hints[name], section, prefix=f"{prefix}{name}.")
         else:
             values[name] = _checked(tree[name], hints[name], key=f"{prefix}{name}", bounds=spec.metadata)
     return cls(**values)
@@ -391,10 +388,10 @@ def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, floa
         if args[-1] is not Ellipsis and len(items) != len(args):
             raise ConfigError(f"{key} is {_shown(value)}; {len(args)} values are needed")
         return tuple(_checked(item, args[0], key=key, bounds=bounds) for item in items)
-    return _scalar(value, kind, key=key, bounds=bounds)
+    return _scalar(value, cast(type, kind), key=key, bounds=bounds)
 
 
-def _scalar(value: object, kind: object, *, key: str, bounds: Mapping[str, float]) -> object:
+def _scalar(value: object, kind: type, *, key: str, bounds: Mapping[str, float]) -> object:
     name = {bool: "bool: true or false", str: "text, in quotes where YAML reads it otherwise"}.get(kind)
     wrong = ConfigError(f"{key} is {_shown(value)}; expected {name or kind.__name__}")
     if kind is bool or isinstance(value, bool):

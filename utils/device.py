@@ -100,7 +100,8 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)  # noqa: NPY002 (libraries may use the global generator)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # all is written before it is read
+    # all is written before it is read
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
 
 
 def reset_peak_memory(device: torch.device) -> None:

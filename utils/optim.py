@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from utils.config import Config
+from utils.config import Config, OptimConfig
 
 
-def make_optimizer(model: nn.Module, config: Config) -> tuple[AdamW, LambdaLR]:
+class Learner(Protocol):
+    """What the optimiser asks of a model."""
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
+        """Groups of parameters, each with its name and rate."""
+
+
+def make_optimizer(model: Learner, config: Config) -> tuple[AdamW, LambdaLR]:
     """AdamW over the model's parameter groups, and the schedule, stepped once an iteration."""
-    extra = {"eps": 1e-10, "amsgrad": True} if config.optim.preset == "multi-class" else {}
+    extra: dict[str, Any] = {"eps": 1e-10, "amsgrad": True} if config.optim.preset == "multi-class" else {}
     groups = model.parameter_groups(config.optim)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=config.optim.weight_decay, **extra)
     return optimizer, LambdaLR(optimizer, lambda step: rate_at(step, config))

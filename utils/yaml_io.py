@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,7 +14,9 @@ from utils.errors import ConfigError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 MAX_CONFIG_BYTES = 1 << 18
 
-Tree = dict[str, "Tree | list | str | int | float | bool | None"]
+Tree = dict[
+    str, Any
+]  # parsed YAML or JSON: sections, lists and plain values, which `utils.config.build` checks
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -30,8 +34,8 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"tags ({event.tag}) are not allowed; write the plain value")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Tree:
-        tree: Tree = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        tree: dict[Hashable, Any] = {}
         for key, value in node.value:
             where = f"in line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):

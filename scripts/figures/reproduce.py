@@ -39,7 +39,7 @@ from model import Detector, load_detector
 from model.inference import inputs_of, to_device
 from scripts import ROOT
 from scripts.tables import reproduce as tables
-from utils.cli import new_parser, run_command, say, when_stopped
+from utils.cli import new_parser, print_result, run_command, when_stopped
 from utils.config import Config, Tree
 from utils.errors import ConfigError
 from utils.files import write_text
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     if not places:
         raise ConfigError(f"figure {args.figure} has nothing by these --datasets, --categories and --rows")
     if args.dry_run:
-        say("\n".join(tables.commands([p.run for p in places], args)))
+        print_result("\n".join(tables.commands([p.run for p in places], args)))
         return
     if args.data is None:
         raise ConfigError("where are the datasets? Give the folder that holds them with --data DIR")
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
         path = path.with_suffix(".svg")
         draw, about = PLOTS[kind]
         write_text(path, svg(draw(places, args), about))
-    say(str(path))
+    print_result(str(path))
 
 
 def places_of(spec: Tree, args: argparse.Namespace) -> list[Place]:

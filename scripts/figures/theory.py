@@ -21,7 +21,7 @@ from evaluation.figures import COLOURS, subplots, svg
 from evaluation.published_protocol import smooth_in_order
 from scripts import ROOT
 from scripts.text import csv_text, markdown
-from utils.cli import new_parser, run_command, say
+from utils.cli import new_parser, print_result, run_command
 from utils.files import write_text
 
 Row = list[float | str]
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     lines = [header, *([_text(v) for v in row] for row in rows)]
     write_text(args.output / f"{args.figure}.csv", csv_text(lines))
     write_text(args.output / f"{args.figure}.svg", svg(figure, TITLES[args.figure]))
-    say(markdown(lines))
+    print_result(markdown(lines))
 
 
 def _text(value: float | str) -> str:

@@ -28,7 +28,7 @@ from skimage.draw import polygon2mask
 from datasets.files import find_images
 from datasets.images import read_image
 from scripts.prepare.labels import LabelError, Labelled, Ring, Shape, read_labels
-from utils.cli import new_parser, run_command, say, user_path
+from utils.cli import new_parser, print_result, run_command, user_path
 from utils.errors import DatasetError
 from utils.files import write_atomically, write_text
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     table.writeheader()
     table.writerows(rows)
     write_text(args.output / TABLE, text.getvalue())
-    say(summary(rows, args.output))
+    print_result(summary(rows, args.output))
     if not any(row["written"] for row in rows):
         raise DatasetError(f"no image was written; {args.output / TABLE} says why")
 

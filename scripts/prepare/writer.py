@@ -17,7 +17,7 @@ from datasets.images import read_image
 from datasets.masks import read_mask
 from datasets.registry import SPECS, collect
 from datasets.samples import count, in_words
-from utils.cli import log, new_parser, say
+from utils.cli import log, new_parser, print_result
 from utils.errors import DatasetError
 from utils.files import write_atomically
 
@@ -95,7 +95,7 @@ def prepare(name: str, items: Sequence[Item], args: argparse.Namespace) -> None:
     samples = collect(SPECS[name], args.output, "all")
     for category in dict.fromkeys(s.category for s in samples):
         numbers = count(s for s in samples if s.category == category)
-        say(f"{args.output}: {category}: {in_words(numbers)}")
+        print_result(f"{args.output}: {category}: {in_words(numbers)}")
 
 
 def check_plan(items: Sequence[Item], source: Path, output: Path) -> None:

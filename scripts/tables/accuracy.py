@@ -32,7 +32,7 @@ from scripts.tables.accuracy_results import (
     row_of,
     table,
 )
-from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
+from utils.cli import log, new_parser, overrides, print_result, run_command, when_stopped
 from utils.config import Config, Tree, load_config
 from utils.device import choose_device, choose_precision, versions
 from utils.errors import ConfigError, DatasetError, RunError
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     roots = dict(_root(text) for text in args.data)
     rows = read_rows(args.csv)
     if args.table:
-        say(table(rows))
+        print_result(table(rows))
         return
     if not roots and not args.dry_run:
         raise ConfigError("where are the datasets? Give each folder as --data NAME=DIR; --dry-run needs none")
@@ -102,10 +102,10 @@ def main(argv: Sequence[str]) -> None:
     missing = [cell for cell in planned if identity(cell.key) not in there]
     log.info("%d cells, %d of them finished before", len(planned), len(planned) - len(missing))
     if args.dry_run:
-        say(listing(missing, rows))
+        print_result(listing(missing, rows))
         return
     failed = run_all(missing, args)
-    say(table(read_rows(args.csv)))
+    print_result(table(read_rows(args.csv)))
     if failed:
         raise RunError(f"{len(failed)} of {len(missing)} cells failed; to see why: {failed[0]}")
 

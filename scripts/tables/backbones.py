@@ -12,7 +12,7 @@ import timm
 import torch
 
 from model.backbone import build_backbone, fitted_state
-from utils.cli import new_parser, run_command, say
+from utils.cli import new_parser, print_result, run_command
 
 WANTED = (4, 8, 16)
 NAMES = (
@@ -35,10 +35,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, default=256, metavar="N", help="side of the images, pixels")
     args = parser.parse_args(argv)
     if args.table:
-        say("| backbone | strides: channels | both signs | its own weights file |\n| --- | --- | --- | --- |")
+        print_result(
+            "| backbone | strides: channels | both signs | its own weights file |\n| --- | --- | --- | --- |"
+        )
     for name in args.names or NAMES:
         cells = row(name, args.size)
-        say(f"| {' | '.join(cells)} |" if args.table else "  ".join(cells))
+        print_result(f"| {' | '.join(cells)} |" if args.table else "  ".join(cells))
 
 
 def row(name: str, size: int) -> tuple[str, str, str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from evaluation.results import COLUMNS
 from scripts.text import markdown
-from utils.cli import new_parser, run_command, say
+from utils.cli import new_parser, print_result, run_command
 from utils.config import Tree
 from utils.files import write_json
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> None:
     for name, tree in runs.items():
         if args.output is not None:
             write_json(args.output / f"{name}.json", tree)
-    say(results(runs))
-    say("\n" + "\n".join(tree["command"] for tree in runs.values()))
-    say("\n" + curves(runs))
+    print_result(results(runs))
+    print_result("\n" + "\n".join(tree["command"] for tree in runs.values()))
+    print_result("\n" + curves(runs))
 
 
 def portable(command: str) -> str:

@@ -24,7 +24,7 @@ from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.text import markdown
 from train import CRITERIA
-from utils.cli import new_parser, run_command, say
+from utils.cli import new_parser, print_result, run_command
 from utils.config import Tree
 
 Cells = list[str]
@@ -45,12 +45,14 @@ def main(argv: Sequence[str]) -> None:
     if not smoothed:
         raise ValueError(f"no finished run with scores of both kinds below {', '.join(map(str, args.runs))}")
     head = ["run", "category", "normal", "anomalous", "fair", "in folder order~", "in shuffled order~"]
-    say(markdown([head, *smoothed]))
-    say("~ smoothed along the list, percent: not a fair protocol\n")
+    print_result(markdown([head, *smoothed]))
+    print_result("~ smoothed along the list, percent: not a fair protocol\n")
     picked = [row for folder in folders if (row := picking_row(folder))]
     if picked:
-        say(markdown([["run", "metric", "evaluations", "last", "best on the test set", "gain"], *picked]))
-        say("the best of several evaluations on the test set, percent: not a fair protocol")
+        print_result(
+            markdown([["run", "metric", "evaluations", "last", "best on the test set", "gain"], *picked])
+        )
+        print_result("the best of several evaluations on the test set, percent: not a fair protocol")
 
 
 def finished(top: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
 from scripts.text import csv_text, markdown
-from utils.cli import log, new_parser, overrides, run_command, say, when_stopped
+from utils.cli import log, new_parser, overrides, print_result, run_command, when_stopped
 from utils.config import Config, Tree, load_config
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
@@ -100,12 +100,12 @@ def main(argv: Sequence[str]) -> None:
     for table in map(load_table, names):
         runs = list(dict.fromkeys(run for _, _, run in runs_of(table, args)))
         if args.dry_run:
-            say(listing(table, runs, args))
+            print_result(listing(table, runs, args))
             continue
         for run in runs:
             train(run, args)
         text, rows = filled(table, args)
-        say(text + "\n")
+        print_result(text + "\n")
         if args.output is not None:
             write_text(args.output / f"table{table.name}.md", text + "\n")
             write_text(args.output / f"table{table.name}.csv", csv_text(rows))
