@@ -114,9 +114,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     again.add_argument("--overwrite", action="store_true", help="start again where a run exists")
     parser.add_argument(
-        "--list", action="store_true", help="list datasets, models, flavours and backbones, and stop"
+        "--list", action="store_true", help="list datasets, models, variants and backbones, and stop"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.config = args.config or config_file(args.dataset or "mvtec")
+    return args
 
 
 @when_stopped("a run's state is kept as of its last checkpoint, --resume goes on from there")
@@ -126,7 +128,6 @@ def main(argv: Sequence[str]) -> None:
     if args.list:
         print_result(choices({name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}))
         return
-    args.config = args.config or config_file(args.dataset or "mvtec")
     with distributed.processes():
         train_all(args, command=shlex.join(["python", "train.py", *argv]))
 

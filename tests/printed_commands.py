@@ -105,7 +105,7 @@ def behind(program: str, flags: list[str]) -> tuple[str, list[str]]:
     """The Python program that a script of a dataset, table or figure calls, and its flags."""
     kind, _, name = Path(program).stem.partition("_")
     if program.startswith("scripts/datasets/"):
-        return "train.py", ["--config", f"configs/{kind}.yaml", *flags[1:]]
+        return "train.py", ["--dataset", kind, *flags[1:]]
     if kind.startswith(("table", "figure")) and program.startswith("scripts/"):
         theory = kind == "figure" and name
         module = Path(program).with_name("theory.py" if theory else "reproduce.py")
@@ -158,7 +158,7 @@ def modules_of(folder: Path) -> Iterator[None]:
 def check_settings(args: argparse.Namespace) -> None:
     """Build the configuration of a train.py command; placeholders such as $s and S stand for a value."""
     chosen = {k: v for k, v in overrides(args).items() if str(v) not in ("S", "G")}
-    load_config(ROOT / (args.config or "configs/mvtec.yaml"), chosen, category=args.category)
+    load_config(ROOT / args.config, chosen, category=args.category)
 
 
 class Runner:

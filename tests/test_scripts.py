@@ -108,4 +108,4 @@ def test_every_script_answers(call, script, capfd):
             main(flags)
     else:
         assert run_command(main, flags) == 0
-        assert "python train.py --config configs/" in capfd.readouterr().out.replace(f"{ROOT}/", "")
+        assert "python train.py --dataset " in capfd.readouterr().out.replace(f"{ROOT}/", "")
