@@ -28,9 +28,9 @@ from model import load_detector
 from model.calibration import Calibration
 from model.inference import Predicted
 from utils.cli import (
+    SKIP,
     add_device_flags,
     add_overwrite_flag,
-    add_skip_flag,
     log,
     new_parser,
     print_result,
@@ -75,7 +75,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="KINDS",
         help="overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none",
     )
-    add_skip_flag(parser)
+    SKIP.add(parser, "skip-unreadable")
     add_device_flags(parser)
     return parser.parse_args(argv)
 

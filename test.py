@@ -27,20 +27,21 @@ from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils.checkpoint import find_checkpoint
 from utils.cli import (
+    SKIP,
     add_device_flags,
     add_overwrite_flag,
-    add_skip_flag,
     log,
     new_parser,
     print_result,
     run_command,
     user_path,
 )
-from utils.config import Config, build, merge, nested
+from utils.config import Config
 from utils.device import peak_memory_gb
 from utils.errors import ConfigError
 from utils.files import relative_to
 from utils.runs import git_sha
+from utils.typed import build, merge, nested
 from utils.yaml_io import parse_override
 
 APRIL = "april-2025"
@@ -66,7 +67,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="fair",
         help=f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}",
     )
-    add_skip_flag(how)
+    SKIP.add(how, "skip-unreadable")
     how.add_argument(
         "--set",
         action="append",

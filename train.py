@@ -6,17 +6,14 @@ python train.py --dataset mvtec --data-root DIR --category screw
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -25,57 +22,37 @@ from tqdm import tqdm
 from datasets.build import RunData, build_data, categories_of, dataset_root
 from datasets.demo import DEMO_CATEGORIES
 from datasets.fingerprint import data_identity
-from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
+from datasets.loader import ImageSet, TrainingOrder, batches, count_steps, statistics_sample, training_batches
 from datasets.registry import SPECS
-from datasets.samples import NORMAL
 from datasets.screening import write_skipped
 from datasets.transforms import Normalise, augment_batch
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
 from evaluation.outputs import SCORES
 from evaluation.report import write_pages
-from evaluation.results import parameter_counts, protocol_notes, results_table, write_results, write_scores
+from evaluation.results import (
+    parameter_counts,
+    protocol_notes,
+    results_table,
+    short,
+    write_results,
+    write_scores,
+)
 from evaluation.scoring import Scores, calibrate, join_scores, results_by_category, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
 from model.inference import inputs_of, to_device
-from utils import distributed
-from utils.checkpoint import (
-    BEST,
-    FILE,
-    Checkpoint,
-    load_checkpoint,
-    restore_model,
-    resume_training,
-    save_training,
-)
-from utils.cli import (
-    add_setting_flags,
-    choices,
-    log,
-    new_parser,
-    overrides,
-    print_result,
-    run_command,
-    user_path,
-    when_stopped,
-)
+from utils import cli, distributed
+from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
 from utils.config import Config, Tree, config_file, load_config
-from utils.device import (
-    autocast,
-    choose_device,
-    peak_memory_gb,
-    reset_peak_memory,
-    seed_everything,
-)
+from utils.device import autocast, choose_device, peak_memory_gb, reset_peak_memory, seed_everything
 from utils.files import write_text
 from utils.optim import make_optimizer
 from utils.runs import clear_run, earlier, git_sha, identity_of, locked, place_of
 from utils.tracking import NullTracker, Tracker, show_final, validation_curve
 
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
-STATISTICS_IMAGES = 64  # that feature statistics are taken from
 
 
 @dataclass
@@ -93,40 +70,33 @@ class Run:
     state: Checkpoint | None = None  # to go on from
     best: float | None = None  # of `select: best`, the value of the state that is kept so far
 
+    def save(self, step: int, name: str = FILE, **fields: object) -> None:
+        """Write the model as of `step`, and further fields of a `Checkpoint`."""
+        values: Tree = {"identity": self.identity, **fields}
+        Checkpoint(self.config, self.model.state_dict(), step, **values).save(self.folder / name)
+
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = new_parser(__doc__.split("\n")[0])
+    parser = cli.new_parser(__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--dataset", choices=sorted(SPECS), help="by its file of configs/ (default: mvtec)")
-    source.add_argument("--config", type=user_path, metavar="FILE", help="a file of your own, or of a run")
-    add_setting_flags(parser)
-    where = parser.add_argument_group("where results go")
-    where.add_argument(
-        "--output", type=user_path, default=Path("checkpoints"), metavar="DIR", help="folder of all runs"
-    )
-    where.add_argument(
-        "--name", help="name of the run folder (default: made from model, variant, backbone and seed)"
-    )
-    again = where.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
-    )
-    again.add_argument("--overwrite", action="store_true", help="start again where a run exists")
-    parser.add_argument(
-        "--list", action="store_true", help="list datasets, models, variants and backbones, and stop"
-    )
+    source.add_argument("--config", type=cli.user_path, metavar="FILE", help="your own file, or a run's")
+    cli.add_setting_flags(parser)
+    cli.add_place_flags(parser)
+    parser.add_argument("--list", action="store_true", help="list what can be chosen, and stop")
     args = parser.parse_args(argv)
     args.config = args.config or config_file(args.dataset or "mvtec")
     return args
 
 
-@when_stopped("a run's state is kept as of its last checkpoint, --resume goes on from there")
+@cli.when_stopped("a run's state is kept as of its last checkpoint, --resume goes on from there")
 def main(argv: Sequence[str]) -> None:
     """Train one run, or one per category, and print the results table."""
     args = parse_arguments(argv)
     if args.list:
-        print_result(choices({name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}))
+        categories = {name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}
+        cli.print_result(cli.choices(categories))
         return
     with distributed.processes():
         train_all(args, command=shlex.join(["python", "train.py", *argv]))
@@ -134,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
 def train_all(args: argparse.Namespace, *, command: str) -> None:
     """Train the runs that the command line asks for, one after the other."""
-    chosen = overrides(args)
+    chosen = cli.overrides(args)
     config = load_config(args.config, chosen)
     with distributed.main_process_first():
         dataset_root(config)  # the demo is written where it is missing
@@ -150,9 +120,9 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
         results.update({k: v for k, v in found.items() if k != "mean"})
     if results and distributed.is_main_process():
         results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
-        print_result(results_table(results, notes=protocol_notes(config)))
+        cli.print_result(results_table(results, notes=protocol_notes(config)))
     for folder in folders if distributed.is_main_process() else []:
-        print_result(f"report.html, scores.csv and all else: {folder}" if results else str(folder))
+        cli.print_result(f"report.html, scores.csv and all else: {folder}" if results else str(folder))
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
@@ -164,7 +134,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     config, data, identity = contents(config)
     done, state, best = earlier(folder, identity, resume=args.resume)
     if done is not None:
-        log.info("%s is finished; --overwrite trains it again", folder)
+        cli.log.info("%s is finished; --overwrite trains it again", folder)
         return done
     distributed.check_batches(config.train, len(data.train))
     seed_everything(config.train.seed)
@@ -172,7 +142,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     if state is not None:
         restore_model(model, state.model, source=folder / FILE)
     if distributed.is_main_process():
-        log.info(describe(config, data, model))
+        cli.log.info(describe(config, data, model))
         write_skipped(folder, data.skipped, dataset_root(config))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     quiet = args.quiet or not distributed.is_main_process()
@@ -186,29 +156,23 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
 def contents(config: Config) -> tuple[Config, RunData, Tree]:
     """The data of a run, its configuration with the length that follows from it, and the run's identity."""
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
-    train = config.train
-    if train.epochs is not None:
-        per_epoch = batches_per_epoch(len(data.train), train.batch_size, train.last_batch)
-        steps = math.ceil(train.epochs * per_epoch) * len(train.scales)
-        config = dataclasses.replace(config, train=dataclasses.replace(train, iterations=steps))
-    content = distributed.broadcast_object(
-        data_identity(config, data) if distributed.is_main_process() else {}
-    )
-    return config, data, identity_of(config, content)
+    train = replace(config.train, iterations=count_steps(config.train, len(data.train)))
+    config = replace(config, train=train)
+    content = data_identity(config, data) if distributed.is_main_process() else {}
+    return config, data, identity_of(config, distributed.broadcast_object(content))
 
 
 def describe(config: Config, data: RunData, model: AnomalyModel) -> str:
     """One line that identifies a run."""
-    total, train = sum(p.numel() for p in model.parameters()), config.train
+    train, name = config.train, config.model
+    split = "validation" if config.eval.split == "validation" else "test"
     steps = "one pass" if model.one_pass else f"{train.iterations} steps of {train.batch_size}"
     tiles = f" in tiles of {config.data.tile}" if config.data.tile else ""
-    measured = "validation" if config.eval.split == "validation" else "test"
-    images = f"{len(data.train)} training and {len(data.evaluated(measured))} {measured} images{tiles}"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
     return (
-        f"{config.data.name}/{config.data.category}: {images}; "
-        f"{config.model.name} ({config.model.flavor}, {config.model.backbone}), "
-        f"{total / 1e6:.1f} M parameters, {steps}, "
-        f"{train.precision}, code {git_sha()}"
+        f"{config.data.name}/{config.data.category}: {len(data.train)} training and "
+        f"{len(data.evaluated(split))} {split} images{tiles}; {name.name} ({name.flavor}, {name.backbone}), "
+        f"{parameters:.1f} M parameters, {steps}, {train.precision}, code {git_sha()}"
     )
 
 
@@ -218,13 +182,6 @@ def image_batches(run: Run, data: ImageSet, title: str) -> Iterator[Tensor]:
     for batch in tqdm(loader, desc=title, unit="batch", leave=False, disable=run.quiet or None):
         images = inputs_of(to_device(batch, run.device))
         yield images[:, -1] if images.dim() == 5 else images
-
-
-def statistics_sample(data: ImageSet) -> ImageSet:
-    """Normal training images (all, if there is none), spread over the set and so over its categories."""
-    samples = [s for s in data.samples if s.label == NORMAL] or data.samples
-    spread = np.linspace(0, len(samples) - 1, min(STATISTICS_IMAGES, len(samples))).round().astype(int)
-    return ImageSet([samples[i] for i in spread], data.decode, data.normalise)
 
 
 def fit(run: Run) -> float:
@@ -248,10 +205,10 @@ def optimise(run: Run) -> float:
         sample = statistics_sample(run.data.train)
         model.fit_statistics(image_batches(run, sample, "feature statistics"))
     else:
-        resume_training(run.state, optimizer, schedule)
+        run.state.resume(optimizer, schedule)
         start, seconds = run.state.iteration, run.state.seconds
         run.state = None  # its memory is needed
-        log.info("going on from step %d", start)
+        cli.log.info("going on from step %d", start)
 
     # --- data, curves, processes ----------------------------------------------------------------------------
     order = TrainingOrder(
@@ -297,8 +254,8 @@ def optimise(run: Run) -> float:
             evaluate_during_training(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
         if main and done % config.run.save_every == 0 and done < train.iterations:
-            elapsed, path = seconds + time.perf_counter() - began, run.folder / FILE
-            save_training(path, config, model, done, elapsed, optimizer, schedule, run.identity)
+            elapsed = seconds + time.perf_counter() - began
+            run.save(done, seconds=elapsed, **training_state(optimizer, schedule))
     tracker.close()
     return seconds + time.perf_counter() - began
 
@@ -309,10 +266,8 @@ def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tens
         return
     values = ", ".join(f"{k} {v.item():.4g}" for k, v in parts.items())
     names = ", ".join(run.data.train.samples[i].path.name for i in batch["index"].tolist())
-    raise FloatingPointError(
-        f"the loss is not finite at step {step} ({values}; images {names}); "
-        "lower optim.lr or use --precision fp32"
-    )
+    found = f"the loss is not finite at step {step} ({values}; images {names})"
+    raise FloatingPointError(f"{found}; lower optim.lr or use --precision fp32")
 
 
 def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int) -> None:
@@ -333,9 +288,7 @@ def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int
         value = next(found for name in CRITERIA if (found := mean.get(name)) is not None)
         if run.best is None or value > run.best:
             run.best = value
-            Checkpoint(config, run.model.state_dict(), done, run.identity, value=value).save(
-                run.folder / BEST
-            )
+            run.save(done, BEST, value=value)
 
 
 def finish(run: Run, train_s: float) -> dict[str, Results]:
@@ -345,27 +298,20 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         best = load_checkpoint(folder / BEST)  # of this run: `earlier` has compared
         restore_model(run.model, best.model, source=folder / BEST)
         step = best.iteration
-    held_out = None
-    if len(run.data.calibration):  # by the very model that predict.py scores with
+    calibration = None
+    if len(run.data.calibration):  # scored by the very model that predict.py scores with
         held_out = score(run, run.data.calibration, for_inference(run.model))
-    calibration = calibrate(held_out) if held_out else None
+        calibration = calibrate(held_out) if held_out else None
     if distributed.is_main_process():
-        Checkpoint(
-            config,
-            run.model.state_dict(),
-            step,
-            run.identity,
-            train_s,
-            calibration=dataclasses.asdict(calibration) if calibration else None,
-        ).save(folder / FILE)
+        fields = None if calibration is None else asdict(calibration)
+        run.save(step, seconds=train_s, calibration=fields)
     results: dict[str, Results] = {}
     scores: Scores | None = None
     timing: dict[str, float | None] = {"train_s": train_s}
     if not run.model.one_pass:
         timing["s_per_iteration"] = train_s / config.train.iterations
     if config.eval.split != "none" and len(run.data.evaluated(config.eval.split)):
-        data = run.data.evaluated(config.eval.split)
-        scores = score(run, data)
+        scores = score(run, data := run.data.evaluated(config.eval.split))
         if scores is None:
             return {}
         results = results_by_category(scores, config.eval, run.data.trained_defects)
@@ -375,18 +321,9 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     if not distributed.is_main_process():
         return {}
     timing["peak_memory_gb"] = peak_memory_gb(run.device)
-    write_results(
-        folder,
-        config,
-        results,
-        command=run.command,
-        timing=timing,
-        parameters=parameter_counts(run.model),
-        code=git_sha(),
-        identity=run.identity,
-        step=step,
-        curve=validation_curve(folder),
-    )
+    about: Tree = {"command": run.command, "code": git_sha(), "identity": run.identity, "step": step}
+    sizes, curve = parameter_counts(run.model), validation_curve(folder)
+    write_results(folder, config, results, timing=timing, parameters=sizes, curve=curve, **about)
     if scores is not None:
         page = write_pages(folder, config, data, scores, results, command=run.command, step=step)
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)
@@ -409,11 +346,5 @@ def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores
     return None if parts is None else join_scores(parts)
 
 
-def short(mean: Results) -> str:
-    """The headline metrics in one line."""
-    names = ("dsc", "miou", "frame_auroc_micro", "image_auroc", "pixel_auroc", "pixel_ap", "pro")
-    return ", ".join(f"{name} {100 * value:.2f}" for name in names if (value := mean.get(name)) is not None)
-
-
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(cli.run_command(main))

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from datasets.samples import Sample
+from datasets.samples import NORMAL, Sample
 from datasets.transforms import Decode, Normalise
+from utils.config import TrainConfig
 from utils.errors import DatasetError
 
 Batch = dict[str, Tensor]
 THREADS = min(4, os.cpu_count() or 1)  # that decode ahead of a model
+STATISTICS_IMAGES = 64  # that feature statistics are taken from
 AHEAD = 1 << 28  # bytes of batches that may wait for it
 
 
@@ -171,6 +173,14 @@ def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
 # Models sample from the global one, so a resumed run, which starts one more loader, would get other numbers.
 
 
+def count_steps(train: TrainConfig, images: int) -> int:
+    """Steps of a run: `train.iterations`, or where it is set `train.epochs` over so many images."""
+    if train.epochs is None:
+        return train.iterations
+    per_epoch = batches_per_epoch(images, train.batch_size, train.last_batch)
+    return math.ceil(train.epochs * per_epoch) * len(train.scales)
+
+
 def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | None, pin: bool) -> DataLoader:
     """Loader over the steps of `order`; `pin` for a GPU.
 
@@ -219,3 +229,10 @@ class batches:  # noqa: N801 (used as a function)
             finally:
                 for future in waiting:
                     future.cancel()
+
+
+def statistics_sample(data: ImageSet) -> ImageSet:
+    """Normal training images (all, if there is none), spread over the set and so over its categories."""
+    samples = [s for s in data.samples if s.label == NORMAL] or data.samples
+    spread = np.linspace(0, len(samples) - 1, min(STATISTICS_IMAGES, len(samples))).round().astype(int)
+    return ImageSet([samples[i] for i in spread], data.decode, data.normalise)

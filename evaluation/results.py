@@ -175,3 +175,9 @@ def results_table(results: Mapping[str, Results], *, notes: Sequence[str] = ()) 
     ]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
     return "\n".join([*lines, "", *marks, *notes])
+
+
+def short(mean: Results) -> str:
+    """The headline metrics in one line."""
+    names = ("dsc", "miou", "frame_auroc_micro", "image_auroc", "pixel_auroc", "pixel_ap", "pro")
+    return ", ".join(f"{name} {100 * value:.2f}" for name in names if (value := mean.get(name)) is not None)

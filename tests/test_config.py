@@ -13,9 +13,10 @@ from conftest import ROOT
 
 import utils.config
 from datasets.registry import SPECS
-from utils.config import CONFIGS, Config, build, load_config, merge
+from utils.config import CONFIGS, Config, load_config
 from utils.errors import ConfigError
 from utils.runs import config_hash
+from utils.typed import build, merge
 from utils.yaml_io import parse_override, read_yaml
 
 MVTEC = CONFIGS / "mvtec.yaml"

@@ -35,7 +35,7 @@ from model.calibration import Calibration
 from model.decision import Decision
 from model.peers.memory_bank import MemoryBank
 from model.peers.unias import reconstruction_loss
-from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, resume_training, save_training
+from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, training_state
 from utils.cli import run_command
 from utils.config import CONFIGS
 from utils.errors import DatasetError
@@ -127,7 +127,8 @@ class TestResume:
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         schedule.step()
-        save_training(path, config, model, 7, 12.5, optimizer, schedule)
+        state = training_state(optimizer, schedule)
+        Checkpoint(config, model.state_dict(), 7, seconds=12.5, **state).save(path)
         return model, optimizer, schedule
 
     def test_all_of_a_runs_state_comes_back(self, tmp_path, make_config):
@@ -141,7 +142,7 @@ class TestResume:
         again.step()
         found = load_checkpoint(tmp_path / "a.pt")
         restore_model(other, found.model, source=tmp_path / "a.pt")
-        resume_training(found, fresh, again)
+        found.resume(fresh, again)
         assert (found.iteration, found.seconds) == (7, 12.5)
         assert torch.equal(torch.rand(3), expected) and torch.equal(other.weight, weight)
         moments = [o.state[m.weight]["exp_avg"] for o, m in ((optimizer, model), (fresh, other))]

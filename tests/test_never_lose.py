@@ -76,11 +76,11 @@ class TestResources:
         program = """
 import resource
 import utils.checkpoint as checkpoint
-real = checkpoint.save_training
+real = checkpoint.Checkpoint.save
 def saved(*args):
     real(*args)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
-checkpoint.save_training = saved
+checkpoint.Checkpoint.save = saved
 """
         flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), *SMALL]
         done = processes.run("train.py", *flags, "--iterations", "4", before=program)

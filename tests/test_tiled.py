@@ -155,14 +155,14 @@ class TestTraining:
             "--save-every", "2", "--iterations", "4",
         ]  # fmt: skip
         assert run_command(train_command.main, [*flags, "--name", "whole"]) == 0
-        saved = train_command.save_training
+        saved = train_command.Run.save
 
-        def stop(*args):
-            saved(*args)
+        def stop(*args, **fields):
+            saved(*args, **fields)
             raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train_command, "save_training", stop)
+            patch.setattr(train_command.Run, "save", stop)
             assert run_command(train_command.main, [*flags, "--iterations", "4", "--name", "broken"]) == 1
         assert (
             run_command(train_command.main, [*flags, "--iterations", "4", "--name", "broken", "--resume"])

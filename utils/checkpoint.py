@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.config import Config, Tree, build, merge
+from utils.config import Config, Tree
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_atomically
+from utils.typed import build, merge
 from utils.yaml_io import CONFIGS, read_yaml
 
 FORMAT = 2
@@ -48,6 +49,13 @@ class Checkpoint:
         """Whether the training has ended, and this is the state that it kept."""
         return self.optimizer is None and self.value is None
 
+    def resume(self, optimizer: Optimizer, schedule: LRScheduler) -> None:
+        """Go on from what `training_state` gave; the model is restored by `restore_model`."""
+        assert self.optimizer is not None and self.schedule is not None and self.rng is not None
+        optimizer.load_state_dict(self.optimizer)
+        schedule.load_state_dict(self.schedule)
+        _restore_rng(self.rng)
+
     def save(self, path: Path) -> None:
         """Write in one step: a kill at any moment leaves the previous file or this one.
 
@@ -61,19 +69,9 @@ class Checkpoint:
                 f"{wrong} is not finite after step {self.iteration}, so the state is not saved; lower "
                 "optim.lr, set optim.grad_clip, or use --precision fp32"
             )
-        tree = {
-            "format": FORMAT,
-            "config": self.config.to_dict() | {"run": asdict(self.config.run)},
-            "model": self.model,
-            "iteration": self.iteration,
-            "identity": self.identity,
-            "seconds": self.seconds,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "rng": self.rng,
-            "value": self.value,
-            "calibration": self.calibration,
-        }
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        config = self.config.to_dict() | {"run": asdict(self.config.run)}
+        tree = values | {"format": FORMAT, "config": config}
         write_atomically(path, lambda file: _write(tree, file.name))
 
 
@@ -184,27 +182,9 @@ def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -
         raise CheckpointError(f"{source} does not fit this model: {first}") from error
 
 
-def save_training(
-    path: Path,
-    config: Config,
-    model: nn.Module,
-    iteration: int,
-    seconds: float,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    identity: Tree | None = None,
-) -> None:
-    """Write all that is needed to go on; the data order is a function of seed and iteration."""
-    states = (optimizer.state_dict(), schedule.state_dict(), _rng_state())
-    Checkpoint(config, model.state_dict(), iteration, identity, seconds, *states).save(path)
-
-
-def resume_training(state: Checkpoint, optimizer: Optimizer, schedule: LRScheduler) -> None:
-    """Go on from what `save_training` wrote; the model is restored by `restore_model`."""
-    assert state.optimizer is not None and state.schedule is not None and state.rng is not None
-    optimizer.load_state_dict(state.optimizer)
-    schedule.load_state_dict(state.schedule)
-    _restore_rng(state.rng)
+def training_state(optimizer: Optimizer, schedule: LRScheduler) -> Tree:
+    """Fields of a `Checkpoint` to go on from; the data order is a function of seed and iteration."""
+    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": _rng_state()}
 
 
 def _rng_state() -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,32 +23,59 @@ from utils.yaml_io import CONFIGS, parse_override, read_yaml
 log = logging.getLogger("uninet")
 USER_ERRORS = (UserError, ValueError, OSError, FloatingPointError)
 
-# flag: setting
-FLAGS = {
-    "dataset": "data.name",
-    "data_root": "run.data_root",
-    "skip_unreadable": "data.skip_unreadable",
-    "category": "data.category",
-    "tile": "data.tile",
-    "setting": "model.setting",
-    "model": "model.name",
-    "flavor": "model.flavor",
-    "backbone": "model.backbone",
-    "weights": "model.weights",
-    "iterations": "train.iterations",
-    "seed": "train.seed",
-    "device": "run.device",
-    "workers": "run.workers",
-    "cache_gb": "run.cache_gb",
-    "save_every": "run.save_every",
-    "eval_batch_size": "run.eval_batch_size",
-    "eval_precision": "run.eval_precision",
-    "precision": "train.precision",
-    "select": "eval.select",
-    "eval": "eval.split",
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that stands for one setting: where it is not given, the config's value stays."""
+
+    setting: str
+    help: str
+    metavar: str | None = None
+    kind: type = str
+    choices: Sequence[str] | None = None
+
+    def add(self, parser: argparse._ActionsContainer, name: str) -> None:
+        """Add it to a parser."""
+        if self.kind is bool:
+            parser.add_argument(f"--{name}", action="store_true", default=None, help=self.help)
+        else:
+            shown, kind, choices = self.metavar, self.kind, self.choices
+            parser.add_argument(f"--{name}", metavar=shown, type=kind, choices=choices, help=self.help)
+
+
+SKIP = Flag(
+    "data.skip_unreadable",
+    "leave out image files that cannot be read (listed in skipped.csv), take incomplete datasets",
+    kind=bool,
+)
+WHAT = {
+    "data-root": Flag("run.data_root", "folder of the dataset", "DIR"),
+    "category": Flag("data.category", "one category, or all", "NAME"),
+    "setting": Flag("model.setting", "what a model is trained on (docs/SETTINGS.md)", choices=SETTINGS),
+    "model": Flag("model.name", "the network (--list says what they are)", choices=MODELS),
+    "flavor": Flag("model.flavor", "of uninet: the equations as printed, or its code", "|".join(FLAVORS)),
+    "backbone": Flag("model.backbone", "any timm backbone with features_only", "NAME"),
+    "weights": Flag("model.weights", "local ImageNet state dict of the backbone", "FILE"),
+    "skip-unreadable": SKIP,
+    "tile": Flag("data.tile", "large images: train and predict on overlapping tiles of N pixels", "N", int),
 }
-
-
+HOW = {
+    "iterations": Flag("train.iterations", "optimiser steps; replaces train.epochs", "N", int),
+    "seed": Flag("train.seed", "of weights, data order and held-out parts", "S", int),
+    "device": Flag("run.device", "where to compute; auto: a GPU if there is one", "auto|cpu|cuda"),
+    "precision": Flag("train.precision", "auto: bf16 where it is faster, else fp32", choices=PRECISIONS),
+    "eval-precision": Flag("run.eval_precision", "of scoring; bf16 is coarser", choices=PRECISIONS),
+    "eval-batch-size": Flag("run.eval_batch_size", "images scored at once; changes no result", "N", int),
+    "workers": Flag("run.workers", "loader processes; without it up to 4 on a GPU", "N", int),
+    "cache-gb": Flag("run.cache_gb", "decoded images kept in memory, at most", "GB", float),
+    "save-every": Flag("run.save_every", "steps between checkpoints", "N", int),
+    "select": Flag("eval.select", "best looks at the test set, and says so", choices=("last", "best")),
+    "eval": Flag("eval.split", "what to evaluate on", choices=("test", "validation", "none")),
+}
+SETTING_OF = {name.replace("-", "_"): flag.setting for name, flag in (WHAT | HOW).items()}
+SETTING_OF["dataset"] = "data.name"
 MODEL_LINES = {
     "uninet": "the paper's: two teachers, a student with feature selection, contrastive and margin losses",
     "remind": "our recipe: one frozen teacher, hard positions, synthetic defects (docs/REMIND.md)",
@@ -75,8 +103,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if "(default:" in (action.help or ""):
             return action.help
-        if action.default is None and action.dest in FLAGS:
-            section, _, key = FLAGS[action.dest].partition(".")
+        if action.default is None and action.dest in SETTING_OF:
+            section, _, key = SETTING_OF[action.dest].partition(".")
             if section == "run":
                 value, default = getattr(RunOptions(), key), "default: {}"
             else:
@@ -106,87 +134,33 @@ def add_overwrite_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_skip_flag(parser: argparse._ActionsContainer) -> None:
-    """--skip-unreadable; None where it is not given, as a run's own setting counts then."""
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        default=None,
-        help="leave out image files that cannot be read (listed in skipped.csv), take incomplete datasets",
-    )
-
-
-def add_batch_flag(parser: argparse._ActionsContainer) -> None:
-    """--eval-batch-size."""
-    parser.add_argument(
-        "--eval-batch-size", type=int, metavar="N", help="images scored at once; changes no result"
-    )
-
-
 def add_device_flags(parser: argparse._ActionsContainer) -> None:
-    """--device and --precision of a command that uses a trained model."""
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda",
-        help="where to compute; auto: a GPU if there is one",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        help="of scoring; auto: bf16 where it is faster, else fp32 (default: the run's)",
-    )
-    add_batch_flag(parser)
+    """--device, --precision and --eval-batch-size of a command that uses a trained model."""
+    where, size = HOW["device"], HOW["eval-batch-size"]
+    parser.add_argument("--device", default="auto", metavar=where.metavar, help=where.help)
+    precision = "of scoring; auto: bf16 where it is faster, else fp32 (default: the run's)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=precision)
+    parser.add_argument("--eval-batch-size", type=int, metavar="N", help=f"{size.help} (default: the run's)")
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that set one configuration key each; unset ones leave the config's value."""
-    what = parser.add_argument_group("what to train, on what")
-    what.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
-    what.add_argument("--category", metavar="NAME", help="one category, or all")
-    what.add_argument("--setting", choices=SETTINGS, help="what a model is trained on (docs/SETTINGS.md)")
-    what.add_argument("--model", choices=MODELS, help="the network (--list says what they are)")
-    what.add_argument(
-        "--flavor",
-        metavar="|".join(FLAVORS),
-        help="of uninet: the equations as printed, or as the public code",
-    )
-    what.add_argument("--backbone", metavar="NAME", help="any timm backbone with features_only")
-    what.add_argument("--weights", metavar="FILE", help="local ImageNet state dict of the backbone")
-    add_skip_flag(what)
-    what.add_argument(
-        "--tile",
-        type=int,
-        metavar="N",
-        help="large images: train and predict on overlapping tiles of N pixels of data.image_size",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--iterations", type=int, metavar="N", help="optimiser steps; replaces train.epochs")
-    how.add_argument("--seed", type=int, metavar="S", help="of weights, data order and held-out parts")
-    how.add_argument(
-        "--device", metavar="auto|cpu|cuda", help="where to compute; auto: a GPU if there is one"
-    )
-    how.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), help="auto: bf16 where it is faster, else fp32"
-    )
-    how.add_argument(
-        "--eval-precision",
-        choices=("auto", "fp32", "bf16"),
-        help="of scoring; bf16 rounds away small anomalies of barely trained models",
-    )
-    add_batch_flag(how)
-    how.add_argument("--workers", type=int, metavar="N", help="loader processes; without it up to 4 on a GPU")
-    how.add_argument("--cache-gb", type=float, metavar="GB", help="decoded images kept in memory, at most")
-    how.add_argument("--save-every", type=int, metavar="N", help="steps between checkpoints")
-    how.add_argument("--select", choices=("last", "best"), help="best looks at the test set, and says so")
-    how.add_argument("--eval", choices=("test", "validation", "none"), help="what to evaluate on")
-    how.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="any setting of configs/base.yaml",
-    )
+    """Flags that set one configuration key each."""
+    for title, flags in (("what to train, on what", WHAT), ("how", HOW)):
+        group = parser.add_argument_group(title)
+        for name, flag in flags.items():
+            flag.add(group, name)
+    shown, text = "SECTION.KEY=VALUE", "any setting of configs/base.yaml"
+    group.add_argument("--set", action="append", default=[], metavar=shown, help=text)
+
+
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Where runs go, and what to do where one is already."""
+    where, output = parser.add_argument_group("where results go"), Path("checkpoints")
+    where.add_argument("--output", type=user_path, default=output, metavar="DIR", help="folder of all runs")
+    where.add_argument("--name", help="of the run's folder (default: of model, variant, backbone and seed)")
+    again = where.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if any")
+    again.add_argument("--overwrite", action="store_true", help="start again where a run exists")
 
 
 def choices(datasets: Mapping[str, Iterable[str]]) -> str:
@@ -212,7 +186,7 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     Raises:
         ConfigError: for a --set that is not section.key=value.
     """
-    chosen = {setting: getattr(args, flag, None) for flag, setting in FLAGS.items()}
+    chosen = {setting: getattr(args, flag, None) for flag, setting in SETTING_OF.items()}
     chosen = {setting: value for setting, value in chosen.items() if value is not None}
     given = dict(map(parse_override, getattr(args, "set", [])))
     if flag := next((key for key in given if key.startswith("run.")), None):
