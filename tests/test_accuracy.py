@@ -11,7 +11,7 @@ from utils.cli import run_command
 
 SMALL = [
     "--quiet", "--device", "cpu", "--precision", "fp32", "--iterations", "1", "--seeds", "0", "--set",
-    "data.image_size=64", "--weights", "random", "--set", "train.batch_size=2",
+    "data.image_size=64", "--set", "model.weights=random", "--set", "train.batch_size=2",
     "--set", "model.width=0.5",
 ]  # fmt: skip
 
@@ -110,7 +110,7 @@ def test_time_is_estimated_from_rows_of_this_machine(tmp_path, monkeypatch):
     known = row(0, train_s="30", image_size="256x256", device=device)
     other = row(1, train_s="90", image_size="256x256", device="another")
     out = accuracy.listing([cell], [known, other])
-    assert out.startswith("100 min: python train.py --config configs/btad.yaml")  # 3 s x 2000
+    assert out.startswith("100 min: python train.py --dataset btad")  # 3 s x 2000
     assert "0 of unknown time" in out
     assert "1 of unknown time" in accuracy.listing([cell], [other])
     copy = {"command": "python train.py --backbone tf_efficientnet_lite0", "timing": {"s_per_iteration": 6}}

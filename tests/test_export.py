@@ -132,7 +132,7 @@ def test_a_wrongly_deployed_model_is_not_written(checkpoint, monkeypatch, capfd)
         for conv in (m for m in module.modules() if isinstance(m, torch.nn.Conv2d)):
             conv.weight.data *= 1.05
 
-    monkeypatch.setattr("model.uninet.fold_batch_norms", wrong)
+    monkeypatch.setattr("model.base.fold_batch_norms", wrong)
     monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
     path = checkpoint()
     assert export(path) == 1

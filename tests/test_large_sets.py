@@ -157,12 +157,12 @@ def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):
 
 
 def test_a_younger_setting_leaves_runs_and_checkpoints_as_they_were(make_config, tmp_path):
-    config = make_config()
+    config = make_config(run__device="auto")
     tree = config.to_dict()
     del tree["eval"]["extra_metrics"]
     Checkpoint(config, {}, 1).save(tmp_path / "new.pt")
     old = torch.load(tmp_path / "new.pt", weights_only=True) | {"config": tree}
     torch.save(old, tmp_path / "old.pt")
     assert load_checkpoint(tmp_path / "old.pt").config == load_checkpoint(tmp_path / "new.pt").config
-    rounded = dataclasses.replace(config, eval=dataclasses.replace(config.eval, precision="bf16"))
+    rounded = dataclasses.replace(config, run=dataclasses.replace(config.run, eval_precision="bf16"))
     assert config_hash(rounded) != config_hash(config)

@@ -113,7 +113,7 @@ def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     flags = [
         "01b", "--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--categories", "01",
         "--rows", "1", "4", "--backbone", TINY, "--iterations", "1", "--output", str(tmp_path / "out"),
-        "--quiet", "--april", "--set", "data.image_size=64", "--weights", "random",
+        "--quiet", "--april", "--set", "data.image_size=64", "--set", "model.weights=random",
         "--set", "train.batch_size=2", "--set", "train.precision=fp32", "--set", "model.width=0.5",
     ]  # fmt: skip
     assert run_command(tables.main, flags) == 0
