@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -143,10 +144,13 @@ class TestShapesAndSizes:
         assert parameters(student) == 24_917_504
         assert shapes == [(2, 256, 64, 64), (2, 512, 32, 32), (2, 1024, 16, 16)]
 
-    def test_wide_resnet_teacher(self):
+    def test_wide_resnet_teacher_has_torchvisions_names(self):
+        with torch.device("meta"):
+            names = torchvision.models.wide_resnet50_2().state_dict()
         net, info = build_backbone("wide_resnet50_2", (4, 8, 16), random_weights=True)
         assert parameters(net) == 24_862_528 and info.channels == WRN and not info.signed
         assert info.mean == pytest.approx((0.485, 0.456, 0.406))
+        assert all(v.shape == names[k].shape for k, v in net.state_dict().items())
 
     @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
     @pytest.mark.parametrize("width", [1.0, 2.5])
@@ -435,31 +439,23 @@ class TestBackbone:
         assert info.channels == (24, 40, 112) and info.signed and info.std == (0.5, 0.5, 0.5)
 
     def test_local_weights(self, tmp_path):
-        net, _ = build_backbone("wide_resnet50_2", (4,), random_weights=True)
+        net, _ = build_backbone("resnet18", (4,), random_weights=True)
         state = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()} | {
             "fc.weight": torch.ones(2, 2)
         }
         torch.save(state, tmp_path / "w.pth")
-        loaded, _ = build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "w.pth"))
+        loaded, _ = build_backbone("resnet18", (4,), weights=str(tmp_path / "w.pth"))
         assert all((p == 0.5).all() for p in loaded.parameters())
-
-    def test_torchvisions_names_fit(self):
-        import torchvision
-
-        with torch.device("meta"):
-            names = torchvision.models.wide_resnet50_2().state_dict()
-        net, _ = build_backbone("wide_resnet50_2", (4, 8, 16), random_weights=True)
-        assert all(v.shape == names[k].shape for k, v in net.state_dict().items())
 
     def test_weights_of_another_backbone(self, tmp_path):
         torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "other.pth")
         with pytest.raises(ValueError, match="no state dict of this backbone: it lacks conv_stem"):
             build_backbone("tf_efficientnet_lite0", (4,), weights=str(tmp_path / "other.pth"))
         with pytest.raises(OSError, match="no weights file"):
-            build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "none.pth"))
+            build_backbone("resnet18", (4,), weights=str(tmp_path / "none.pth"))
         (tmp_path / "bad.pth").write_bytes(b"no tensor")
         with pytest.raises(ValueError, match="no plain PyTorch state dict"):
-            build_backbone("wide_resnet50_2", (4,), weights=str(tmp_path / "bad.pth"))
+            build_backbone("resnet18", (4,), weights=str(tmp_path / "bad.pth"))
 
     @pytest.mark.parametrize(("name", "other", "message"), [
         ("resnet18", "resnet34", r"it also holds layer1\.2\.conv1\.weight"),

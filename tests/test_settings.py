@@ -186,7 +186,7 @@ class TestPolyps:
         assert results_of(tmp_path / "runs")["sequence"]["n_anomalous"] == 2
 
     def test_a_kill_in_the_middle_of_the_sizes(self, run, tmp_path, monkeypatch):
-        flags = ["--category", "random", "--iterations", "7", "--save-every", "1"]
+        flags = ["--category", "random", "--iterations", "5", "--save-every", "1"]
         assert run("clinicdb", *flags, output="whole")[0] == 0
         real, calls = train.stop_if_not_finite, []
 

@@ -30,7 +30,7 @@ from utils.runs import locked
 SMALL = [
     "--category", "part", "--backbone", TINY, "--precision", "fp32", "--device", "cpu",
     "--quiet",
-    "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.5",
+    "--set", "data.image_size=64", "--weights", "random", "--set", "model.width=0.25",
     "--set", "train.batch_size=4", "--save-every", "2",
 ]  # fmt: skip
 
@@ -355,7 +355,7 @@ class TestTestCommand:
         assert {path.relative_to(folder / "test/maps") for path in maps} == named
 
     def test_scored_in_fp32_whatever_trained_in(self, run, tmp_path):
-        run("--iterations", "1", "--precision", "bf16", "--backbone", LITE0)
+        run("--iterations", "1", "--precision", "bf16", "--backbone", LITE0, "--set", "model.width=0.5")
         folder = the_run(tmp_path)
 
         def scores(path: Path) -> np.ndarray:
