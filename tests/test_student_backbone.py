@@ -42,5 +42,5 @@ def test_trains_and_predicts(make_config, name):
 
 
 def test_only_for_models_with_a_student(make_config):
-    with pytest.raises(ConfigError, match=r"student_backbone is for uninet, remind, recontrast, not for memory"):
+    with pytest.raises(ConfigError, match=r"is for uninet, remind, recontrast, not for memory"):
         make_config(model__name="memory-bank", model__student_backbone="resnet18")
