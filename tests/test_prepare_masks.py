@@ -114,6 +114,9 @@ class TestShapes:
             ({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, "covers 10 pixels"),
             ({"size": [HEIGHT, WIDTH], "counts": "o"}, "cut off"),
             ([[1, 2, 3]], "pairs of numbers"),
+            ({"size": [15, 80], "counts": [1200]}, "RLE is for 80x15, the image has 40x30"),
+            ({"size": [10**6, 10**6], "counts": [10**12]}, "RLE is for 1000000x1000000"),
+            ({"size": [HEIGHT, WIDTH], "counts": [10**30]}, "its RLE covers 1000"),
             ([], "only a box"),
             (None, "only a box"),
         ],
@@ -167,6 +170,15 @@ class TestLabelme:
         self.write(tmp_path / "labels", [{"label": "x", "shape_type": "line", "points": [[1, 1], [5, 5]]}])
         assert "a line with 2 points has no area" in convert()["a.png"]["skipped"]
 
+    @pytest.mark.parametrize(
+        "shape", [1, {}, {"label": "x", "shape_type": "mask", "points": [[1, 1]], "mask": ""}]
+    )
+    def test_a_damaged_shape_is_skipped(self, tmp_path, convert, shape):
+        image(tmp_path / "images/a.png")
+        image(tmp_path / "images/b.png")
+        self.write(tmp_path / "labels", [shape])
+        assert convert()["a.png"]["skipped"].startswith("shape 0: ")
+
     def test_labels_of_another_size_are_skipped(self, tmp_path, convert):
         image(tmp_path / "images/a.png", (20, 15))
         image(tmp_path / "images/b.png")
@@ -196,6 +208,14 @@ class TestYolo:
         assert rows["y/1.png"]["kind"] == "dent+scratch"
         assert rows["y/2.png"]["written"] == "train/good/2.png"
         assert not (tmp_path / "part/test/good/2.png").exists()
+
+    def test_what_is_no_text_is_one_line(self, tmp_path, capfd):
+        image(tmp_path / "images/a.png")
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels/a.txt").write_bytes(b"\xff\xfe\x00")
+        argv = ["--labels", str(tmp_path / "labels"), "--images", str(tmp_path / "images")]
+        assert run_command(masks.main, [*argv, "--output", str(tmp_path / "part")]) == 1
+        assert "a.txt is no text file" in capfd.readouterr().err
 
 
 class TestFiles:
@@ -228,7 +248,13 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("{", "is no json file"), ("[]", "holds none of"), ('{"annotations": []}', "is no COCO file")],
+        [
+            ("{", "is no json file"),
+            ("[]", "holds none of"),
+            ('{"annotations": []}', "is no COCO file"),
+            ('{"annotations": [1], "images": []}', "its annotations are no list of objects"),
+            ('{"shapes": 1}', "its shapes are no list"),
+        ],
     )
     def test_damaged_labels_are_one_line(self, tmp_path, capfd, text, message):
         image(tmp_path / "images/a.png")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 
 from utils.errors import DatasetError
+from utils.yaml_io import read_yaml
 
 log = logging.getLogger("uninet")
 
@@ -24,6 +24,10 @@ class LabelError(ValueError):
     """A label that cannot be drawn, with the reason."""
 
 
+# what a label of the wrong form raises where it is read
+DAMAGED = (LabelError, AttributeError, TypeError, ValueError, KeyError, IndexError, OverflowError, cv2.error)
+
+
 @dataclass
 class Shape:
     """One labelled region: rings in pixels, or a bitmap (H, W) with its offset (x, y)."""
@@ -31,6 +35,7 @@ class Shape:
     label: str
     rings: list[Ring] = field(default_factory=list)
     bitmap: np.ndarray | None = None
+    runs: tuple[list[int], int, int] | None = None  # RLE of a whole image: run lengths, height, width
     offset: tuple[int, int] = (0, 0)
     relative: bool = False  # the rings are in shares of the image's sides (YOLO)
 
@@ -112,22 +117,21 @@ def coco(path: Path, tree: dict, *, boxes: bool) -> list[Labelled]:
             )
             for key, i in images.items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise DatasetError(f"{path} is no COCO file: its images or categories lack {error}") from error
-    for number, annotation in enumerate(tree["annotations"]):
+    annotations = tree["annotations"]
+    if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
+        raise DatasetError(f"{path} is no COCO file: its annotations are no list of objects")
+    for number, annotation in enumerate(annotations):
         image = found.get(annotation.get("image_id"))
         if image is None:
-            log.warning(
-                "%s: annotation %d is of image_id %r, which is not listed",
-                path,
-                number,
-                annotation.get("image_id"),
-            )
+            name = annotation.get("image_id")
+            log.warning("%s: annotation %d is of image_id %r, which is not listed", path, number, name)
             continue
         label = kinds.get(annotation.get("category_id"), str(annotation.get("category_id")))
         try:
             image.shapes.append(coco_shape(annotation, label, boxes=boxes))
-        except (LabelError, TypeError, ValueError, KeyError, IndexError) as error:
+        except DAMAGED as error:
             image.problems.append(f"annotation {number}: {error}")
     return list(found.values())
 
@@ -138,8 +142,8 @@ def coco_shape(annotation: dict, label: str, *, boxes: bool) -> Shape:
     if isinstance(region, dict):
         height, width = map(int, region["size"])
         counts = region["counts"]
-        runs = counts if isinstance(counts, list) else rle_counts(str(counts))
-        return Shape(label, bitmap=rle_bitmap(runs, height, width))
+        runs = [int(n) for n in counts] if isinstance(counts, list) else rle_counts(str(counts))
+        return Shape(label, runs=(runs, height, width))
     if isinstance(region, list) and region:
         return Shape(label, [ring(flat) for flat in region])
     if boxes and len(annotation.get("bbox", ())) == 4:
@@ -170,23 +174,23 @@ def rle_counts(text: str) -> list[int]:
 
 def rle_bitmap(counts: Sequence[int], height: int, width: int) -> np.ndarray:
     """Runs of zeros and ones, down the columns, as a bitmap (H, W)."""
-    runs = np.asarray(counts, dtype=np.int64)
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise LabelError(f"its RLE covers {runs.sum()} pixels of {width}x{height}")
-    values = np.arange(len(runs)) % 2
-    return np.repeat(values, runs).astype(np.uint8).reshape(width, height).T
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise LabelError(f"its RLE covers {sum(counts)} pixels of {width}x{height}")
+    return np.repeat(np.arange(len(counts)) % 2, counts).astype(np.uint8).reshape(width, height).T
 
 
 def labelme(path: Path, tree: dict) -> Labelled:
     """The image of a labelme file with its shapes."""
     name = str(tree.get("imagePath") or path.with_suffix("").name).replace("\\", "/")
     width, height = tree.get("imageWidth"), tree.get("imageHeight")
-    known = isinstance(width, int) and isinstance(height, int)
-    image = Labelled(name, path, size=(width, height) if known else None)
+    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    image = Labelled(name, path, size=size)
+    if not isinstance(tree["shapes"], list):
+        raise DatasetError(f"{path} is no labelme file: its shapes are no list")
     for number, shape in enumerate(tree["shapes"]):
         try:
             image.shapes.append(labelme_shape(shape))
-        except (LabelError, TypeError, ValueError, KeyError, IndexError) as error:
+        except DAMAGED as error:
             image.problems.append(f"shape {number}: {error}")
     return image
 
@@ -217,7 +221,11 @@ def labelme_shape(shape: dict) -> Shape:
 def yolo(path: Path, root: Path, names: Sequence[str], *, boxes: bool) -> Labelled:
     """The image of a YOLO text file: per line a class and the corners x, y in shares of the sides."""
     image = Labelled(str(path.relative_to(root).with_suffix("")) if root.is_dir() else path.stem, path)
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is no text file: {error}") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -234,7 +242,7 @@ def yolo(path: Path, root: Path, names: Sequence[str], *, boxes: bool) -> Labell
             if not all(-0.01 <= v <= 1.01 for v in values):
                 raise LabelError("values outside of 0 to 1")
             image.shapes.append(shape)
-        except (LabelError, ValueError) as error:
+        except DAMAGED as error:
             image.problems.append(f"line {number}: {error}")
     return image
 
@@ -246,8 +254,7 @@ def class_names(where: Path, names: str | None) -> list[str]:
     folder = (where if where.is_dir() else where.parent).resolve()
     for near in (folder, *folder.parents[:3]):
         if (near / "data.yaml").is_file():
-            tree = yaml.safe_load((near / "data.yaml").read_text())
-            found = tree.get("names") if isinstance(tree, dict) else None
+            found = read_yaml(near / "data.yaml").get("names")
             if isinstance(found, dict):
                 return [str(found.get(i, i)) for i in range(1 + max(map(int, found), default=-1))]
             if isinstance(found, list):

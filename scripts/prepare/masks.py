@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import re
 import sys
 from collections import Counter, defaultdict
@@ -27,7 +26,8 @@ from skimage.draw import polygon2mask
 
 from datasets.files import find_images
 from datasets.images import read_image
-from scripts.prepare.labels import LabelError, Labelled, Ring, Shape, read_labels
+from scripts.prepare.labels import DAMAGED, LabelError, Labelled, Ring, Shape, read_labels, rle_bitmap
+from scripts.text import csv_text
 from utils.cli import new_parser, print_result, run_command, user_path
 from utils.errors import DatasetError
 from utils.files import write_atomically, write_text
@@ -43,19 +43,15 @@ def main(argv: Sequence[str]) -> None:
     images = [p.resolve() for p in find_images(args.images)]
     if not images:
         raise DatasetError(f"no image below {args.images}")
-    labels, unmatched = match(
-        read_labels(args.labels, args.format, args.names, boxes=args.boxes), images, args.images.resolve()
-    )
+    found = read_labels(args.labels, args.format, args.names, boxes=args.boxes)
+    labels, unmatched = match(found, images, args.images.resolve())
     clear(args.output, overwrite=args.overwrite, inputs=[args.images, args.labels])
     rows = [*unmatched]
     names = output_names(images, args.images.resolve())
     for path in images:
         rows.append(convert(path, names[path], labels.get(path), args))
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(args.output / TABLE, text.getvalue())
+    table = [list(COLUMNS), *([str(row[column]) for column in COLUMNS] for row in rows)]
+    write_text(args.output / TABLE, csv_text(table))
     print_result(summary(rows, args.output))
     if not any(row["written"] for row in rows):
         raise DatasetError(f"no image was written; {args.output / TABLE} says why")
@@ -122,6 +118,11 @@ def draw(shapes: Iterable[Shape], width: int, height: int) -> np.ndarray:
 def bitmap_of(shape: Shape, width: int, height: int) -> np.ndarray:
     """One shape as a mask (H, W) of 0 and 255."""
     mask = np.zeros((height, width), np.uint8)
+    if shape.runs is not None:
+        counts, *size = shape.runs
+        if size != [height, width]:
+            raise LabelError(f"its RLE is for {size[1]}x{size[0]}, the image has {width}x{height}")
+        return 255 * rle_bitmap(counts, height, width)
     if shape.bitmap is not None:
         x, y = shape.offset
         part = shape.bitmap[max(0, -y) : height - y, max(0, -x) : width - x]
@@ -186,8 +187,8 @@ def match(
     found: dict[Path, Labelled] = {}
     rows: list[dict[str, object]] = []
     for one in labels:
-        parts = [p for p in one.name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
-        ends = ["/".join(parts[i:]) for i in range(len(parts))]
+        named = [p for p in one.name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
+        ends = ["/".join(named[i:]) for i in range(len(named))]
         exact = [p for p in (root / one.name, one.source.parent / one.name) if p.resolve() in known]
         hits = [exact[0].resolve()] if exact else next((by_end[e] for e in ends if e in by_end), [])
         if len(hits) != 1:
@@ -244,13 +245,13 @@ def convert(path: Path, name: str, labels: Labelled | None, args: argparse.Names
     holes = [s for s in labels.shapes if s.label in args.hole]
     try:
         mask = draw(shapes, width, height) & ~draw(holes, width, height)
-    except (LabelError, ValueError) as error:
+    except DAMAGED as error:
         return row(shown, labels, skipped=str(error))
     if not mask.any():
         return row(shown, labels, skipped="its shapes cover no pixel")
     target = f"test/{kind}/{name}{path.suffix}"
     encoded = cv2.imencode(".png", mask)[1].tobytes()
-    write_atomically(args.output / f"ground_truth/{kind}/{name}_mask.png", lambda f: _put(f, encoded))
+    write_atomically(args.output / f"ground_truth/{kind}/{name}_mask.png", lambda file: file.write(encoded))
     copy(path, args.output / target)
     pixels = int((mask > 0).sum())
     return row(shown, labels, kind=kind, shapes=len(shapes), pixels=pixels, written=target)
@@ -259,11 +260,7 @@ def convert(path: Path, name: str, labels: Labelled | None, args: argparse.Names
 def copy(path: Path, target: Path) -> None:
     """The image's bytes, in one step."""
     content = path.read_bytes()
-    write_atomically(target, lambda f: _put(f, content))
-
-
-def _put(file: io.BufferedIOBase, content: bytes) -> None:
-    file.write(content)
+    write_atomically(target, lambda file: file.write(content))
 
 
 def row(image: str, labels: Labelled | None, **values: object) -> dict[str, object]:
