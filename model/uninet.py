@@ -141,9 +141,8 @@ class UniNet(AnomalyModel):
         pairs, size = self.features(images), images.shape[2:]
         outputs = [x.float() for x in self.head_outputs(pairs)]
         if self.config.head == "mask":
-            probability = upsample(reduce(torch.add, outputs[:2]), size)[
-                :, 0
-            ].sigmoid()  # of the finest level
+            finest = reduce(torch.add, outputs[:2])  # of both teachers' pairs
+            probability = upsample(finest, size)[:, 0].sigmoid()
             return Prediction(probability, probability.amax(dim=(1, 2)))
         maps = [distance_map(teacher, student) for _, teacher, student in pairs]  # without DFS, as released
         return self.decision(maps, size, highest=2, head_score=self._head_score(outputs, target))
