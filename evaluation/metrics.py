@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-Results = dict[str, float | int | None]
+from utils.runs import Results
+
 Curve = list[tuple[float, float]]  # points to draw
 PRO_LIMITS = (0.3, 0.05)
 CHUNK = 1 << 24  # pixels that are looked at together: 256 images of 256 x 256
