@@ -45,12 +45,14 @@ from model.base import AnomalyModel
 from model.inference import inputs_of, to_device
 from utils import cli, distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
-from utils.config import Config, Tree, config_file, load_config
+from utils.config import Config
 from utils.device import autocast, choose_device, peak_memory_gb, reset_peak_memory, seed_everything
 from utils.files import write_text
+from utils.layers import config_file, load_config
 from utils.optim import make_optimizer
 from utils.runs import clear_run, earlier, git_sha, identity_of, locked, place_of
 from utils.tracking import NullTracker, Tracker, show_final, validation_curve
+from utils.yaml_io import Tree
 
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
 
@@ -303,8 +305,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         held_out = score(run, run.data.calibration, for_inference(run.model))
         calibration = calibrate(held_out) if held_out else None
     if distributed.is_main_process():
-        fields = None if calibration is None else asdict(calibration)
-        run.save(step, seconds=train_s, calibration=fields)
+        run.save(step, seconds=train_s, calibration=calibration and asdict(calibration))
     results: dict[str, Results] = {}
     scores: Scores | None = None
     timing: dict[str, float | None] = {"train_s": train_s}
@@ -332,13 +333,12 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
 
 def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores | None:
     """Score a set with the run's model, or with a copy of it; None in processes that do not lead."""
-    config = run.config
     part = score_images(
         model or run.model,
         data,
-        batch_size=config.run.eval_batch_size,
+        batch_size=run.config.run.eval_batch_size,
         device=run.device,
-        precision=config.run.eval_precision,
+        precision=run.config.run.eval_precision,
         indices=distributed.shard(len(data)),
         quiet=run.quiet,
     )

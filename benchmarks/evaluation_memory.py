@@ -27,8 +27,9 @@ from datasets.transforms import Decode, Normalise  # noqa: E402
 from evaluation.scoring import results_by_category, score_images  # noqa: E402
 from model.decision import Prediction  # noqa: E402
 from utils.cli import new_parser, print_result, run_command  # noqa: E402
-from utils.config import CONFIGS, load_config  # noqa: E402
 from utils.device import peak_memory_gb  # noqa: E402
+from utils.layers import load_config  # noqa: E402
+from utils.yaml_io import CONFIGS  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 from model import build_model  # noqa: E402
 from utils.checkpoint import Checkpoint  # noqa: E402
 from utils.cli import new_parser, print_result, run_command  # noqa: E402
-from utils.config import CONFIGS, load_config  # noqa: E402
+from utils.layers import load_config  # noqa: E402
+from utils.yaml_io import CONFIGS  # noqa: E402
 
 PICTURES, SIDE = 8, 1024
 

@@ -8,7 +8,9 @@ from torch import nn
 from model import build_model
 from model.bottleneck import MEM
 from model.layers import conv_bn, init_weights
-from utils.config import CONFIGS, Config, load_config
+from utils.config import Config
+from utils.layers import load_config
+from utils.yaml_io import CONFIGS
 
 SHAPES = {
     "paper": {"model.flavor": "paper"},

@@ -26,8 +26,9 @@ from datasets.splits import (
 from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, with_earlier_frames
-from utils.config import Config, DataConfig, config_file, load_config
+from utils.config import Config, DataConfig
 from utils.errors import ConfigError, DatasetError
+from utils.layers import config_file, load_config
 
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
 _log = logging.getLogger("uninet")

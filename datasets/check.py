@@ -29,8 +29,8 @@ from datasets.screening import check_masks
 from datasets.splits import check_disjoint, check_labels, without_copies
 from datasets.transforms import Decode
 from utils.cli import new_parser, print_result, run_command
-from utils.config import config_file, load_config
 from utils.errors import DatasetError
+from utils.layers import config_file, load_config
 
 HEADER = ("category", "found", "published", "status")
 COUNTS = "counts: normal training / normal test / anomalous test (/ anomalous training (/ validation)) images"

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 from datasets.build import RunData, dataset_root
-from utils.config import Config, Tree
+from utils.config import Config
 from utils.files import relative_to
+from utils.yaml_io import Tree
 
 WHOLE = 1 << 16  # bytes: files up to this size are read in full
 PIECES, PIECE = 16, 1 << 12  # of a larger file: so many pieces, evenly spread, of so many bytes

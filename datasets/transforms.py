@@ -17,8 +17,7 @@ from torch import Tensor
 
 from datasets.images import check_not_across, read_image, upright_size
 from datasets.masks import read_mask
-from utils.config import Config
-from utils.config_rules import scaled_side
+from utils.config import Config, scaled_side
 from utils.distributed import rank, world_size
 from utils.errors import DatasetError
 

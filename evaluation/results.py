@@ -14,10 +14,11 @@ from torch import nn
 from datasets.registry import SPECS
 from evaluation.metrics import Results
 from evaluation.scoring import Scores
-from utils.config import Config, Tree
+from utils.config import Config
 from utils.device import versions
 from utils.files import relative_to, write_json, write_text
 from utils.runs import RESULTS
+from utils.yaml_io import Tree
 
 
 def protocol_notes(config: Config, step: int | None = None) -> list[str]:

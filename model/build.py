@@ -13,8 +13,7 @@ from model.peers.unias import UniAS
 from model.remind import ReMIND
 from model.tiles import Tiled
 from model.uninet import UniNet
-from utils.config import Config
-from utils.config_rules import WITH_DECODER, scaled_side
+from utils.config import WITH_DECODER, Config, scaled_side
 
 
 def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
 
-from utils.config import load_config  # noqa: E402
+from utils.layers import load_config  # noqa: E402
 
 LITE0 = "tf_efficientnet_lite0"
 TINY = "test_efficientnet"  # of timm, for tests: a tenth of the parameters and no weights to load

@@ -16,7 +16,7 @@ from datasets.transforms import flip_rotate, random_tile  # noqa: E402
 from model import build_model  # noqa: E402
 from model.peers import unias  # noqa: E402
 from utils import distributed  # noqa: E402
-from utils.config import load_config  # noqa: E402
+from utils.layers import load_config  # noqa: E402
 
 SUPERVISED, TILES = {"model.setting": "supervised"}, {"data.image_size": 96, "data.tile": 64}
 # what each name of a case stands for: the settings, and what a batch has beside images

@@ -21,8 +21,8 @@ from conftest import ROOT
 import train
 from datasets.demo import write_demo
 from utils.cli import overrides
-from utils.config import load_config
 from utils.errors import ConfigError
+from utils.layers import load_config
 from utils.yaml_io import parse_override
 
 COMMAND = re.compile(r"(?:python|bash) ")

@@ -4,7 +4,7 @@ import pytest
 
 from model import build_model
 from model.base import AnomalyModel
-from utils.config import MODELS
+from utils.layers import MODELS
 
 
 @pytest.mark.parametrize("name", MODELS)

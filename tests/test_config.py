@@ -11,13 +11,14 @@ import pytest
 import yaml
 from conftest import ROOT
 
-import utils.config
+import utils.layers
 from datasets.registry import SPECS
-from utils.config import CONFIGS, Config, load_config
+from utils.config import Config
 from utils.errors import ConfigError
+from utils.layers import load_config
 from utils.runs import config_hash
 from utils.typed import build, merge
-from utils.yaml_io import parse_override, read_yaml
+from utils.yaml_io import CONFIGS, parse_override, read_yaml
 
 MVTEC = CONFIGS / "mvtec.yaml"
 COARSE = {"model__strides": [8, 16, 32]}
@@ -157,7 +158,7 @@ def test_any_file_gives_a_config_or_a_config_error(tmp_path, monkeypatch):
     def read(path):
         return copy.deepcopy(known(path)) if CONFIGS in path.parents else read_yaml(path)
 
-    monkeypatch.setattr(utils.config, "read_yaml", read)
+    monkeypatch.setattr(utils.layers, "read_yaml", read)
     refused = good = 0
     for text in wild_texts(500):
         (tmp_path / "c.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")

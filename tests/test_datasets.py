@@ -24,8 +24,8 @@ from datasets.samples import count
 from datasets.splits import hold_out
 from datasets.transforms import Decode, Normalise
 from utils.cli import run_command
-from utils.config import config_file, load_config
 from utils.errors import DatasetError
+from utils.layers import config_file, load_config
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 EVERY = pytest.mark.parametrize("layout", LAYOUTS)

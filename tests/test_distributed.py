@@ -15,8 +15,8 @@ import train as train_command
 from datasets.loader import TrainingOrder
 from utils import distributed
 from utils.cli import run_command
-from utils.config import load_config
 from utils.errors import ConfigError
+from utils.layers import load_config
 
 
 def run_two(script, argv):

@@ -14,8 +14,8 @@ from datasets.registry import SPECS, collect
 from datasets.samples import count, unused_samples
 from predict import samples_at
 from utils.cli import run_command
-from utils.config import load_config
 from utils.errors import DatasetError
+from utils.layers import load_config
 
 FOLDER, MVTEC = SPECS["folder"], SPECS["mvtec"]
 RNG = np.random.default_rng(7)

@@ -37,11 +37,10 @@ from model.peers.memory_bank import MemoryBank
 from model.peers.unias import reconstruction_loss
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, training_state
 from utils.cli import run_command
-from utils.config import CONFIGS
 from utils.errors import DatasetError
 from utils.optim import make_optimizer, rate_at
 from utils.runs import earlier
-from utils.yaml_io import read_yaml
+from utils.yaml_io import CONFIGS, read_yaml
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

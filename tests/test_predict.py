@@ -30,7 +30,7 @@ from model.inference import Predicted
 from predict import score_and_write
 from utils.checkpoint import load_checkpoint, restore_model
 from utils.cli import run_command
-from utils.config import load_config
+from utils.layers import load_config
 
 FLAGS = [
     "--config", "configs/folder.yaml", "--category", "part", "--precision", "fp32", "--device", "cpu",

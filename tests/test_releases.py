@@ -23,8 +23,8 @@ from datasets.splits import first_copies
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, list_ped2, warn_of_gaps, with_earlier_frames
 from utils.cli import run_command
-from utils.config import config_file, load_config
 from utils.errors import DatasetError
+from utils.layers import config_file, load_config
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{:064}\nsize 860000\n"
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

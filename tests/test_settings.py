@@ -24,8 +24,9 @@ from evaluation.metrics_by_task import frame_metrics, segmentation_metrics
 from evaluation.results import results_table
 from evaluation.scoring import Scores
 from utils.cli import run_command
-from utils.config import CONFIGS, config_file, load_config
 from utils.errors import DatasetError
+from utils.layers import config_file, load_config
+from utils.yaml_io import CONFIGS
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = [

@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from scripts.tables import reproduce as tables
 from scripts.tables import spec
 from utils.cli import run_command
-from utils.config import load_config
+from utils.layers import load_config
 from utils.yaml_io import read_yaml
 
 PUBLISHED = sorted((ROOT / "results/published").glob("*.yaml"))

@@ -23,8 +23,8 @@ from model.peers import unias
 from utils import tracking
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
-from utils.config import MODELS
 from utils.errors import CheckpointError
+from utils.layers import MODELS
 from utils.runs import locked
 
 SMALL = [

@@ -24,8 +24,9 @@ from model.peers.unias import (
     reconstruction_loss,
     sine_positions,
 )
-from utils.config import Config, load_config
+from utils.config import Config
 from utils.errors import ConfigError
+from utils.layers import load_config
 from utils.typed import build
 
 SMALL = {

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils.config import Config, Tree
+from utils.config import Config
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_atomically
 from utils.typed import build, merge
-from utils.yaml_io import CONFIGS, read_yaml
+from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 FORMAT = 2
 FILE, BEST = "last.pt", "best.pt"

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from utils.config import FLAVORS, MODELS, SETTINGS, RunOptions
+from utils.config import RunOptions
 from utils.device import keep_freed_memory
 from utils.errors import ConfigError, UserError
+from utils.layers import FLAVORS, MODELS, SETTINGS
 from utils.yaml_io import CONFIGS, parse_override, read_yaml
 
 log = logging.getLogger("uninet")

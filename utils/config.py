@@ -1,36 +1,24 @@
-"""Typed configuration: five layers of YAML merged in a fixed order, checked once, then frozen.
+"""Every setting, typed, and which of them go together; `utils.layers` reads them from YAML.
 
-The layers (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml or models/NAME.yaml < the
-dataset's file < the command line. `configs/base.yaml` holds every key with its meaning; other files hold
-differences only. A file may hold blocks `settings.NAME`, `categories.NAME` and `flavors.NAME` (of a flavor or
-a model), one inside the other: those that are chosen win over what stands beside them, in that order. One
-model for all categories has no category, so no block by category applies to it.
-
-A run's config.yaml holds every setting and stands alone: no other layer than base.yaml and the command line.
 How and where a run is computed (`RunOptions`) are flags of the command line and in no file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from itertools import pairwise
 from typing import Literal
 
-from utils.config_rules import check_together
 from utils.errors import ConfigError
-from utils.typed import build, mapping, merge, nested, shown
-from utils.yaml_io import CONFIGS, Tree, read_yaml
+from utils.yaml_io import Tree
 
-MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
-FLAVORS = ("paper", "released")
-SETTINGS = ("one-class", "multi-class", "supervised")
-POLYP = ("kvasir", "clinicdb", "colondb")
-# in place of what a dataset's file says for uninet's heads, for another model
-NO_HEAD: Tree = {
-    "model": {"head": "none", "skip_connections": False},
-    "loss": {"supervised": "none"},
-    "data": {"frame_offset": 0},
+SMALLEST_CROP = 8  # pixels
+WITH_DECODER = ("uninet", "remind", "recontrast")  # their student mirrors the backbone's levels
+HEAD_LOSSES = {
+    "none": ("none",),
+    "label": ("bce",),
+    "mask": ("bce", "dice", "structure"),
+    "frame": ("mse",),
 }
 
 
@@ -194,101 +182,107 @@ class Config:
         return {name: _plain(part) for name, part in asdict(self).items() if name != "run"}
 
 
-def load_config(path: str | Path, overrides: Mapping[str, object], *, category: str | None = None) -> Config:
-    """Merge the layers for one run.
-
-    Args:
-        path: the dataset's file in `configs/`, or a config.yaml saved by a run.
-        overrides: dotted keys of the command line, such as {"train.iterations": 200}, which win over every
-            file; those of `RunOptions` begin with "run.".
-        category: the category to train, for the blocks by category (None: none of them applies).
-
-    Raises:
-        ConfigError: for an unknown key (the nearest one is named), a wrong type, a value out of range, or an
-            override that chooses another layer where the file is complete.
-    """
-    dataset, base, chosen = read_yaml(path), read_yaml(CONFIGS / "base.yaml"), nested(overrides)
-    if "run" in dataset:
-        raise ConfigError(f"'run' in {path} is no section of a config; flags say how a run is computed")
-    if _is_complete(dataset, base):
-        _check_same_layers(path, dataset, overrides)
-        layers = [base, dataset, chosen]
-    else:
-        layers = _layers(base, dataset, chosen, category)
-    config = build(Config, merge(layers))
-    check_together(config)
-    return config
-
-
-def config_file(dataset: str) -> Path:
-    """The file of `configs/` that holds a dataset's settings; the polyp sets share one."""
-    return CONFIGS / f"{'polyp' if dataset in POLYP else dataset}.yaml"
-
-
-def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> list[Tree]:
-    """The five layers, each with its chosen blocks merged into it."""
-    given = [mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
-    names = merge([base["model"], *given])
-    if names["flavor"] == "tuned":
-        raise ConfigError("the recipe tuned is a model of its own: --model remind in place of --flavor tuned")
-    for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
-        if names[key] not in known:
-            raise ConfigError(f"unknown {key} {shown(names[key])}; choose one of {', '.join(known)}")
-    if names["name"] == "uninet":
-        model, variant = read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml"), names["flavor"]
-    else:
-        model, variant = _optional("models", names["name"]), names["name"]
-        chosen = merge([chosen, {"model": {"flavor": "default"}}, NO_HEAD])
-        if names["name"] != "remind":  # no other model learns from defects
-            chosen = merge([chosen, {"data": {"synthetic": 0}}])
-    blocks = {
-        "settings": merge([model.get("model") or {}, *given]).get("setting", names["setting"]),
-        "categories": category,
-        "flavors": variant,
-    }
-    backbone = _optional("backbones", names["backbone"])
-    return [base, *(_resolved(layer, blocks) for layer in (backbone, model, dataset)), chosen]
-
-
-def _resolved(tree: Tree, blocks: Mapping[str, object]) -> Tree:
-    """A layer with the blocks of these names merged into it, each resolved in the same way."""
-    plain = {key: value for key, value in tree.items() if key not in blocks}
-    for kind, name in blocks.items():
-        named = {key: mapping(v, f"{kind}.{key}") for key, v in mapping(tree.get(kind), kind).items()}
-        if name in named:
-            plain = merge([plain, _resolved(named[name], blocks)])
-    return plain
-
-
-# settings that choose which layers are merged; a complete file is merged already
-LAYERS = ("data.name", "data.category", "model.name", "model.flavor", "model.setting", "model.backbone")
-
-
-def _is_complete(tree: Tree, base: Tree) -> bool:
-    """Whether a file is a run's config.yaml, with every setting, or all but the few that are younger."""
-    sections = [(tree.get(name) or {}, keys) for name, keys in base.items()]
-    there = sum(key in found for found, keys in sections if isinstance(found, dict) for key in keys)
-    return there > 0.8 * sum(map(len, base.values()))
-
-
-def _check_same_layers(path: str | Path, tree: Tree, overrides: Mapping[str, object]) -> None:
-    """Stop at a flag that would choose another layer than the one that a complete file was made with."""
-    for key in LAYERS:
-        section, _, name = key.partition(".")
-        own = (tree.get(section) or {}).get(name)
-        if key in overrides and str(overrides[key]) != str(own):
-            raise ConfigError(
-                f"{path} holds every setting of a run, with {key} {own}; with {overrides[key]} the values "
-                f"that belong to {own} would stay. Leave that out, or start from a dataset's file of configs/"
-            )
-
-
-def _optional(folder: str, name: object) -> Tree:
-    files = {path.stem: path for path in (CONFIGS / folder).glob("*.yaml")}
-    return read_yaml(files[str(name)]) if str(name) in files else {}
-
-
 def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+# --- rules between settings ---------------------------------------------------------------------------------
+
+
+def scaled_side(side: int, scale: float) -> int:
+    """Pixels of a side at one of `train.scales`, a multiple of 32: every level has whole positions."""
+    return side if scale == 1 else max(32, round(side * scale / 32) * 32)
+
+
+def check_together(config: Config) -> None:
+    """Stop at settings that are each allowed, but not together.
+
+    Raises:
+        ConfigError: naming them, and what goes with what.
+    """
+    head, loss = config.model.head, config.loss.supervised
+    if loss not in HEAD_LOSSES[head]:
+        raise ConfigError(
+            f"model.head {head} and loss.supervised {loss} do not go together; "
+            f"with that head loss.supervised is one of {', '.join(HEAD_LOSSES[head])}"
+        )
+    if config.data.frame_offset and head != "frame":
+        raise ConfigError("data.frame_offset needs a model that looks at frames: model.head=frame")
+    if head == "frame" and config.data.synthetic:
+        raise ConfigError(
+            "data.synthetic draws defects on single images; a frame head needs data.synthetic=0"
+        )
+    kinds = set(config.data.synthetic_kinds if config.data.synthetic else ())
+    if not config.data.stack_frames and kinds & {"speed", "zoom"}:
+        raise ConfigError("synthetic defects of the kinds speed and zoom need data.stack_frames, such as 1")
+    if config.data.stack_frames and head == "frame":
+        raise ConfigError(
+            "data.stack_frames makes one image of three frames; model.head=frame needs data.stack_frames=0"
+        )
+    if config.data.synthetic and not config.data.synthetic_kinds:
+        raise ConfigError("data.synthetic_kinds is empty; data.synthetic needs kinds to draw from")
+    if config.model.setting == "supervised" and config.model.name not in ("uninet", "remind"):
+        raise ConfigError(
+            f"--setting supervised is for uninet and remind; {config.model.name} learns from normal images"
+        )
+    if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
+        raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
+    if config.data.augment == "by-category":
+        height, width = config.data.image_size
+        if height != width and any("rot90" in names for names in config.data.augment_by_category.values()):
+            raise ConfigError(
+                f"data.augment_by_category turns images (rot90), which needs square ones; data.image_size is "
+                f"{[height, width]}: set another, or --set data.augment=none"
+            )
+    if config.score.blur_size is not None and config.score.blur_size % 2 == 0:
+        raise ConfigError(f"score.blur_size {config.score.blur_size} must be odd: a kernel has a middle")
+    if not config.train.scales:
+        raise ConfigError("train.scales is empty; one size is [1.0]")
+    _check_levels(config)
+    _check_sizes(config)
+    if config.model.student_backbone and config.model.name not in WITH_DECODER:
+        raise ConfigError(
+            f"model.student_backbone is for {', '.join(WITH_DECODER)}, not for {config.model.name}"
+        )
+
+
+def _check_levels(config: Config) -> None:
+    model, strides = config.model, list(config.model.strides)
+    least = 2 if model.name == "memory-bank" else 1
+    if len(strides) < least:
+        raise ConfigError(f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]")
+    if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):
+        raise ConfigError(f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]")
+    if any(kernel % 2 == 0 for kernel in model.mem_kernels or ()):
+        raise ConfigError(f"model.mem_kernels is {model.mem_kernels}; kernels have odd sides")
+
+
+def _check_sizes(config: Config) -> None:
+    crop = config.data.center_crop
+    if crop is not None and crop > 1 and (crop < SMALLEST_CROP or crop % 1):
+        raise ConfigError(
+            f"data.center_crop is {crop:g}; above 1 it is a side in whole pixels, at least {SMALLEST_CROP}, "
+            "and up to 1 a share of each side"
+        )
+    data, model = config.data, config.model
+    seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
+    multiple = 2 * model.strides[-1]
+    for scale in (1.0, *config.train.scales) if model.name in WITH_DECODER else ():
+        scaled = [scaled_side(n, scale) for n in sizes]
+        if any(n % multiple for n in scaled):
+            shown = list(sizes) if data.tile is None else data.tile
+            found = "" if scale == 1 else f", and train.scales {scale:g} gives {scaled}"
+            raise ConfigError(
+                f"data.{seen} {shown} must be multiples of {multiple}, twice the coarsest stride{found}"
+            )
+    if data.tile is None:
+        return
+    if data.tile > min(data.image_size):
+        raise ConfigError(
+            f"data.tile {data.tile} is larger than data.image_size {list(data.image_size)}, the size "
+            "of whole images: set that to what they are worked on at, such as --set data.image_size=1024"
+        )
+    if model.head in ("label", "frame"):
+        raise ConfigError(f"data.tile does not go with model.head {model.head}, which judges whole images")

@@ -16,7 +16,7 @@ MAX_CONFIG_BYTES = 1 << 18
 
 Tree = dict[
     str, Any
-]  # parsed YAML or JSON: sections, lists and plain values, which `utils.config.build` checks
+]  # parsed YAML or JSON: sections, lists and plain values, which `utils.typed.build` checks
 
 
 class _PlainLoader(yaml.SafeLoader):

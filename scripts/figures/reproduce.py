@@ -40,10 +40,10 @@ from model.inference import inputs_of, to_device
 from scripts import ROOT
 from scripts.tables import reproduce as tables
 from utils.cli import new_parser, print_result, run_command, when_stopped
-from utils.config import Config, Tree
+from utils.config import Config
 from utils.errors import ConfigError
 from utils.files import write_text
-from utils.yaml_io import read_yaml
+from utils.yaml_io import Tree, read_yaml
 
 CALM = 12  # normal images that set the colour scale of a row
 POINTS = 400  # test images of a t-SNE

@@ -33,11 +33,12 @@ from scripts.tables.accuracy_results import (
     table,
 )
 from utils.cli import log, new_parser, overrides, print_result, run_command, when_stopped
-from utils.config import Config, Tree, load_config
+from utils.config import Config
 from utils.device import choose_device, choose_precision, versions
 from utils.errors import ConfigError, DatasetError, RunError
+from utils.layers import load_config
 from utils.runs import finished_results, place_of
-from utils.yaml_io import read_yaml
+from utils.yaml_io import Tree, read_yaml
 
 SPEC = ROOT / "scripts/tables/accuracy.yaml"
 MEASURED = ROOT / "results/measured"

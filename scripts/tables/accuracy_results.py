@@ -15,8 +15,9 @@ from filelock import FileLock
 from evaluation.results import COLUMNS
 from scripts.tables.collect import portable
 from scripts.text import markdown
-from utils.config import Config, Tree
+from utils.config import Config
 from utils.files import write_text
+from utils.yaml_io import Tree
 
 KEY = (
     "dataset", "category", "model", "flavor", "backbone", "setting", "image_size", "iterations", "options",

@@ -14,8 +14,8 @@ from pathlib import Path
 from evaluation.results import COLUMNS
 from scripts.text import markdown
 from utils.cli import new_parser, print_result, run_command
-from utils.config import Tree
 from utils.files import write_json
+from utils.yaml_io import Tree
 
 WITH_VALUE = {
     "--data-root": "DIR",

@@ -25,7 +25,7 @@ from scripts import ROOT
 from scripts.text import markdown
 from train import CRITERIA
 from utils.cli import new_parser, print_result, run_command
-from utils.config import Tree
+from utils.yaml_io import Tree
 
 Cells = list[str]
 

@@ -25,10 +25,12 @@ from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
 from scripts.text import csv_text, markdown
 from utils.cli import log, new_parser, overrides, print_result, run_command, when_stopped
-from utils.config import Config, Tree, load_config
+from utils.config import Config
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
+from utils.layers import load_config
 from utils.runs import place_of
+from utils.yaml_io import Tree
 
 NAMES = COLUMNS | {
     "image_acc": "ACC*",

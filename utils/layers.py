@@ -1,0 +1,125 @@
+"""Configurations from files: five layers of YAML merged in a fixed order, checked once, then frozen.
+
+The layers (later wins): base.yaml < backbones/NAME.yaml < flavors/NAME.yaml or models/NAME.yaml < the
+dataset's file < the command line. `configs/base.yaml` holds every key with its meaning; other files hold
+differences only. A file may hold blocks `settings.NAME`, `categories.NAME` and `flavors.NAME` (of a flavor or
+a model), one inside the other: those that are chosen win over what stands beside them, in that order. One
+model for all categories has no category, so no block by category applies to it.
+
+A run's config.yaml holds every setting and stands alone: no other layer than base.yaml and the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils.config import Config, check_together
+from utils.errors import ConfigError
+from utils.typed import build, mapping, merge, nested, shown
+from utils.yaml_io import CONFIGS, Tree, read_yaml
+
+MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
+FLAVORS = ("paper", "released")
+SETTINGS = ("one-class", "multi-class", "supervised")
+POLYP = ("kvasir", "clinicdb", "colondb")
+# in place of what a dataset's file says for uninet's heads, for another model
+NO_HEAD: Tree = {
+    "model": {"head": "none", "skip_connections": False},
+    "loss": {"supervised": "none"},
+    "data": {"frame_offset": 0},
+}
+
+
+def load_config(path: str | Path, overrides: Mapping[str, object], *, category: str | None = None) -> Config:
+    """Merge the layers for one run.
+
+    Args:
+        path: the dataset's file in `configs/`, or a config.yaml saved by a run.
+        overrides: dotted keys of the command line, such as {"train.iterations": 200}, which win over every
+            file; those of `RunOptions` begin with "run.".
+        category: the category to train, for the blocks by category (None: none of them applies).
+
+    Raises:
+        ConfigError: for an unknown key (the nearest one is named), a wrong type, a value out of range, or an
+            override that chooses another layer where the file is complete.
+    """
+    dataset, base, chosen = read_yaml(path), read_yaml(CONFIGS / "base.yaml"), nested(overrides)
+    if "run" in dataset:
+        raise ConfigError(f"'run' in {path} is no section of a config; flags say how a run is computed")
+    if _is_complete(dataset, base):
+        _check_same_layers(path, dataset, overrides)
+        layers = [base, dataset, chosen]
+    else:
+        layers = _layers(base, dataset, chosen, category)
+    config = build(Config, merge(layers))
+    check_together(config)
+    return config
+
+
+def config_file(dataset: str) -> Path:
+    """The file of `configs/` that holds a dataset's settings; the polyp sets share one."""
+    return CONFIGS / f"{'polyp' if dataset in POLYP else dataset}.yaml"
+
+
+def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> list[Tree]:
+    """The five layers, each with its chosen blocks merged into it."""
+    given = [mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
+    names = merge([base["model"], *given])
+    if names["flavor"] == "tuned":
+        raise ConfigError("the recipe tuned is a model of its own: --model remind in place of --flavor tuned")
+    for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
+        if names[key] not in known:
+            raise ConfigError(f"unknown {key} {shown(names[key])}; choose one of {', '.join(known)}")
+    if names["name"] == "uninet":
+        model, variant = read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml"), names["flavor"]
+    else:
+        model, variant = _optional("models", names["name"]), names["name"]
+        chosen = merge([chosen, {"model": {"flavor": "default"}}, NO_HEAD])
+        if names["name"] != "remind":  # no other model learns from defects
+            chosen = merge([chosen, {"data": {"synthetic": 0}}])
+    blocks = {
+        "settings": merge([model.get("model") or {}, *given]).get("setting", names["setting"]),
+        "categories": category,
+        "flavors": variant,
+    }
+    backbone = _optional("backbones", names["backbone"])
+    return [base, *(_resolved(layer, blocks) for layer in (backbone, model, dataset)), chosen]
+
+
+def _resolved(tree: Tree, blocks: Mapping[str, object]) -> Tree:
+    """A layer with the blocks of these names merged into it, each resolved in the same way."""
+    plain = {key: value for key, value in tree.items() if key not in blocks}
+    for kind, name in blocks.items():
+        named = {key: mapping(v, f"{kind}.{key}") for key, v in mapping(tree.get(kind), kind).items()}
+        if name in named:
+            plain = merge([plain, _resolved(named[name], blocks)])
+    return plain
+
+
+# settings that choose which layers are merged; a complete file is merged already
+LAYERS = ("data.name", "data.category", "model.name", "model.flavor", "model.setting", "model.backbone")
+
+
+def _is_complete(tree: Tree, base: Tree) -> bool:
+    """Whether a file is a run's config.yaml, with every setting, or all but the few that are younger."""
+    sections = [(tree.get(name) or {}, keys) for name, keys in base.items()]
+    there = sum(key in found for found, keys in sections if isinstance(found, dict) for key in keys)
+    return there > 0.8 * sum(map(len, base.values()))
+
+
+def _check_same_layers(path: str | Path, tree: Tree, overrides: Mapping[str, object]) -> None:
+    """Stop at a flag that would choose another layer than the one that a complete file was made with."""
+    for key in LAYERS:
+        section, _, name = key.partition(".")
+        own = (tree.get(section) or {}).get(name)
+        if key in overrides and str(overrides[key]) != str(own):
+            raise ConfigError(
+                f"{path} holds every setting of a run, with {key} {own}; with {overrides[key]} the values "
+                f"that belong to {own} would stay. Leave that out, or start from a dataset's file of configs/"
+            )
+
+
+def _optional(folder: str, name: object) -> Tree:
+    files = {path.stem: path for path in (CONFIGS / folder).glob("*.yaml")}
+    return read_yaml(files[str(name)]) if str(name) in files else {}
