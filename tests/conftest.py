@@ -6,6 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+# Before PyTorch is loaded: a process copied from one in which OpenMP has started threads waits for ever at
+# its first parallel loop (tests/processes.py copies), and the models here are tiny.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +59,7 @@ def copied_processes(monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the models here are tiny; waiting threads would only cost
+    torch.set_num_threads(1)  # a test may have set more
 
 
 @pytest.fixture

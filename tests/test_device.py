@@ -6,6 +6,7 @@ import sys
 
 import cv2
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import ROOT
@@ -145,3 +146,10 @@ class TestMemory:
         most, held, faults = self.seen("keep_freed_memory")
         assert most > 280 and held > 250
         assert faults * 20 < self.seen()[2]
+
+
+def test_copied_process_has_one_thread():
+    """With more it would wait for ever for those that the process it was copied from had started."""
+    program = "import torch; print(torch.get_num_threads()); raise SystemExit(0)"
+    done = processes.run("train.py", before=program)
+    assert (done.returncode, done.stdout) == (0, "1\n")
