@@ -37,6 +37,7 @@ LONG = (
     "benchmarks",
     "backbones",
     "prepare",
+    "tables.pages",
 )  # minutes, or tests of their own
 
 
