@@ -1,6 +1,6 @@
 """ReMIND, our recipe: REverse distillation, Multi-scale embedding, hard-position mINing, Discrimination head.
 
-One frozen teacher, UniNet's bottleneck and student (Sec. 4.2), and synthetic defects (docs/REMIND.md): the
+One frozen teacher, UniNet's bottleneck and student (Sec. 4.2), and synthetic defects (docs/RECIPE.md): the
 student restores normal features, of which only the hardest positions teach; a head learns from the defects'
 masks where teacher and student differ as they do on defects.
 
