@@ -3,8 +3,8 @@
 python benchmarks/large_sets.py --images 20000
 
 Eight JPEG pictures are written under many names, made different by some bytes after their end. The model is
-UniNet on tf_efficientnet_lite0 with an eighth of the width and random weights, so that decoding, maps and
-metrics are a large part of the time. Memory is looked at twenty times a second: what the process alone holds
+UniNet on timm's smallest EfficientNet with random weights, so that decoding, maps and metrics are most of the
+time: add your own backbone's. Memory is looked at twenty times a second: what the process alone holds
 (anonymous), and all that is resident, with pages of temporary files that the system may write out.
 """
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="uninet-large-", dir=args.folder) as folder:
         root = Path(folder)
         write_dataset(root / "part", args.images)
-        write_model(root / "run/last.pt", root / "part", args.image_size)
+        write_model(root / "run/last.pt", root / "part", args.backbone, args.image_size)
         run = ["--checkpoint", str(root / "run"), "--device", args.device, "--quiet"]
         predicted = ["--save", "none", "--output", str(root / "predictions")]
         for name, more in (("predict.py", [str(root / "part/test"), *predicted]), ("test.py", [])):
@@ -58,6 +58,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--image-size", type=int, default=256, help="side that the model works at")
+    parser.add_argument("--backbone", default="test_efficientnet", metavar="NAME")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", metavar="DIR", help="where the files are written; default: the system's")
     return parser.parse_args(argv)
@@ -89,11 +90,11 @@ def write_dataset(root: Path, count: int) -> None:
     (root / "mask.png").unlink()
 
 
-def write_model(path: Path, root: Path, side: int) -> None:
+def write_model(path: Path, root: Path, backbone: str, side: int) -> None:
     """A checkpoint of a model that was not trained."""
     settings = {"run.data_root": str(root), "data.category": "part", "data.image_size": side}
-    settings |= {"data.calibration_fraction": 0, "model.backbone": "tf_efficientnet_lite0"}
-    settings |= {"model.weights": "random", "model.width": 0.125, "train.precision": "fp32"}
+    settings |= {"data.calibration_fraction": 0, "model.backbone": backbone}
+    settings |= {"model.weights": "random", "train.precision": "fp32"}
     config = load_config(CONFIGS / "folder.yaml", settings)
     Checkpoint(config, build_model(config).state_dict(), config.train.iterations).save(path)
 
