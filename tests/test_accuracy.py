@@ -27,6 +27,7 @@ def row(seed, category="01", **values):
     return key | {"image_auroc": "", "backbone": LITE0, "parameters": "2000000"} | values
 
 
+@pytest.mark.slow
 def test_one_cell_end_to_end_and_the_second_call_skips_it(
     masters, tmp_path, capfd, monkeypatch, copied_processes
 ):

@@ -94,6 +94,7 @@ def run(tmp_path_factory):
     return folder / "runs/folder/one-class/part/r"
 
 
+@pytest.mark.slow
 def test_a_clean_python_gives_what_predict_writes(run, tmp_path):
     images, out = write_ten(tmp_path / "images"), tmp_path / "out"
     flags = ["--output", str(out), "--save", "map", "--false-alarm-rate", "0.2", "--device", "cpu", "--quiet"]

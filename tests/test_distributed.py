@@ -62,7 +62,7 @@ def test_losses_and_weights_are_those_of_one_process(two, monkeypatch, name):
         torch.testing.assert_close(two[name][1][key], value, rtol=1e-6, atol=1e-8, msg=f"{name} {key}")
 
 
-@pytest.mark.parametrize("model", ["uninet", "memory-bank"])
+@pytest.mark.parametrize("model", [pytest.param("uninet", marks=pytest.mark.slow), "memory-bank"])
 def test_train_writes_one_run_with_the_same_numbers(mvtec_like, tmp_path, capfd, model):
     argv = [
         *SMALL,

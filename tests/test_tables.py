@@ -109,6 +109,7 @@ def test_each_table_takes_its_published_backbone(capfd):
     assert "2 runs, 193000 steps" in capfd.readouterr().out  # 57 batches an epoch of MVTec AD, 136 of VisA
 
 
+@pytest.mark.slow
 def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     flags = [
         "01b", "--data", str(masters["btad"].parent), "--runs", str(tmp_path / "runs"), "--categories", "01",

@@ -354,6 +354,7 @@ class TestTestCommand:
         named = {Path(row["path"]).with_suffix(".tiff") for row in rows}
         assert {path.relative_to(folder / "test/maps") for path in maps} == named
 
+    @pytest.mark.slow
     def test_scored_in_fp32_whatever_trained_in(self, run, tmp_path):
         run("--iterations", "1", "--precision", "bf16", "--backbone", LITE0, "--set", "model.width=0.5")
         folder = the_run(tmp_path)

@@ -59,7 +59,7 @@ class Run:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; what is not known here goes to train.py."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("table", help="01 to 12, unias or library; 01a for one part")
+    parser.add_argument("tables", nargs="+", help="01 to 12, unias or library; 01a for one part")
     add_run_flags(parser)
     parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows, from 1")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
@@ -87,16 +87,17 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 @when_stopped("the same command goes on from the last checkpoint")
 def main(argv: Sequence[str]) -> None:
-    """Run and print every part of a table.
+    """Run and print every part of the tables.
 
     Raises:
         ConfigError: for a table that does not exist, or --data missing.
     """
     args = parse_arguments(argv)
-    names = [p.stem for p in sorted(SPECS_DIR.glob("*.yaml")) if p.stem.startswith(args.table)]
-    if not names:
-        known = ", ".join(p.stem for p in sorted(SPECS_DIR.glob("*.yaml")))
-        raise ConfigError(f"no table '{args.table}'; there are {known}")
+    known = [p.stem for p in sorted(SPECS_DIR.glob("*.yaml"))]
+    for name in args.tables:
+        if not any(stem.startswith(name) for stem in known):
+            raise ConfigError(f"no table '{name}'; there are {', '.join(known)}")
+    names = [stem for name in args.tables for stem in known if stem.startswith(name)]
     if args.data is None and not args.dry_run:
         raise ConfigError("where are the datasets? Give the folder that holds them with --data DIR")
     for table in map(load_table, names):

@@ -47,10 +47,8 @@ command -v sbatch > /dev/null || { echo "error: there is no sbatch here; run thi
 prepare requirements.txt
 mkdir -p checkpoints/slurm
 list=checkpoints/slurm/runs-$(date +%Y%m%d-%H%M%S)-$$.txt
-for table in $tables; do
-    # shellcheck disable=SC2086 (seeds are several words)
-    python -m scripts.tables.reproduce "$table" --data "$data" --seeds $seeds --dry-run
-done | awk '/^python / && !seen[$0]++' > "$list"
+# shellcheck disable=SC2086 (both are several words)
+python -m scripts.tables.reproduce $tables --data "$data" --seeds $seeds --dry-run | awk '/^python / && !seen[$0]++' > "$list"
 runs=$(wc -l < "$list")
 ((tasks < runs)) || tasks=$runs
 echo "$runs runs in $tasks tasks; the list: $list"
