@@ -94,7 +94,7 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
         RunError: naming what differs and what to do, or if `source` holds no identity.
     """
     ways_out = "choose another --name or --output, or --overwrite to train again"
-    if found is None:
+    if found is None or "settings" not in found:  # converted weights have none
         raise RunError(f"{source} does not record which run it is of, so nothing of it is used; {ways_out}")
     changed = differences(found, own)
     if changed:
