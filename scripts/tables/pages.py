@@ -201,6 +201,24 @@ def ablation(*numbers: str) -> Table:
     return [[*row[:2], *row[3:]] for row in table] if empty else table
 
 
+def speed() -> Table:
+    """README.md's rows of the first table of each file of benchmarks/: fp32, in the peer's shape."""
+    shown = {"training step, batch 8": "training step", "one image, batch 1": "one image"}
+    table = [["what", "ours", "anomalib", "ratio"]]
+    for name, device in (("RESULTS.md", "CPU"), ("GPU.md", "GPU")):
+        first = (ROOT / "benchmarks" / name).read_text(encoding="utf-8").partition("\n## ")[0]
+        rows = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("| ")]
+        for what, shape, precision, *cells in (row for row in rows if row[0] in shown):
+            if (shape, precision) == ("peer", "fp32"):
+                ours, peer, ratio = map(float, cells[:3])
+                table.append([f"{shown[what]}, {device}", _time(ours), _time(peer), f"{ratio:.1f}"])
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds > 0.1 else f"{1000 * seconds:.3g} ms"
+
+
 def read_csv(name: str) -> Rows:
     """The rows of a file of results/measured."""
     with (MEASURED / name).open(newline="") as file:
@@ -226,6 +244,7 @@ def tables(rows: Rows) -> dict[str, Callable[[], Table]]:
         "polyps": polyps,
         "several": several,
         "steps": steps,
+        "speed": speed,
         "parts": lambda: ablation("04", "10", "09"),
         "decisions": lambda: ablation("05", "12"),
     }
@@ -242,7 +261,8 @@ def filled(text: str, rows: Rows) -> str:
     def table_of(match: re.Match[str]) -> str:
         if match[2] not in known:
             raise ValueError(f"no table is called '{match[2]}'; there are {', '.join(known)}")
-        return f"{match[1]}{markdown(known[match[2]]())}\n{match[3]}"
+        lines = (line.strip("| ") for line in markdown(known[match[2]]()).splitlines())
+        return "\n".join([match[1], *lines, "", match[3]])
 
     return MARKED.sub(table_of, text)
 

@@ -1,0 +1,88 @@
+"""The tables that README.md and docs/ show are those of results/, and the pages keep to their lengths."""
+
+import re
+
+import printed_commands
+import pytest
+from conftest import ROOT
+
+from scripts.tables import pages
+from utils.yaml_io import read_yaml
+
+ROWS = pages.read_rows(pages.MEASURED / "accuracy.csv")
+DOCS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in printed_commands.documents()
+}
+LOG = "docs/LOG.md"
+
+
+def test_each_table_is_on_a_page():
+    marked = [name for page in pages.PAGES for _, name, _ in pages.MARKED.findall((ROOT / page).read_text())]
+    assert sorted(marked) == sorted(pages.tables(ROWS))
+
+
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_pages_show_what_was_measured(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert pages.filled(text, ROWS) == text, "run python -m scripts.tables.pages"
+
+
+def test_another_number_changes_the_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    changed = [row | {"pro": "0.5"} if row["category"] == "screw" else row for row in ROWS]
+    assert "50.0±0.0" not in text and "50.0±0.0" in pages.filled(text, changed)
+
+
+def test_every_row_of_the_file_is_in_a_table():
+    shown = sum(
+        int(row[4]) for name in ("images", "video", "short") for row in pages.tables(ROWS)[name]()[1:]
+    )
+    assert shown == sum(row["setting"] == "one-class" for row in ROWS)
+
+
+def test_an_unknown_marker_is_named():
+    with pytest.raises(ValueError, match="no table is called 'nonsense'"):
+        pages.filled("<!-- generated: nonsense -->\n<!-- end -->", ROWS)
+
+
+def test_the_readme_is_an_entrance():
+    text = DOCS["README.md"]
+    assert len(text.split()) <= 900 and len(text.splitlines()) <= 150
+    cells = [cell for line in text.splitlines() if " | " in line for cell in line.split(" | ")]
+    assert max(map(len, cells)) <= 100
+
+
+def test_the_citation_of_this_repository_is_that_of_the_citation_file():
+    about = read_yaml(ROOT / "CITATION.cff")
+    assert f"title={{{about['title']}}}" in DOCS["README.md"]
+    assert f"version={{{about['version']}}}" in DOCS["README.md"]
+
+
+def prose(text: str) -> str:
+    """A page without its tables and blocks of commands."""
+    text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M)
+    return "\n".join(line for line in text.splitlines() if " | " not in line and not line.startswith("| "))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", printed_commands.documents(), ids=str)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    for link in (link for link in links if "://" not in link):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), f"{path.name} links to {link}"
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: {link}"
+
+
+def test_quoted_entries_of_the_log_exist():
+    titles = set(re.findall(r"^### (.*)$", DOCS[LOG], re.M))
+    for name, text in DOCS.items():
+        for title in re.findall(r'\(LOG\.md\), "([^"]+)"', " ".join(text.split())):
+            assert title in titles, f"{name} quotes {title}"
