@@ -93,7 +93,6 @@ class Decision:
     """The scoring path that every model and command shares; fields as in the config section `score`."""
 
     decision: str
-    decision_values: str
     alpha: float
     beta: float
     score_sigma: float
@@ -140,11 +139,12 @@ class Decision:
 
     def _share(self, maps: list[Tensor], highest: float) -> tuple[Tensor, float]:
         """The share of the pixels that decides for each image, (B,) float64, and what it cannot exceed."""
-        if self.decision != "weighted":
+        if self.decision in PERCENT:
             limit = PERCENT[self.decision] / 100
             return maps[0].new_full(maps[0].shape[:1], limit, dtype=torch.float64), limit
-        share = decision_weight(maps, values=self.decision_values, alpha=self.alpha, beta=self.beta)
-        averaged = 1.0 if self.decision_values == "probability" else highest
+        values = "probability" if self.decision == "weighted" else "distance"
+        share = decision_weight(maps, values=values, alpha=self.alpha, beta=self.beta)
+        averaged = 1.0 if values == "probability" else highest
         return share, min(max(self.alpha * averaged, self.beta), 1.0) if self.alpha else self.beta
 
     def _scored(self, total: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_flavours_are_the_contracts_table():
     paper, released = load(), load(model__flavor="released")
     rows = {
         "score.score_sigma": (0, 4),
-        "score.decision_values": ("probability", "distance"),
+        "score.decision": ("weighted", "weighted-distance"),
         "score.beta": (0.03, 3e-5),
         "model.mem_kernels": ((3, 7), (3, 3)),
         "model.mem_reparam": ("none", "construct"),

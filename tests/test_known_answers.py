@@ -54,7 +54,7 @@ def sample(label=0, category="a", defect="", group="g", name="x.png"):
 
 class TestDecision:
     def decide(self, **changes):
-        released = {"decision": "weighted", "decision_values": "distance", "alpha": 0.01, "beta": 3e-5}
+        released = {"decision": "weighted-distance", "alpha": 0.01, "beta": 3e-5}
         return Decision(**released | {"score_sigma": 0.0, "map_sigma": 0.0} | changes)
 
     def test_released_share_follows_the_largest_distance(self):
@@ -343,7 +343,7 @@ class Given(nn.Module):
 def bank(make_config, fraction=1.0):
     config = make_config(model__name="memory-bank", model__bank_fraction=fraction)
     info = BackboneInfo("x", (3, 3, 3), (4, 8, 16), (0.5,) * 3, (0.5,) * 3, signed=True, image_size=(64, 64))
-    values = {"decision": "max", "decision_values": "distance", "alpha": 0.0, "beta": 0.0}
+    values = {"decision": "max", "alpha": 0.0, "beta": 0.0}
     decision = Decision(**values, score_sigma=0.0, map_sigma=0.0)
     return MemoryBank(Given(), info, config.model, decision=decision)
 

@@ -268,7 +268,7 @@ class TestDecision:
         np.testing.assert_allclose(gaussian_blur(torch.from_numpy(maps), sigma).numpy(), expected, atol=1e-12)
 
     def decide(self, **changes):
-        values = {"decision": "weighted", "decision_values": "distance", "alpha": 0.01, "beta": 0.03}
+        values = {"decision": "weighted-distance", "alpha": 0.01, "beta": 0.03}
         values |= {"score_sigma": 0.0, "map_sigma": 0.0}
         return Decision(**(values | changes))
 

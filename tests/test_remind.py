@@ -156,7 +156,7 @@ class TestModel:
 
     @torch.no_grad()
     def test_map_is_multiplied_by_the_probability(self, model, batch):
-        model.eval().decision = Decision("max", "probability", 0, 0, 0.0, 0.0)
+        model.eval().decision = Decision("max", 0, 0, 0.0, 0.0)
         found = model.predict(batch["image"])
         logits = model.head(*model.features(batch["image"]))
         torch.nn.init.constant_(model.head.out.bias, -100)  # a head that knows nothing leaves a twentieth

@@ -101,8 +101,7 @@ class LossConfig:
 class ScoreConfig:
     """From the 2n distance maps to one map and one number an image (Sec. 4.5, Alg. 1). Sigmas in pixels."""
 
-    decision: Literal["weighted", "max", "top1", "top3", "top5", "top10", "mean"]
-    decision_values: Literal["probability", "distance"]
+    decision: Literal["weighted", "weighted-distance", "max", "top1", "top3", "top5", "top10", "mean"]
     alpha: float = field(metadata=_number(0, 1))
     beta: float = field(metadata=_number(0, 1))
     score_sigma: float = field(metadata=_number(0, 100))
