@@ -65,11 +65,11 @@ def uninet_loss(
         taught = teacher if config.stop_grad == "none" else teacher.detach()  # Eq. 2
         kd = cosine_distance(taught, student, reading=config.kd)
         sc = m = kd.new_zeros(())
-        if config.contrastive or config.margin:
+        if config.terms:
             taught = teacher.detach() if config.stop_grad == "all" else teacher
             d = softmax_diagonal(student, taught, config.temperature)  # Eq. 9
-            sc = contrastive_loss(d, normal) / divisor if config.contrastive else sc
-            m = margin_loss(d, MARGIN, normal) / divisor if config.margin else m
+            sc = contrastive_loss(d, normal) / divisor if "contrastive" in config.terms else sc
+            m = margin_loss(d, MARGIN, normal) / divisor if "margin" in config.terms else m
             if diagonals is not None:
                 diagonals.append((d.detach(), normal))
         for name, value in zip(names, (kd, sc, m), strict=False):

@@ -295,20 +295,20 @@ class TestDatasets:
     def test_order_of_the_blocks(self, tmp_path):
         (tmp_path / "c.yaml").write_text(
             "data: {name: mvtec}\n"
-            "loss: {contrastive: false, temperature: 0.1, kd_weight: 0.1}\n"
-            "settings: {one-class: {loss: {contrastive: true, temperature: 0.2}}}\n"
-            "categories: {x: {loss: {contrastive: false, temperature: 0.3, kd_weight: 0.3}}}\n"
+            "loss: {terms: [], temperature: 0.1, kd_weight: 0.1}\n"
+            "settings: {one-class: {loss: {terms: [margin], temperature: 0.2}}}\n"
+            "categories: {x: {loss: {terms: [], temperature: 0.3, kd_weight: 0.3}}}\n"
             "flavors: {released: {loss: {temperature: 0.4}, categories: {x: {loss: {kd_weight: 0.5}}}}}\n"
         )
 
         def values(category, flavor):
             loss = load_config(tmp_path / "c.yaml", {"model.flavor": flavor}, category=category).loss
-            return loss.contrastive, loss.temperature, loss.kd_weight
+            return loss.terms, loss.temperature, loss.kd_weight
 
-        assert values(None, "paper") == (True, 0.2, 0.1)
-        assert values("x", "paper") == (False, 0.3, 0.3)
-        assert values("x", "released") == (False, 0.4, 0.5)
-        assert values("y", "released") == (True, 0.4, 0.1)
+        assert values(None, "paper") == (("margin",), 0.2, 0.1)
+        assert values("x", "paper") == ((), 0.3, 0.3)
+        assert values("x", "released") == ((), 0.4, 0.5)
+        assert values("y", "released") == (("margin",), 0.4, 0.1)
 
     def test_released_exceptions(self):
         for name in ("aptos", "oct2017", "isic2018", "vad"):

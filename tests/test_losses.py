@@ -18,6 +18,8 @@ from losses.similarity import (
 )
 from losses.uninet import Pair, uninet_loss
 
+BOTH = ("contrastive", "margin")
+
 
 def dense_similarity(student, teacher, temperature):
     """Eqs. 8 and 9 as written: (B, C, H, W) twice to the diagonal of the normalised matrix, (B, N)."""
@@ -244,21 +246,21 @@ class TestTotal:
 
     def test_switches(self, make_config):
         pairs = self.pairs()
-        off = uninet_loss(pairs, make_config(loss__contrastive=False, loss__margin=False).loss)
+        off = uninet_loss(pairs, make_config(loss__terms=[]).loss)
         assert (
             off["sc"] == 0 and off["m"] == 0 and off["total"].item() == pytest.approx(0.7 * off["kd"].item())
         )
 
     @pytest.mark.parametrize(
         ("stop", "terms", "learns"),
-        [("all", True, False), ("kd", True, True), ("kd", False, False), ("none", False, True)],
+        [("all", BOTH, False), ("kd", BOTH, True), ("kd", (), False), ("none", (), True)],
     )
     def test_stop_gradient(self, make_config, stop, terms, learns):
         """The teacher's gradient comes from L_KD, and from L_SC and L_M (`terms`)."""
         pairs = self.pairs()
         for p in pairs:
             p.teacher.requires_grad_()
-        config = make_config(loss__stop_grad=stop, loss__contrastive=terms, loss__margin=terms).loss
+        config = make_config(loss__stop_grad=stop, loss__terms=terms).loss
         total = uninet_loss(pairs, config)["total"]
         if total.requires_grad:
             total.backward()

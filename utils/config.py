@@ -89,8 +89,7 @@ class LossConfig:
     hard_ratio: float = field(metadata=_number(1e-4, 1))
     stop_grad: Literal["kd", "all", "none"]
     reduction: Literal["paper", "released"]
-    contrastive: bool
-    margin: bool
+    terms: tuple[Literal["contrastive", "margin"], ...]
     temperature: float = field(metadata=_number(1e-3, 1e3))
     kd_weight: float = field(metadata=_number(0, 1))
     anomaly_source: Literal["label", "mask", "none"]
