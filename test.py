@@ -144,7 +144,7 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
     flags = {
         "run.data_root": args.data_root,
         "data.category": args.category,
-        "data.skip_unreadable": args.skip_unreadable,
+        "run.skip_unreadable": args.skip_unreadable,
     }
     chosen: dict[str, object] = {key: value for key, value in flags.items() if value is not None}
     for key, value in map(parse_override, args.set):

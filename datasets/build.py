@@ -99,7 +99,7 @@ def categories_of(config: Config) -> list[str]:
 
 
 def list_samples(config: Config) -> tuple[list[Sample], Skipped]:
-    """The dataset's samples, and with `skip_unreadable` the files that were left out of them.
+    """The dataset's samples, and with `run.skip_unreadable` the files that were left out of them.
 
     Raises:
         DatasetError: as `collect`, or if nothing readable is left to train or to test on.
@@ -107,12 +107,12 @@ def list_samples(config: Config) -> tuple[list[Sample], Skipped]:
     data, samples = config.data, _collect(config)
     if data.stack_frames:
         samples = with_earlier_frames(samples, data.stack_frames)
-    return _readable(data, samples) if data.skip_unreadable else (samples, {})
+    return _readable(data, samples) if config.run.skip_unreadable else (samples, {})
 
 
 def _collect(config: Config, *, warn: bool = True) -> list[Sample]:
-    data, root = config.data, dataset_root(config)
-    return collect(spec_of(data.name), root, data.category, warn=warn, incomplete=data.skip_unreadable)
+    data, root, incomplete = config.data, dataset_root(config), config.run.skip_unreadable
+    return collect(spec_of(data.name), root, data.category, warn=warn, incomplete=incomplete)
 
 
 def _readable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Skipped]:
@@ -157,7 +157,7 @@ def split_samples(config: Config) -> Parts:
         ConfigError: if settings of the data do not go together.
     """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
-    if data.frame_offset and (data.train_limit or data.num_train_anomalies or data.skip_unreadable):
+    if data.frame_offset and (data.train_limit or data.num_train_anomalies or config.run.skip_unreadable):
         raise ConfigError(
             "data.train_limit, data.num_train_anomalies and --skip-unreadable leave gaps between frames; "
             "they need data.frame_offset=0"
@@ -270,7 +270,7 @@ def build_test(
         _log.warning("the training images are not at %s: overlap with them is not checked", root)
     if same and parts is not None and root == tested_root:
         test, skipped = parts.test, parts.skipped
-        if data.skip_unreadable and not trained.data.skip_unreadable:
+        if config.run.skip_unreadable and not trained.run.skip_unreadable:
             test, skipped = _readable(data, test)
     else:
         samples, skipped = list_samples(config)
@@ -334,8 +334,8 @@ def read_as(name: str, category: str, config: Config) -> DataConfig:
         DatasetError: for an unknown dataset name.
     """
     data, model = config.data, config.model
-    chosen = {f"data.{key}": getattr(data, key) for key in ("skip_unreadable", "tile")}
-    chosen |= {"data.category": category, "model.name": model.name, "model.backbone": model.backbone}
+    chosen = {"data.tile": data.tile, "data.category": category}
+    chosen |= {"model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
     return load_config(config_file(spec_of(name).name), chosen | {"data.name": name}, category=category).data

@@ -36,7 +36,7 @@ def test_what_is_asked_for():
 
 def test_curves_and_features_of_one_run(masters, tmp_path, capfd, copied_processes):
     flags = ["--data", str(masters["aptos"].parent), "--runs", str(tmp_path / "runs"), "--datasets", "aptos"]
-    flags += ["--output", str(tmp_path / "out"), *SMALL, "--set", "data.skip_unreadable=true"]
+    flags += ["--output", str(tmp_path / "out"), *SMALL, "--skip-unreadable"]
     assert run_command(figures.main, ["01c", *flags, "--rows", "UniNet, paper"]) == 0
     (before,) = (tmp_path / "runs").rglob("metrics.json")
     stamp = before.stat().st_mtime_ns

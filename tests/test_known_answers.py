@@ -108,9 +108,7 @@ class TestSplits:
     def test_readable_images_must_suffice(self, mvtec_like, make_config):
         for path in (mvtec_like / "part/test/good").iterdir():
             path.write_bytes(b"text")
-        config = make_config(
-            run__data_root=str(mvtec_like), data__category="part", data__skip_unreadable=True
-        )
+        config = make_config(run__data_root=str(mvtec_like), data__category="part", run__skip_unreadable=True)
         with pytest.raises(DatasetError, match="no normal test image found"):
             list_samples(config)
 

@@ -94,7 +94,7 @@ class TestStackedFrames:
 
     def test_unreadable_neighbours_leave_a_frame_out(self, config, ped2):
         (ped2 / "Train/Train001/001.tif").write_bytes(b"broken")
-        data = build_data(config(data__skip_unreadable=True), NORMALISE)
+        data = build_data(config(run__skip_unreadable=True), NORMALISE)
         kept = [s.path.name for s in data.train.samples if s.group == "Train001"]
         assert kept == ["002.tif", "004.tif"] and len(data.skipped) == 1
 

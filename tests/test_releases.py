@@ -126,7 +126,7 @@ class TestIncomplete:
         with pytest.raises(DatasetError, match=r"Complete the copy, or take .* --skip-unreadable") as error:
             collect(spec, root, "all")
         assert error.value.args[0].count("\n") == 0
-        samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.frame_offset": 0})
+        samples, skipped = samples_of(name, root, **{"run.skip_unreadable": True, "data.frame_offset": 0})
         assert victim.path not in {s.path for s in samples} and len(skipped) == (layout == "visa")
         assert "this is not the official split" in caplog.text
         also = "or use --dataset folder" in str(error.value)
@@ -142,7 +142,7 @@ class TestIncomplete:
         match = rf"no mask for \S*{victim.path.name}; expected .*--skip-unreadable"
         with pytest.raises(DatasetError, match=match):
             samples_of(name, root)
-        samples, skipped = samples_of(name, root, **{"data.skip_unreadable": True, "data.frame_offset": 0})
+        samples, skipped = samples_of(name, root, **{"run.skip_unreadable": True, "data.frame_offset": 0})
         assert victim.path not in {s.path for s in samples} and len(skipped) == 1
         assert {s.label for s in samples if s.split == "train"} <= {0, int(SPECS[name].segmentation)}
 

@@ -47,7 +47,7 @@ class Flag:
 
 
 SKIP = Flag(
-    "data.skip_unreadable",
+    "run.skip_unreadable",
     "leave out image files that cannot be read (listed in skipped.csv), take incomplete datasets",
     kind=bool,
 )

@@ -53,7 +53,6 @@ class DataConfig:
     augment_by_category: dict[str, tuple[Literal["hflip", "vflip", "rot90"], ...]]
     frame_offset: int = field(metadata=_number(0, 1000))
     stack_frames: int = field(metadata=_number(0, 1000))
-    skip_unreadable: bool
 
 
 @dataclass(frozen=True)
@@ -149,11 +148,12 @@ class EvalConfig:
 class RunOptions:
     """How and where a run is computed: flags of the command line, no part of the experiment.
 
-    They change no result, except that `eval_precision` rounds it. A checkpoint keeps them as defaults for
-    test.py, predict.py and export.py.
+    They change no result, except that `eval_precision` rounds it. What `skip_unreadable` leaves out is not in
+    the fingerprint of a run's images. A checkpoint keeps them as defaults for the commands that use it.
     """
 
     data_root: str | None = None
+    skip_unreadable: bool = False
     device: str = "auto"
     workers: int | None = field(default=None, metadata=_number(0, 256))
     cache_gb: float = field(default=4.0, metadata=_number(0, 10**4))

@@ -24,7 +24,7 @@ from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
 from scripts.text import csv_text, markdown
-from utils.cli import log, new_parser, overrides, print_result, run_command, when_stopped
+from utils.cli import SKIP, log, new_parser, overrides, print_result, run_command, when_stopped
 from utils.config import Config
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
@@ -80,6 +80,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", metavar="NAME", help="for every run; default: the published one")
     parser.add_argument("--iterations", type=int, metavar="N", help="for every run; default: as published")
     parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
+    SKIP.add(parser, "skip-unreadable")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every run"
     )
@@ -140,6 +141,7 @@ def command_of(run: Run, args: argparse.Namespace) -> list[str]:
     words += [*run.flags, "--seed", str(run.seed), "--output", str(args.runs)]
     words += ["--backbone", args.backbone] if args.backbone else []
     words += ["--iterations", str(args.iterations)] if args.iterations else []
+    words += ["--skip-unreadable"] if args.skip_unreadable else []
     return words + [word for setting in args.set for word in ("--set", setting)]
 
 
