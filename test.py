@@ -27,6 +27,7 @@ from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils.checkpoint import find_checkpoint
 from utils.cli import (
+    EXTRA,
     SKIP,
     add_device_flags,
     add_overwrite_flag,
@@ -46,10 +47,7 @@ from utils.yaml_io import parse_override
 
 APRIL = "april-2025"
 APRIL_NOTE = f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"
-CHANGEABLE = (  # beside all of score; the model stays as it is
-    "eval.extra_metrics",
-    "data.num_train_anomalies",  # test images that are left out
-)
+CHANGEABLE = ("data.num_train_anomalies",)  # beside all of score: test images that are left out
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,12 +66,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help=f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}",
     )
     SKIP.add(how, "skip-unreadable")
+    EXTRA.add(how, "extra-metrics")
     how.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="settings that need no training: score.* (Eq. 14 and its variants) and some of eval and data",
+        help=f"a setting that needs no training: score.* or {', '.join(CHANGEABLE)}",
     )
     add_device_flags(how)
     where = parser.add_argument_group("where results go")
@@ -105,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     config, state = detector.config, detector.state
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
-    results = results_by_category(scores, config.eval, defects)
+    results = results_by_category(scores, config.run, defects)
     print_result(results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)]))
     begin(output, earlier)
     root, command = dataset_root(config), shlex.join(["python", "test.py", *argv])
@@ -145,6 +144,7 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
         "run.data_root": args.data_root,
         "data.category": args.category,
         "run.skip_unreadable": args.skip_unreadable,
+        "run.extra_metrics": args.extra_metrics,
     }
     chosen: dict[str, object] = {key: value for key, value in flags.items() if value is not None}
     for key, value in map(parse_override, args.set):

@@ -282,7 +282,7 @@ def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int
     scores = score(run, data)
     if scores is None:
         return
-    results = results_by_category(scores, config.eval, run.data.trained_defects)
+    results = results_by_category(scores, config.run, run.data.trained_defects)
     tracker.evaluation(done, results, split=split, panel=example_page(data, scores, 4))
     mean = results["mean"]
     tracker.note(f"step {done}, {split}: {short(mean)}")
@@ -315,7 +315,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         scores = score(run, data := run.data.evaluated(config.eval.split))
         if scores is None:
             return {}
-        results = results_by_category(scores, config.eval, run.data.trained_defects)
+        results = results_by_category(scores, config.run, run.data.trained_defects)
         p_values = calibration.p_values(scores.score) if calibration else None
         write_scores(folder / SCORES, scores, dataset_root(config), p_values=p_values)
         timing["ms_per_image"] = scores.ms_per_image

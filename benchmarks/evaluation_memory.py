@@ -70,7 +70,7 @@ class Brightness(nn.Module):
 def main(argv: Sequence[str]) -> None:
     """Score, measure, and say the peak in parts."""
     args = parse_arguments(argv)
-    config = load_config(CONFIGS / "mvtec.yaml", {}).eval
+    options = load_config(CONFIGS / "mvtec.yaml", {}).run
     data, before = GeneratedSet(args.images, args.size), peak_memory_gb(CPU)
     scores = score_images(
         Brightness(),
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         quiet=args.quiet,
     )
     scored, start = peak_memory_gb(CPU), time.perf_counter()
-    mean = results_by_category(scores, config)["mean"]
+    mean = results_by_category(scores, options)["mean"]
     seconds = time.perf_counter() - start
     kept = (scores.maps.nbytes + scores.masks.nbytes) / 2**30
     peak = peak_memory_gb(CPU)

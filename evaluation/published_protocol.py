@@ -43,8 +43,8 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     Scores are smoothed along each category's list of test images, in folder order; PRO is `legacy_pro`; DSC
     and mIoU are soft. Pixel AUROC and AP are as ever.
     """
-    extra = (*config.eval.extra_metrics, "soft_dsc")
-    results = results_by_category(scores, replace(config.eval, extra_metrics=extra))
+    extra = (*config.run.extra_metrics, "soft_dsc")
+    results = results_by_category(scores, replace(config.run, extra_metrics=extra))
     del results["mean"]
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])

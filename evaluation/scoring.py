@@ -21,7 +21,7 @@ from evaluation.metrics_by_task import frame_metrics, segmentation_metrics, unia
 from model.base import AnomalyModel
 from model.calibration import Calibration
 from model.inference import Predicted, predictions
-from utils.config import EvalConfig
+from utils.config import RunOptions
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory
@@ -122,7 +122,7 @@ def calibrate(held_out: Scores) -> Calibration:
 
 
 def results_by_category(
-    scores: Scores, config: EvalConfig, trained_defects: frozenset[str] = frozenset()
+    scores: Scores, options: RunOptions, trained_defects: frozenset[str] = frozenset()
 ) -> dict[str, Results]:
     """Metrics of each category (its pixels and regions only), and their mean under "mean".
 
@@ -142,10 +142,10 @@ def results_by_category(
             continue
         row = row_name(category)
         curve = scores.pro_curves[category] = []
-        results[row] = _results_of(scores, chosen, config, curve)
+        results[row] = _results_of(scores, chosen, options, curve)
         if trained_defects and (chosen & (labels == 1) & ~known).any():
             for name, kind in (("seen", known), ("unseen", ~known)):
-                results[f"{row}/{name}"] = _results_of(scores, chosen & ((labels == 0) | kind), config)
+                results[f"{row}/{name}"] = _results_of(scores, chosen & ((labels == 0) | kind), options)
     if not results:
         raise ValueError("the test set has no labelled image, so there is nothing to measure")
     results["mean"] = mean_results([r for name, r in results.items() if "/" not in name])
@@ -158,7 +158,7 @@ def row_name(category: str) -> str:
 
 
 def _results_of(
-    scores: Scores, chosen: np.ndarray, config: EvalConfig, curve: Curve | None = None
+    scores: Scores, chosen: np.ndarray, options: RunOptions, curve: Curve | None = None
 ) -> Results:
     """Metrics of the samples where `chosen` (N,) is true."""
     labels, part = scores.labels[chosen], as_slice(np.flatnonzero(chosen))
@@ -166,13 +166,13 @@ def _results_of(
     maps = None if scores.masks is None else scores.maps[part]
     results = evaluate(scores.score[chosen], labels, maps, masks, curve=curve)
     if maps is not None and masks is not None:
-        if "aupimo" in config.extra_metrics:
+        if "aupimo" in options.extra_metrics:
             results["aupimo"] = aupimo(maps, masks, labels)
-        if "dsc_unias" in config.extra_metrics:
+        if "dsc_unias" in options.extra_metrics:
             results["dsc_unias"] = unias_dice(maps, masks)
         if scores.kind == "segmentation":
             found = segmentation_metrics(maps, masks)
-            if "soft_dsc" in config.extra_metrics:
+            if "soft_dsc" in options.extra_metrics:
                 soft = segmentation_metrics(maps, masks, soft=True)
                 found |= {f"{name}_soft": value for name, value in soft.items()}
             results |= found if masks.any() else dict.fromkeys(found)  # if all are empty, all would be found

@@ -127,14 +127,14 @@ def test_in_the_results_of_a_run_and_of_test(mvtec_like, tmp_path, capfd):
     argv += ["--iterations", "1", "--output", str(tmp_path), "--quiet", "--precision", "fp32"]
     for setting in ("data.image_size=64", "model.weights=random", "train.batch_size=2"):
         argv += ["--set", setting]
-    assert run_command(train_command.main, [*argv, "--set", "eval.extra_metrics=aupimo"]) == 0
+    assert run_command(train_command.main, [*argv, "--extra-metrics", "aupimo"]) == 0
     assert "AUPIMO" in capfd.readouterr().out
     (path,) = tmp_path.rglob("metrics.json")
     tree = json.loads(path.read_text())
     assert 0 <= tree["results"]["part"]["aupimo"] <= 1 and "dsc_unias" not in tree["results"]["part"]
     assert 1e5 < tree["bottleneck_parameters"] < tree["parameters"]
     assert run_command(train_command.main, argv) == 0  # the same run
-    argv = ["--checkpoint", str(path.parent), "--quiet", "--set", "eval.extra_metrics=[aupimo,dsc_unias]"]
+    argv = ["--checkpoint", str(path.parent), "--quiet", "--extra-metrics", "aupimo", "dsc_unias"]
     assert run_command(test_command.main, argv) == 0
     tested = json.loads((path.parent / "test/metrics.json").read_text())["results"]["part"]
     assert tested["aupimo"] == pytest.approx(tree["results"]["part"]["aupimo"], abs=0.05)

@@ -243,7 +243,7 @@ def test_clip_scores_are_smoothed_by_sigma(make_config):
     scores = Scores(samples, score, np.zeros((80, 1, 1), np.float32), None, 1.0, kind="video")
     clips = ["pq"[i // 40] for i in range(80)]
     for sigma, found in (
-        (4.0, results_by_category(scores, make_config().eval)["a"]),
+        (4.0, results_by_category(scores, make_config().run)["a"]),
         (6.0, frame_metrics(score, labels, clips, sigma=6.0)),
     ):
         smoothed = np.concatenate(

@@ -90,7 +90,7 @@ def test_maps_of_a_large_set_are_in_a_temporary_file(make_config, monkeypatch, t
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data, every = (
         generated_set(8),
-        dataclasses.replace(make_config().eval, extra_metrics=("aupimo", "dsc_unias")),
+        dataclasses.replace(make_config().run, extra_metrics=("aupimo", "dsc_unias")),
     )
     small = score_images(Brightness(), data, **OPTIONS)
     monkeypatch.setattr(evaluation.scoring, "IN_MEMORY", 1000)
@@ -140,7 +140,7 @@ def test_an_error_in_a_thread_is_the_users_own():
 
 def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):
     """Metrics of twice the images take the same memory besides the maps, masks and anomalous pixels."""
-    every = dataclasses.replace(make_config().eval, extra_metrics=("aupimo", "dsc_unias"))
+    every = dataclasses.replace(make_config().run, extra_metrics=("aupimo", "dsc_unias"))
     monkeypatch.setattr(evaluation.metrics, "CHUNK", 1 << 16)
     peaks = []
     for count in (64, 128):
@@ -159,7 +159,7 @@ def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):
 def test_a_younger_setting_leaves_runs_and_checkpoints_as_they_were(make_config, tmp_path):
     config = make_config(run__device="auto")
     tree = config.to_dict()
-    del tree["eval"]["extra_metrics"]
+    del tree["eval"]["every"]
     Checkpoint(config, {}, 1).save(tmp_path / "new.pt")
     old = torch.load(tmp_path / "new.pt", weights_only=True) | {"config": tree}
     torch.save(old, tmp_path / "old.pt")

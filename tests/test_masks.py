@@ -295,7 +295,7 @@ def test_no_dice_of_empty_masks(make_config):
     sample = Sample(Path("a.png"), ANOMALOUS, Path("a_mask.png"), "random", "test", "polyp", "a")
     maps, masks = np.zeros((2, 8, 8), np.float32), np.zeros((2, 8, 8), np.uint8)
     scores = Scores([sample] * 2, np.zeros(2), maps, masks, 1.0, kind="segmentation")
-    found = results_by_category(scores, make_config().eval)["random"]
+    found = results_by_category(scores, make_config().run)["random"]
     assert found["dsc"] is None and found["miou"] is None
     masks[0, :4] = 1
-    assert results_by_category(scores, make_config().eval)["random"]["dsc"] == 0.5
+    assert results_by_category(scores, make_config().run)["random"]["dsc"] == 0.5

@@ -52,7 +52,7 @@ def report_of(make_config, tmp_path, count=20, category="part", anomalous=None, 
         truth[i, 4:12, 5:15] = s.label
     maps = (rng.random(truth.shape) + truth).astype(np.float32)
     scores = Scores(samples, maps.max(axis=(1, 2)).astype(float), maps, truth if masks else None, 2.0)
-    results = results_by_category(scores, make_config().eval)
+    results = results_by_category(scores, make_config().run)
     facts = {"command": "python train.py --set 'a=<b>'"}
     pixels = lambda i: np.full((32, 48, 3), 7 * i % 255, np.uint8)  # noqa: E731
     return Report("x & <y>", scores, pixels, results, ["a note"], facts, {"train": {"seed": 0}})

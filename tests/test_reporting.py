@@ -41,7 +41,7 @@ def scores(tmp_path):
 
 @pytest.fixture
 def evaluated(make_config):
-    return make_config().eval
+    return make_config().run
 
 
 def test_metrics_by_category_and_their_mean(scores, evaluated):

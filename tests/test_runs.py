@@ -32,7 +32,6 @@ from utils.device import peak_memory_gb, reset_peak_memory
 from utils.errors import CheckpointError, ConfigError, DatasetError, RunError
 from utils.runs import (
     LOCK,
-    NO_EFFECT,
     check_same,
     clear_run,
     config_hash,
@@ -117,7 +116,9 @@ SETTINGS = [
 
 class TestIdentity:
     @pytest.mark.parametrize(("section", "spec"), SETTINGS, ids=[f"{s}.{spec.name}" for s, spec in SETTINGS])
-    def test_every_setting_is_part_of_it_or_listed_as_without_effect(self, make_config, section, spec):
+    def test_every_setting_is_part_of_it_and_no_other_option_than_the_precision(
+        self, make_config, section, spec
+    ):
         config = make_config()
         part = getattr(config, section)
         kind, value = get_type_hints(type(part))[spec.name], getattr(part, spec.name)
@@ -125,14 +126,10 @@ class TestIdentity:
         other = dataclasses.replace(config, **{section: dataclasses.replace(part, **{spec.name: value})})
         key = f"{section}.{spec.name}"
         found = differences(identity_of(config, DATA), identity_of(other, DATA))
-        own = key not in NO_EFFECT and (section != "run" or key == "run.eval_precision")
+        own = section != "run" or key == "run.eval_precision"
         assert [text.partition(" ")[0] for text in found] == ([key] if own else [])
         apart = own and key != "train.seed"
         assert (config_hash(config) != config_hash(other)) == apart
-
-    def test_reasons_are_given_for_settings_that_exist(self):
-        known = {f"{section}.{spec.name}" for section, spec in SETTINGS}
-        assert set(NO_EFFECT) <= known and all(NO_EFFECT.values())
 
     def test_settings_that_came_or_went_since(self, make_config):
         new = identity_of(make_config(), DATA)

@@ -407,7 +407,7 @@ class TestTestCommand:
         april = json.loads((folder / "test/april-2025/metrics.json").read_text())
         assert hard["protocol"]["fair"] and not april["protocol"]["fair"]
         assert "DSC†" not in capfd.readouterr().out
-        assert self.command("--checkpoint", str(folder), "--set", "eval.extra_metrics=soft_dsc") == 0
+        assert self.command("--checkpoint", str(folder), "--extra-metrics", "soft_dsc") == 0
         assert "mIoU†" in (out := capfd.readouterr().out) and "† not a fair protocol" in out
         both = json.loads((folder / "test/metrics.json").read_text())["results"]["random"]
         for name in ("dsc", "miou"):

@@ -144,7 +144,7 @@ def test_end_to_end(masters, tmp_path, capfd, copied_processes):
     only = [*flags[: flags.index("--rows")], "--rows", "4", *flags[flags.index("--backbone") :]]
     only.remove("--april")
     capfd.readouterr()
-    more = ["--set", "eval.extra_metrics=aupimo"]  # of the same run
+    more = ["--extra-metrics", "aupimo"]  # of the same run
     assert run_command(tables.main, ["06b", *only[1:], *more]) == 0
     line = next(r for r in capfd.readouterr().out.splitlines() if "| memory bank | Class 01 | AUPIMO |" in r)
     assert line.split("|")[4].strip() == "" and float(line.split("|")[5]) >= 0

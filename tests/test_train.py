@@ -87,7 +87,7 @@ class TestNumbersComeBeforePictures:
 
     def test_a_category_without_an_anomalous_pixel(self, real_plots, run, mvtec_like, tmp_path):
         """The crop leaves nothing of any defect."""
-        extra = ("--set", "eval.extra_metrics=[aupimo,dsc_unias]", "--set", "data.center_crop=8")
+        extra = ("--extra-metrics", "aupimo", "dsc_unias", "--set", "data.center_crop=8")
         code, out, err = run(*self.BANK, *extra)
         assert code == 0 and "I-AUROC" in out and "P-AUROC" not in out and "not complete" not in err, err
         folder = the_run(tmp_path)

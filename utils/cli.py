@@ -36,20 +36,30 @@ class Flag:
     metavar: str | None = None
     kind: type = str
     choices: Sequence[str] | None = None
+    several: bool = False
 
     def add(self, parser: argparse._ActionsContainer, name: str) -> None:
         """Add it to a parser."""
         if self.kind is bool:
             parser.add_argument(f"--{name}", action="store_true", default=None, help=self.help)
         else:
-            shown, kind, choices = self.metavar, self.kind, self.choices
-            parser.add_argument(f"--{name}", metavar=shown, type=kind, choices=choices, help=self.help)
+            shown, kind, choices, nargs = self.metavar, self.kind, self.choices, "+" if self.several else None
+            parser.add_argument(
+                f"--{name}", metavar=shown, type=kind, choices=choices, nargs=nargs, help=self.help
+            )
 
 
 SKIP = Flag(
     "run.skip_unreadable",
     "leave out image files that cannot be read (listed in skipped.csv), take incomplete datasets",
     kind=bool,
+)
+EXTRA = Flag(
+    "run.extra_metrics",
+    "aupimo: recall at 1e-5 to 1e-4 false alarms; dsc_unias: UniAS's Dice, one threshold per class from "
+    "the test masks; soft_dsc: DSC and mIoU of the public code, maps stretched, no threshold",
+    choices=("aupimo", "dsc_unias", "soft_dsc"),
+    several=True,
 )
 WHAT = {
     "data-root": Flag("run.data_root", "folder of the dataset", "DIR"),
@@ -74,6 +84,7 @@ HOW = {
     "save-every": Flag("run.save_every", "steps between checkpoints", "N", int),
     "select": Flag("eval.select", "best looks at the test set, and says so", choices=("last", "best")),
     "eval": Flag("eval.split", "what to evaluate on", choices=("test", "validation", "none")),
+    "extra-metrics": EXTRA,
 }
 SETTING_OF = {name.replace("-", "_"): flag.setting for name, flag in (WHAT | HOW).items()}
 SETTING_OF["dataset"] = "data.name"

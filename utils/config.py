@@ -141,7 +141,6 @@ class EvalConfig:
     split: Literal["test", "validation", "none"]
     select: Literal["last", "best"]
     every: int = field(metadata=_number(0, 10**8))
-    extra_metrics: tuple[Literal["aupimo", "dsc_unias", "soft_dsc"], ...]
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,7 @@ class RunOptions:
 
     data_root: str | None = None
     skip_unreadable: bool = False
+    extra_metrics: tuple[Literal["aupimo", "dsc_unias", "soft_dsc"], ...] = ()
     device: str = "auto"
     workers: int | None = field(default=None, metadata=_number(0, 256))
     cache_gb: float = field(default=4.0, metadata=_number(0, 10**4))

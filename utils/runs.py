@@ -22,10 +22,6 @@ from utils.files import PARTIAL, printable
 from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 Results = dict[str, float | int | None]
-# settings that do not change a run's results, and why; all others are part of its identity
-NO_EFFECT = {
-    "eval.extra_metrics": "adds metrics, which test.py can add later",
-}
 SHOWN = 4  # differences in a message
 RESULTS = "metrics.json"
 # what train.py, test.py and export.py write into a run folder
@@ -56,8 +52,7 @@ def identity_of(config: Config, data: Tree) -> Tree:
 
 
 def _relevant(config: Config) -> Tree:
-    relevant = {key: value for key, value in _dotted(config.to_dict()).items() if key not in NO_EFFECT}
-    return relevant | {"run.eval_precision": config.run.eval_precision}
+    return _dotted(config.to_dict()) | {"run.eval_precision": config.run.eval_precision}
 
 
 def _dotted(tree: Tree) -> Tree:

@@ -179,8 +179,7 @@ def _cell(
     words += ["--category", category, *map(str, flags), "--backbone", args.backbone, "--seed", str(seed)]
     words += ["--iterations", str(args.iterations or entry["iterations"]), *options]
     # AUPIMO costs little, and tells models apart where the other metrics are saturated
-    extra = "[aupimo,dsc_unias]" if "unias" in flags else "aupimo"
-    words += ["--set", f"eval.extra_metrics={extra}"]
+    words += ["--extra-metrics", "aupimo", *(["dsc_unias"] if "unias" in flags else [])]
     words += ["--device", args.device]
     open_choice = _config(words).train.precision == "auto"
     asked = [*words, "--precision", args.precision] if open_choice else words

@@ -24,7 +24,7 @@ from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
 from scripts.text import csv_text, markdown
-from utils.cli import SKIP, log, new_parser, overrides, print_result, run_command, when_stopped
+from utils.cli import EXTRA, SKIP, log, new_parser, overrides, print_result, run_command, when_stopped
 from utils.config import Config
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
@@ -41,7 +41,7 @@ NAMES = COLUMNS | {
 }
 SIZES = ("parameters_1024e6", "bottleneck_1024e6")
 AS_THEY_ARE = (*SIZES, "images_per_s", "test_seconds")  # no percentages
-UNSATURATED = ("pro_05", "aupimo")  # AUPIMO in eval.extra_metrics adds both to every column that has regions
+UNSATURATED = ("pro_05", "aupimo")  # --extra-metrics aupimo adds both to every column that has regions
 FAIR, APRIL = "ours, fair protocol", "ours, april-2025 protocol (not a fair protocol)"
 
 
@@ -81,6 +81,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations", type=int, metavar="N", help="for every run; default: as published")
     parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
     SKIP.add(parser, "skip-unreadable")
+    EXTRA.add(parser, "extra-metrics")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every run"
     )
@@ -142,6 +143,7 @@ def command_of(run: Run, args: argparse.Namespace) -> list[str]:
     words += ["--backbone", args.backbone] if args.backbone else []
     words += ["--iterations", str(args.iterations)] if args.iterations else []
     words += ["--skip-unreadable"] if args.skip_unreadable else []
+    words += ["--extra-metrics", *args.extra_metrics] if args.extra_metrics else []
     return words + [word for setting in args.set for word in ("--set", setting)]
 
 
@@ -196,8 +198,8 @@ def folder_of(run: Run, args: argparse.Namespace) -> Path:
     return place_of(_resolved(tuple(command_of(run, args))), args.runs)[1]
 
 
-def _with_aupimo(args: argparse.Namespace) -> list[str]:
-    return [s for s in args.set if s.startswith("eval.extra_metrics=") and "aupimo" in s]
+def _with_aupimo(args: argparse.Namespace) -> bool:
+    return "aupimo" in (args.extra_metrics or ())
 
 
 def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None:
@@ -205,17 +207,18 @@ def results_of(run: Run, args: argparse.Namespace, protocol: str) -> Tree | None
     folder = folder_of(run, args)
     if not (folder / "metrics.json").is_file():
         return None
-    tree, settings = json.loads((folder / "metrics.json").read_text()), list(run.score)
-    if "aupimo" not in tree["results"]["mean"]:
-        settings += _with_aupimo(args)
-    if not settings and protocol == "fair":
+    tree = json.loads((folder / "metrics.json").read_text())
+    extra = ["aupimo"] if _with_aupimo(args) and "aupimo" not in tree["results"]["mean"] else []
+    if not run.score and not extra and protocol == "fair":
         return tree
-    name = "-".join(["test-tables", *(s.partition(".")[2].replace("=", "") for s in settings)])
+    changed = [s.partition(".")[2].replace("=", "") for s in run.score]
+    name = "-".join(["test-tables", *changed, *extra])
     path = folder / name / ("april-2025/metrics.json" if protocol != "fair" else "metrics.json")
     if not _evaluates(path, tree, folder):
         words = [sys.executable, str(ROOT / "test.py"), "--checkpoint", str(folder), "--quiet"]
         words += ["--overwrite", "--output", str(folder / name), "--protocol", protocol]
-        words += [word for setting in settings for word in ("--set", setting)]
+        words += [word for setting in run.score for word in ("--set", setting)]
+        words += ["--extra-metrics", *extra] if extra else []
         subprocess.run(words, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 (our own)
     return json.loads(path.read_text())
 
