@@ -57,7 +57,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file")
     what.add_argument("--data-root", metavar="DIR", help="folder of the dataset (default: the run's)")
     what.add_argument("--dataset", choices=sorted(SPECS), help="what to test on (default: the run's)")
-    what.add_argument("--category", metavar="NAME", help="one category, or all (default: the run's)")
+    what.add_argument(
+        "--category", metavar="NAME", help="one, or all (default: the run's; with --dataset all)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--protocol",
@@ -65,8 +67,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="fair",
         help=f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}",
     )
-    SKIP.add(how, "skip-unreadable")
-    EXTRA.add(how, "extra-metrics")
+    SKIP.add(how, "skip-unreadable", default="as the run did")
+    EXTRA.add(how, "extra-metrics", default="the run's")
     how.add_argument(
         "--set",
         action="append",

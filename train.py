@@ -82,8 +82,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.new_parser(__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dataset", choices=sorted(SPECS), help="by its file of configs/ (default: mvtec)")
-    source.add_argument("--config", type=cli.user_path, metavar="FILE", help="your own file, or a run's")
+    source.add_argument("--dataset", choices=sorted(SPECS), help="with its file of configs/ (default: mvtec)")
+    source.add_argument("--config", type=cli.user_path, metavar="FILE", help="another (default: --dataset's)")
     cli.add_setting_flags(parser)
     cli.add_place_flags(parser)
     parser.add_argument("--list", action="store_true", help="list what can be chosen, and stop")

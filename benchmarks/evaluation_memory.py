@@ -96,8 +96,8 @@ def main(argv: Sequence[str]) -> None:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=10000)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--images", type=int, default=10000, help="of the set")
+    parser.add_argument("--size", type=int, default=256, help="side of the maps, pixels")
     return parser.parse_args(argv)
 
 

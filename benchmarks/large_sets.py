@@ -56,11 +56,11 @@ def main(argv: Sequence[str]) -> None:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=20000)
+    parser.add_argument("--images", type=int, default=20000, help="of the set")
     parser.add_argument("--image-size", type=int, default=256, help="side that the model works at")
-    parser.add_argument("--backbone", default="test_efficientnet", metavar="NAME")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", metavar="DIR", help="where the files are written; default: the system's")
+    parser.add_argument("--backbone", default="test_efficientnet", metavar="NAME", help="of the model")
+    parser.add_argument("--device", default="cpu", help="where to compute")
+    parser.add_argument("--folder", metavar="DIR", help="where the files are written (default: the system's)")
     return parser.parse_args(argv)
 
 

@@ -34,10 +34,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__.split("\n")[0])
     names = [row.name for row in ROWS]
     parser.add_argument(
-        "--only", metavar="NAME", action="append", choices=names, help=f"of {', '.join(names)}"
+        "--only", metavar="NAME", action="append", choices=names, help="only these rows (default: all)"
     )
     parser.add_argument(
-        "--shape", action="append", choices=("peer", "paper", "released"), help="default: all"
+        "--shape", action="append", choices=("peer", "paper", "released"), help="only these (default: all)"
     )
     parser.add_argument(
         "--rounds", type=int, default=5, help="timed runs of each side, in turn; medians are shown"
@@ -47,11 +47,21 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--precision", default="auto", help="auto: fp32, and bf16 if the device has it; or one"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process on a CPU")
-    parser.add_argument("--peer-python", metavar="PATH", help="interpreter of the peer's environment")
-    parser.add_argument("--size", type=int, help="of images, maps and features; smaller for a quick look")
+    parser.add_argument(
+        "--peer-python",
+        metavar="PATH",
+        help="interpreter of the peer's environment (default: none, its columns stay empty)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="of images, maps and features; smaller for a quick look (default: each row's)",
+    )
     parser.add_argument("--stages", action="store_true", help="also each stage's share of the limit")
     parser.add_argument("--growth", action="store_true", help="only step time and memory by size and batch")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables there as well")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write the tables there as well (default: nowhere)"
+    )
     return parser.parse_args(argv)
 
 

@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> None:
         DatasetError: if a category is damaged or differs from verified counts.
     """
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True, choices=sorted(SPECS))
-    parser.add_argument("--data-root", metavar="DIR", help="folder of the dataset")
+    parser.add_argument("--dataset", required=True, choices=sorted(SPECS), help="its name")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the dataset (default: none)")
     args = parser.parse_args(argv)
     spec = SPECS[args.dataset]
     root = find_root(spec, args.data_root)

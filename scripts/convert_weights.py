@@ -321,7 +321,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=user_path, required=True, metavar="RUN", help=where)
     parser.add_argument("--dataset", choices=sorted(SPECS), help="of the run (default: as FILE's path tells)")
     for name in ("category", "setting", "weights"):
-        WHAT[name].add(parser, name)
+        WHAT[name].add(parser, name, default="as FILE's path tells, else the config's")
     others = "settings that FILE does not tell; eval.select=last if it is the end of a training"
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=others)
     return parser.parse_args(argv)

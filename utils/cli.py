@@ -19,7 +19,7 @@ from utils.config import RunOptions
 from utils.device import keep_freed_memory
 from utils.errors import ConfigError, UserError
 from utils.layers import FLAVORS, MODELS, SETTINGS
-from utils.yaml_io import CONFIGS, parse_override, read_yaml
+from utils.yaml_io import parse_override
 
 log = logging.getLogger("uninet")
 USER_ERRORS = (UserError, ValueError, OSError, FloatingPointError)
@@ -29,24 +29,23 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that stands for one setting: where it is not given, the config's value stays."""
+    """A flag that stands for one setting or option: where it is not given, that stays as it is."""
 
     setting: str
     help: str
     metavar: str | None = None
     kind: type = str
     choices: Sequence[str] | None = None
-    several: bool = False
+    nargs: str | None = None
 
-    def add(self, parser: argparse._ActionsContainer, name: str) -> None:
-        """Add it to a parser."""
+    def add(self, parser: argparse._ActionsContainer, name: str, *, default: str | None = None) -> None:
+        """Add it to a parser. default: what holds where it is not given, in words, if the help lacks them."""
+        text = self.help if default is None else f"{self.help} (default: {default})"
         if self.kind is bool:
-            parser.add_argument(f"--{name}", action="store_true", default=None, help=self.help)
+            parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
         else:
-            shown, kind, choices, nargs = self.metavar, self.kind, self.choices, "+" if self.several else None
-            parser.add_argument(
-                f"--{name}", metavar=shown, type=kind, choices=choices, nargs=nargs, help=self.help
-            )
+            add, shown, kind, choices = parser.add_argument, self.metavar, self.kind, self.choices
+            add(f"--{name}", metavar=shown, type=kind, choices=choices, nargs=self.nargs, help=text)
 
 
 SKIP = Flag(
@@ -58,11 +57,12 @@ EXTRA = Flag(
     "run.extra_metrics",
     "aupimo: recall at 1e-5 to 1e-4 false alarms; dsc_unias: UniAS's Dice, one threshold per class from "
     "the test masks; soft_dsc: DSC and mIoU of the public code, maps stretched, no threshold",
+    metavar="NAME",
     choices=("aupimo", "dsc_unias", "soft_dsc"),
-    several=True,
+    nargs="+",
 )
 WHAT = {
-    "data-root": Flag("run.data_root", "folder of the dataset", "DIR"),
+    "data-root": Flag("run.data_root", "folder of the dataset (default: only the demo has one)", "DIR"),
     "category": Flag("data.category", "one category, or all", "NAME"),
     "setting": Flag("model.setting", "what a model is trained on (docs/SETTINGS.md)", choices=SETTINGS),
     "model": Flag("model.name", "the network (--list says what they are)", choices=MODELS),
@@ -79,7 +79,7 @@ HOW = {
     "precision": Flag("train.precision", "auto: bf16 where it is faster, else fp32", choices=PRECISIONS),
     "eval-precision": Flag("run.eval_precision", "of scoring; bf16 is coarser", choices=PRECISIONS),
     "eval-batch-size": Flag("run.eval_batch_size", "images scored at once; changes no result", "N", int),
-    "workers": Flag("run.workers", "loader processes; without it up to 4 on a GPU", "N", int),
+    "workers": Flag("run.workers", "loader processes (default: up to 4 for a GPU, else 0)", "N", int),
     "cache-gb": Flag("run.cache_gb", "decoded images kept in memory, at most", "GB", float),
     "save-every": Flag("run.save_every", "steps between checkpoints", "N", int),
     "select": Flag("eval.select", "best looks at the test set, and says so", choices=("last", "best")),
@@ -106,24 +106,15 @@ BACKBONE_LINES = {
 }
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in the help, as (default: ...); one that is written there already counts.
-
-    That of a flag that stands for a setting is base.yaml's, which a config may change.
-    """
+class _Help(argparse.HelpFormatter):
+    """Each default once, as (default: ...): in the help's own words, or else the value."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if "(default:" in (action.help or ""):
-            return action.help
-        if action.default is None and action.dest in SETTING_OF:
-            section, _, key = SETTING_OF[action.dest].partition(".")
-            if section == "run":
-                value, default = getattr(RunOptions(), key), "default: {}"
-            else:
-                value = read_yaml(CONFIGS / "base.yaml")[section][key]
-                default = "default: the config's; base.yaml: {}"
-            return action.help if value in (None, False) else f"{action.help} ({default.format(value)})"
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        text, value = action.help or "", action.default
+        if "(default:" in text or action.nargs == 0 or value is None or value in ([], argparse.SUPPRESS):
+            return text
+        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {shown})".replace("%", "%%")
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -148,11 +139,10 @@ def add_overwrite_flag(parser: argparse._ActionsContainer) -> None:
 
 def add_device_flags(parser: argparse._ActionsContainer) -> None:
     """--device, --precision and --eval-batch-size of a command that uses a trained model."""
-    where, size = HOW["device"], HOW["eval-batch-size"]
+    where, precision = HOW["device"], "of scoring; auto: bf16 where faster, else fp32 (default: the run's)"
     parser.add_argument("--device", default="auto", metavar=where.metavar, help=where.help)
-    precision = "of scoring; auto: bf16 where it is faster, else fp32 (default: the run's)"
     parser.add_argument("--precision", choices=PRECISIONS, help=precision)
-    parser.add_argument("--eval-batch-size", type=int, metavar="N", help=f"{size.help} (default: the run's)")
+    HOW["eval-batch-size"].add(parser, "eval-batch-size", default="the run's")
 
 
 def add_setting_flags(parser: argparse.ArgumentParser) -> None:
@@ -160,9 +150,17 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     for title, flags in (("what to train, on what", WHAT), ("how", HOW)):
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
-            flag.add(group, name)
+            flag.add(group, name, default=_default_of(flag))
     shown, text = "SECTION.KEY=VALUE", "any setting of configs/base.yaml"
     group.add_argument("--set", action="append", default=[], metavar=shown, help=text)
+
+
+def _default_of(flag: Flag) -> str | None:
+    """What holds where train.py is not given the flag; None where its help says so, or it is off."""
+    if not flag.setting.startswith("run."):
+        return "the config's"
+    value = getattr(RunOptions(), flag.setting.removeprefix("run."))
+    return None if value in (None, False) else str(value or "none")
 
 
 def add_place_flags(parser: argparse.ArgumentParser) -> None:

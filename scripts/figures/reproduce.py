@@ -62,13 +62,17 @@ class Place:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("figure", choices=list(read_yaml(FIGURES)))
+    parser.add_argument("figure", choices=list(read_yaml(FIGURES)), help="its number in the paper")
     tables.add_run_flags(parser)
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these models of the figure")
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="only these models of the figure (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the runs")
     parser.add_argument("--images", type=int, default=6, metavar="N", help="pictures in a row of a grid")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="for drawing")
-    parser.add_argument("--output", type=Path, default=ROOT / "results/figures", metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "results/figures", metavar="DIR", help="for the picture"
+    )
     return parser.parse_args(argv)
 
 

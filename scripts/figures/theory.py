@@ -34,8 +34,10 @@ TITLES = {
 def main(argv: Sequence[str]) -> None:
     """Draw one of the two figures."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("figure", choices=("temperature", "smoothing"))
-    parser.add_argument("--output", type=Path, default=ROOT / "results/figures", metavar="DIR")
+    parser.add_argument("figure", choices=("temperature", "smoothing"), help="what it shows")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "results/figures", metavar="DIR", help="for .csv and .svg"
+    )
     args = parser.parse_args(argv)
     header, rows, figure = temperature() if args.figure == "temperature" else smoothing()
     lines = [header, *([_text(v) for v in row] for row in rows)]

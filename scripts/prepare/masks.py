@@ -85,7 +85,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--names",
         metavar="A,B,...",
-        help="class names of YOLO; default: data.yaml or classes.txt near the labels",
+        help="class names of YOLO (default: data.yaml or classes.txt near the labels)",
     )
     add(
         "--hole",

@@ -85,7 +85,7 @@ RELEASES = {
 def main(argv: Sequence[str]) -> None:
     """Copy the files, or finish what an earlier call began."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True, choices=sorted(RELEASES))
+    parser.add_argument("--dataset", required=True, choices=sorted(RELEASES), help="which release")
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the originals, unpacked")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the prepared dataset")
     args = parser.parse_args(argv)

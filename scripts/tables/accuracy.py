@@ -62,20 +62,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list the cells and their time, train nothing")
     what.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--spec", type=Path, default=SPEC, metavar="FILE")
-    parser.add_argument("--csv", type=Path, default=MEASURED / "accuracy.csv", metavar="FILE")
+    parser.add_argument("--spec", type=Path, default=SPEC, metavar="FILE", help="the cells")
+    parser.add_argument("--csv", type=Path, default=MEASURED / "accuracy.csv", metavar="FILE", help="results")
     parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these entries of the file")
-    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these entries of the file")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="in place of the file's")
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0", metavar="NAME")
-    parser.add_argument("--iterations", type=int, metavar="N", help="in place of the file's")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these of --spec (default: all)")
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these of --spec (default: all)")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="cells at once; default: 4 on a GPU, 1 on a CPU"
+        "--seeds", nargs="+", type=int, metavar="S", help="one run each (default: those of --spec)"
     )
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0", metavar="NAME", help="of every cell")
+    parser.add_argument("--iterations", type=int, metavar="N", help="of each run (default: as --spec says)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="cells at once (default: 4 on a GPU, 1 on a CPU)"
+    )
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every cell"
     )

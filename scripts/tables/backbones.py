@@ -30,7 +30,7 @@ NAMES = (
 def main(argv: Sequence[str]) -> None:
     """Print the table of all backbones, or of those named."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="timm names; default: those of the table")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="timm names (default: those of the table)")
     parser.add_argument("--table", action="store_true", help="as Markdown, for docs/BACKBONES.md")
     parser.add_argument("--size", type=int, default=256, metavar="N", help="side of the images, pixels")
     args = parser.parse_args(argv)

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="a folder with finished runs somewhere below it")
-    parser.add_argument("--output", type=Path, help="where the copies go; default: tables only")
+    parser.add_argument("--output", type=Path, help="where the copies go (default: nowhere; tables only)")
     args = parser.parse_args(argv)
     runs = {}
     for path in sorted(args.runs.rglob("metrics.json")):

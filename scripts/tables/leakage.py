@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> None:
         ValueError: if there is none with scores of both kinds of images.
     """
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="*", type=Path, default=[ROOT / "checkpoints"], metavar="DIR")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, default=[ROOT / "checkpoints"], metavar="DIR", help="with runs below"
+    )
     parser.add_argument("--shuffles", type=int, default=20, metavar="N", help="orders that are averaged over")
     args = parser.parse_args(argv)
     folders = [folder for top in args.runs for folder in finished(top)]

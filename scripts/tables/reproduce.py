@@ -61,27 +61,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("tables", nargs="+", help="01 to 12, unias or library; 01a for one part")
     add_run_flags(parser)
-    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these rows, from 1")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N", help="only these, from 1 (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="one run each")
     parser.add_argument(
         "--step-seconds", type=float, default=0.5, metavar="S", help="for the estimate of time"
     )
     parser.add_argument("--april", action="store_true", help="also the column of the unfair protocol")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write <table>.md and .csv there")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write <table>.md and .csv there (default: nowhere)"
+    )
     return parser.parse_args(argv)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which runs, where they are, and how they are trained; figures have them, too."""
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that holds the datasets by name")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds the datasets by name (default: none; needed without --dry-run)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs, train nothing, need no data")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--backbone", metavar="NAME", help="for every run; default: the published one")
-    parser.add_argument("--iterations", type=int, metavar="N", help="for every run; default: as published")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--backbone", metavar="NAME", help="for every run (default: the published one)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="for every run (default: as published)")
     parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
     SKIP.add(parser, "skip-unreadable")
-    EXTRA.add(parser, "extra-metrics")
+    EXTRA.add(parser, "extra-metrics", default="none")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for every run"
     )
