@@ -35,9 +35,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, default=256, metavar="N", help="side of the images, pixels")
     args = parser.parse_args(argv)
     if args.table:
-        print_result(
-            "| backbone | strides: channels | both signs | its own weights file |\n| --- | --- | --- | --- |"
-        )
+        print_result("| backbone | channels at strides 4, 8, 16 | both signs | its own weights file |")
+        print_result("| --- | --- | --- | --- |")
     for name in args.names or NAMES:
         cells = row(name, args.size)
         print_result(f"| {' | '.join(cells)} |" if args.table else "  ".join(cells))
@@ -51,6 +50,7 @@ def row(name: str, size: int) -> tuple[str, str, str, str]:
     except ValueError as error:
         return f"`{name}`", f"no: {error}", "", ""
     shown = ", ".join(f"{s}: {c}" for s, c in zip(info.strides, info.channels, strict=True))
+    shown = shown if info.strides != WANTED else ", ".join(map(str, info.channels))
     return f"`{name}`", shown, "yes" if info.signed else "no", own_weights(name, strides)
 
 
