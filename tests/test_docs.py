@@ -92,7 +92,7 @@ def counts_table():
         for category, numbers in shown.items():
             cells = [f"{n:,}" for n in numbers] + [""] * (5 - len(numbers))
             rows.append((f"`{spec.name}`", category, *cells, must))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(" | ".join(row) for row in rows)
 
 
 def test_counts_of_the_datasets_are_as_printed():
