@@ -53,16 +53,25 @@ def test_the_readme_is_an_entrance():
     assert max(map(len, cells)) <= 100
 
 
-def test_the_citation_of_this_repository_is_that_of_the_citation_file():
-    about = read_yaml(ROOT / "CITATION.cff")
-    assert f"title={{{about['title']}}}" in DOCS["README.md"]
-    assert f"version={{{about['version']}}}" in DOCS["README.md"]
+def test_citations_are_those_of_the_citation_file():
+    about, text = read_yaml(ROOT / "CITATION.cff"), DOCS["README.md"]
+    assert f"version={{{about['version']}}}" in text
+    for work in (about, about["preferred-citation"], *about["references"]):
+        names = [f"{a['family-names']}, {a['given-names']}" for a in work["authors"] if "family-names" in a]
+        assert f"title={{{work['title']}}}" in text
+        assert " and ".join(names) in text
 
 
 def prose(text: str) -> str:
     """A page without its tables and blocks of commands."""
     text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M)
     return "\n".join(line for line in text.splitlines() if " | " not in line and not line.startswith("| "))
+
+
+def test_guides_are_short():
+    guides = {name: text for name, text in DOCS.items() if name != LOG}
+    assert {name for name, text in guides.items() if len(prose(text).split()) > 900} == set()
+    assert sum(len(text.split()) for name, text in guides.items() if name != "README.md") <= 14_000
 
 
 def anchors(text: str) -> set[str]:
