@@ -5,8 +5,6 @@ python export.py --checkpoint RUN
 Legend: B images, H x W the model's size (data.image_size).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

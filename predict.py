@@ -3,8 +3,6 @@
 python predict.py --checkpoint RUN IMAGE_OR_FOLDER
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 python test.py --checkpoint RUN --data-root DIR
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

@@ -3,8 +3,6 @@
 python train.py --dataset mvtec --data-root DIR --category screw
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """From a configuration to the sets of a run: training, calibration, validation and test."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

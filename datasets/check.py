@@ -5,8 +5,6 @@ training and in the test set; one image of each folder is decoded, and every mas
 must show something. Exit code 1 if a verified count differs or a category is damaged.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Image files in and below a folder: which are listed, and what is not used, with counts and the reason."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """A fingerprint of the images that a run is made of: it tells whether another run has the same ones."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 What each kind of file gets is listed in docs/IMAGES.md.
 """
 
-from __future__ import annotations
-
 import stat
 import warnings
 from collections.abc import Callable

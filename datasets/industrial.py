@@ -3,8 +3,6 @@
 Counts are train normal / test normal / test anomalous (/ train anomalous), as published.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What is drawn in a mask file, by the rules of docs/IMAGES.md."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Medical datasets: APTOS, OCT2017 and ISIC2018 with labels only; polyps with masks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.files import list_images

@@ -1,7 +1,5 @@
 """The datasets by name, and their samples below a root, listed and checked."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The samples of a dataset, and what must be true of them before training."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

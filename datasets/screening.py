@@ -1,7 +1,5 @@
 """All files decoded once before a run: unreadable ones are left out, masks that show nothing stop it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

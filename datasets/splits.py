@@ -3,8 +3,6 @@
 All are functions of the samples and a seed, whatever the order that a disk lists files in.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

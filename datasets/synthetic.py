@@ -4,8 +4,6 @@ alpha (H, W): opacity. target (H, W, 3): what a defect looks like where alpha is
 pixels are meant at 256 x 256 and grow with sqrt(H * W).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """TIFF files: which layouts Pillow reads rightly, which tifffile does, and which are refused and why."""
 
-from __future__ import annotations
-
 import logging
 import zlib
 from dataclasses import dataclass, replace

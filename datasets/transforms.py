@@ -1,7 +1,5 @@
 """Decoding: files to uint8 arrays of the working size, and uint8 batches to normalised tensors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Video: UCSD Ped2, a walkway seen by a fixed camera. Training clips show pedestrians only."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ With few normal images few pixels decide: 20 images of 256 x 256 have 13 pixels 
 which one bright speck can fill.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

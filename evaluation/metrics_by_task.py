@@ -1,7 +1,5 @@
 """Metrics of one task each: frames of video, segmentation, and the Dice score of UniAS."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 

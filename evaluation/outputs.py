@@ -1,7 +1,5 @@
 """The folder that test.py or predict.py writes: whether it may, and what the files in it are called."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

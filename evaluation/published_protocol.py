@@ -3,8 +3,6 @@
 docs/REPRODUCTION.md says how they differ from the fair protocol, and by how much.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

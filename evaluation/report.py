@@ -1,7 +1,5 @@
 """What people read of an evaluation: heatmaps.png, clips.png and report.html, one self-contained file."""
 
-from __future__ import annotations
-
 import base64
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What says the numbers: metrics.json, scores.csv and the table on the screen."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

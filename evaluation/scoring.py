@@ -1,7 +1,5 @@
 """The one scoring path: a model's maps and scores on a set of images, and the metrics of each category."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Compute a scalar loss and its gradients in one pass, freeing the graph at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Distillation loss L_KD: cosine distance between teacher and selected student features (Eqs. 1, 2, 7)."""
 
-from __future__ import annotations
-
 import math
 
 import torch.nn.functional as F

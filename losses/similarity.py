@@ -7,8 +7,6 @@ blocks of rows, so the N x N matrix is never in memory, forward or backward.
 Legend: B images, N = H W positions, C channels; G images and R rows of a block.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache

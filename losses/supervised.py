@@ -3,8 +3,6 @@
 Legend: B images, H x W pixels. Logits are raw outputs; targets are 0 or 1, for labels also -1 (unknown).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The overall unsupervised loss L_U = lambda L_KD + (1 - lambda) L_SC + L_M (Eq. 12) over all pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Pre-trained feature extractors: any timm backbone with `features_only`, its weights and normalisation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The registry: from a resolved configuration to a model."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from model.backbone import build_backbone

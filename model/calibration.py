@@ -1,7 +1,5 @@
 """Decisions without labelled anomalies: p-values of new images from the scores of held-out normal ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Legend: B images, L = 2n maps, K = H W pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Legend: B images, C channels, N = H W positions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 Legend: B images, C channels of the level that a head sits on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import reduce
 

@@ -5,8 +5,6 @@ A graph is one launch in place of hundreds, for which a GPU would wait at batch 
 Legend: B images, H x W their working size (data.image_size).
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Convolution with batch norm, and its exact folding into one convolution (Eq. 3)."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections import Counter

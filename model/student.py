@@ -3,8 +3,6 @@
 Legend: B images, C_i channels of level i (fine to coarse), w width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

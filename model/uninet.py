@@ -3,8 +3,6 @@
 Legend: B images, n levels, fine to coarse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial, reduce
 from typing import ClassVar

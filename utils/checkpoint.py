@@ -1,7 +1,5 @@
 """Checkpoints: plain types and tensors, written atomically, read with weights_only."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

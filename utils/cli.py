@@ -1,7 +1,5 @@
 """What the commands share: flags to settings, one-line errors, exit codes, logging."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import logging

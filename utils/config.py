@@ -3,8 +3,6 @@
 How and where a run is computed (`RunOptions`) are flags of the command line and in no file.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Literal

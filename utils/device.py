@@ -1,7 +1,5 @@
 """Where and how precisely to compute: device, precision, seeds, peak memory."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

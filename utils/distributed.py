@@ -8,8 +8,6 @@ all processes. The main process gathers the scores and alone writes. In a single
 Legend: W processes.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterator

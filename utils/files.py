@@ -1,7 +1,5 @@
 """Files that are never half-written, and names that fit on one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

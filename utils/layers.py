@@ -9,8 +9,6 @@ model for all categories has no category, so no block by category applies to it.
 A run's config.yaml holds every setting and stands alone: no other layer than base.yaml and the command line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

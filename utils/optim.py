@@ -1,7 +1,5 @@
 """The optimiser and its learning-rate schedule (Sec. 5.1 and 8.2; presets as in the public code)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """Run folders: what a run is, its folder's name and lock, and what is there of it already."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

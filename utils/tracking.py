@@ -1,7 +1,5 @@
 """Curves of a training: TensorBoard events, one JSON line a log step, and the progress bar."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,7 +1,5 @@
 """Trees of plain values, as from YAML: merged, and turned into frozen dataclasses of checked values."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

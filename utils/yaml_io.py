@@ -1,7 +1,5 @@
 """YAML files and values of the command line as plain data: no tags, no aliases, no large files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Hashable
 from pathlib import Path

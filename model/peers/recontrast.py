@@ -7,8 +7,6 @@ of the UniNet paper), a blurred map and its maximum.
 Legend: B images, C channels, H x W positions.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
