@@ -76,10 +76,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_size(model: AnomalyModel) -> None:
-    """Stop before the long work if the weights do not fit into one ONNX file.
-
-    Raises:
-        ExportError: with their size, and what to do.
+    """Stop before the long work if the weights do not fit into one ONNX file. Raises ExportError with their
+    size, and what to do.
     """
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if size > LARGEST_FILE:
@@ -140,9 +138,7 @@ def to_onnx(model: Deployed, image: Tensor, about: dict[str, str]) -> Exported:
     """Export by torch.export, and open the result in onnxruntime on the CPU.
 
     image: a sample input of at least two images. `about` becomes the file's metadata_props.
-
-    Raises:
-        ExportError: if onnx, onnxscript or onnxruntime is not installed.
+    Raises ExportError if onnx, onnxscript or onnxruntime is not installed.
     """
     try:
         import onnx  # noqa: F401 (what torch needs)
@@ -200,10 +196,8 @@ def describe(state: Checkpoint) -> dict[str, str]:
 
 
 def compare(exported: Exported, model: AnomalyModel, images: Tensor, raw: Tensor) -> str:
-    """The largest differences of both outputs, in shares of the range of PyTorch's, in words.
-
-    Raises:
-        ExportError: if one is larger than TOLERANCE, or the shapes differ.
+    """The largest differences of both outputs, in shares of the range of PyTorch's, in words. Raises
+    ExportError if one is larger than TOLERANCE, or the shapes differ.
     """
     texts = []
     for size in BATCH_SIZES:

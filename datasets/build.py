@@ -81,10 +81,8 @@ class Parts:
 
 
 def dataset_root(config: Config) -> Path | None:
-    """The dataset's folder, resolved; the demo is written where it is missing.
-
-    Raises:
-        DatasetError: for an unknown dataset name.
+    """The dataset's folder, resolved; the demo is written where it is missing. Raises DatasetError for an
+    unknown dataset name.
     """
     root = Path(config.run.data_root).expanduser().resolve() if config.run.data_root else None
     return write_demo(root or DEMO_ROOT) if spec_of(config.data.name).name == "demo" else root
@@ -97,10 +95,8 @@ def categories_of(config: Config) -> list[str]:
 
 
 def list_samples(config: Config) -> tuple[list[Sample], Skipped]:
-    """The dataset's samples, and with `run.skip_unreadable` the files that were left out of them.
-
-    Raises:
-        DatasetError: as `collect`, or if nothing readable is left to train or to test on.
+    """The dataset's samples, and with `skip_unreadable` the files that were left out of them. Raises
+    DatasetError as `collect`, or if nothing readable is left to train or to test on.
     """
     data, samples = config.data, _collect(config)
     if data.stack_frames:
@@ -128,11 +124,7 @@ def _readable(data: DataConfig, samples: list[Sample]) -> tuple[list[Sample], Sk
 
 
 def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Sample]:
-    """Images that were found at `where`, as samples of unknown label.
-
-    Raises:
-        DatasetError: if there is none.
-    """
+    """Images found at `where`, as samples of unknown label. Raises DatasetError if there is none."""
     data = config.data
     if not paths:
         message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
@@ -148,11 +140,8 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
 
 
 def split_samples(config: Config) -> Parts:
-    """The parts of the dataset that is trained on.
-
-    Raises:
-        DatasetError: as `list_samples`, or if there is nothing to train on or to validate with.
-        ConfigError: if settings of the data do not go together.
+    """The parts of the dataset that is trained on. Raises DatasetError as `list_samples`, or if there is
+    nothing to train on or to validate with; ConfigError if settings of the data do not go together.
     """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
     if data.frame_offset and (data.train_limit or data.num_train_anomalies or config.run.skip_unreadable):
@@ -204,11 +193,8 @@ def split_samples(config: Config) -> Parts:
 
 def build_data(config: Config, normalise: Normalise) -> RunData:
     """List, check and split the samples of a run; of the files only masks are decoded yet, to look at them.
-
-    Raises:
-        DatasetError: as `split_samples` and `check_masks`, or if the loss lacks masks that it needs, or a
-            test image is trained on.
-        ConfigError: if settings of the data do not go together.
+    Raises DatasetError as `split_samples` and `check_masks`, or if the loss lacks masks that it needs, or a
+    test image is trained on; ConfigError if settings of the data do not go together.
     """
     data, parts = config.data, split_samples(config)
     images = partial(image_set, config, normalise)
@@ -252,10 +238,8 @@ def build_test(
     config: Config, trained: Config, normalise: Normalise
 ) -> tuple[ImageSet, frozenset[str], Skipped]:
     """The test set of `config` for a model that was trained as `trained` says, the defects it has seen, and
-    the unreadable files that were left out.
-
-    Raises:
-        DatasetError: as `collect`, or if a test image was trained on.
+    the unreadable files that were left out. Raises DatasetError as `collect`, or if a test image was trained
+    on.
     """
     data = config.data
     keys = ("name", "category", "num_train_anomalies")
@@ -311,11 +295,7 @@ def image_set(
 
 
 def images_below(where: Path, config: Config, normalise: Normalise) -> ImageSet:
-    """The image at `where`, or all below that folder, as a set.
-
-    Raises:
-        DatasetError: if there is none.
-    """
+    """The image at `where`, or all below that folder, as a set. Raises DatasetError if there is none."""
     return image_set(config, normalise, new_samples(find_images(where), where, config))
 
 
@@ -327,9 +307,7 @@ def validation_kinds(data: DataConfig) -> tuple[str, ...]:
 
 def read_as(name: str, category: str, config: Config) -> DataConfig:
     """How a model that was trained as `config` says reads another dataset: as that one's own file says.
-
-    Raises:
-        DatasetError: for an unknown dataset name.
+    Raises DatasetError for an unknown dataset name.
     """
     data, model = config.data, config.model
     chosen = {"data.tile": data.tile, "data.category": category}

@@ -48,10 +48,8 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print one line per category, then what is wrong.
-
-    Raises:
-        DatasetError: if a category is damaged or differs from verified counts.
+    """Print one line per category, then what is wrong. Raises DatasetError if a category is damaged or
+    differs from verified counts.
     """
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("--dataset", required=True, choices=sorted(SPECS), help="its name")

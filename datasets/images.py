@@ -52,20 +52,15 @@ def read_image(path: Path) -> Image.Image:
 
     16 bits are scaled by the type's range (the high byte is kept), floating point from [0, 1]; what is
     transparent is blended over black; grey is repeated, palettes are looked up, CMYK is converted without
-    colour profile.
-
-    Raises:
-        UnreadableImageError: for anything that is no undamaged still PNG, JPEG, BMP or TIFF of MIN_SIDE
-            pixels a side or more and MAX_PIXELS in all.
+    colour profile. Raises UnreadableImageError for anything that is no undamaged still PNG, JPEG, BMP or TIFF
+    of MIN_SIDE pixels a side or more and MAX_PIXELS in all.
     """
     return use_image(path, _to_rgb)
 
 
 def to_rgb(picture: Image.Image | np.ndarray, *, name: str = "this") -> Image.Image:
-    """A PIL image, or an (H, W, 3) uint8 RGB array, as `read_image` gives what a file holds.
-
-    Raises:
-        ValueError: saying what is wrong with it, under that name.
+    """A PIL image, or an (H, W, 3) uint8 RGB array, as `read_image` gives what a file holds. Raises
+    ValueError saying what is wrong with it, under that name.
     """
     try:
         if isinstance(picture, np.ndarray):
@@ -82,10 +77,8 @@ def to_rgb(picture: Image.Image | np.ndarray, *, name: str = "this") -> Image.Im
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation, from the header alone.
-
-    Raises:
-        UnreadableImageError: as `read_image`, as far as the header tells.
+    """(width, height) after the EXIF orientation, from the header alone. Raises UnreadableImageError as
+    `read_image`, as far as the header tells.
     """
 
     def size(picture: Picture) -> tuple[int, int]:
@@ -100,9 +93,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def check_not_across(mask: Path, image: Path) -> None:
     """Stop if a mask lies across its image, as it does if it was drawn on a photograph before it was turned.
-
-    Raises:
-        DatasetError: naming both and their sizes.
+    Raises DatasetError naming both and their sizes.
     """
     (width, height), size = upright_size(mask), upright_size(image)
     if width != height and size == (height, width):
@@ -116,9 +107,7 @@ def use_image(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -
     """What `use` makes of the opened file.
 
     decode: check what the decoders do not look at, too.
-
-    Raises:
-        UnreadableImageError: for whatever is raised for a refused or damaged file.
+    Raises UnreadableImageError for whatever is raised for a refused or damaged file.
     """
     tiff, head = None, b""
     try:
@@ -241,10 +230,8 @@ def _scaled(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def highest_value(values: np.ndarray, bits: int) -> int:
-    """The highest value that samples of this kind may have: 1 of floating-point ones.
-
-    Raises:
-        RefusedError: for integers of unknown range, and for floating-point values outside of [0, 1].
+    """The highest value that samples of this kind may have: 1 of floating-point ones. Raises RefusedError for
+    integers of unknown range, and for floating-point values outside of [0, 1].
     """
     if values.dtype.kind == "f":
         low, high = values.min(), values.max()

@@ -63,10 +63,8 @@ def list_visa_categories(root: Path) -> list[str]:
 
 
 def list_visa(root: Path, category: str) -> list[Sample]:
-    """Samples of the release (by its one-class split file), or of the prepared layout (MVTec AD's).
-
-    Raises:
-        DatasetError: if the split file lacks a column or a mask, or names a file outside of the root.
+    """Samples of the release (by its one-class split file), or of the prepared layout (MVTec AD's). Raises
+    DatasetError if the split file lacks a column or a mask, or names a file outside of the root.
     """
     split_file, columns = root / VISA_SPLIT, {"object", "split", "label", "image", "mask"}
     if not split_file.is_file():
@@ -151,10 +149,8 @@ def list_kolektor_categories(root: Path) -> list[str]:
 def list_kolektor(root: Path, category: str) -> list[Sample]:
     """Our one-class split: the normal images of kos01 to kos35 are for training, all others for testing.
 
-    An image is anomalous unless its label mask can be read and is empty. The group is the commutator.
-
-    Raises:
-        DatasetError: if a folder is no commutator's.
+    An image is anomalous unless its label mask can be read and is empty. The group is the commutator. Raises
+    DatasetError if a folder is no commutator's.
     """
     pairs = []
     for folder in sorted(p for p in root.glob("kos*") if p.is_dir()):

@@ -62,11 +62,9 @@ def lister(tree: Tree, *, whole_root: bool = False) -> Callable[[Path, str], lis
 
 
 def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
-    """All samples of the category whose folder is `base`: training, then test, by class and name.
-
-    Raises:
-        DatasetError: if masks lie among the images, or if a test class that counts as anomalous has a name of
-            good ones (OK, Good, normal).
+    """All samples of the category whose folder is `base`: training, then test, by class and name. Raises
+    DatasetError if masks lie among the images, or if a test class that counts as anomalous has a name of good
+    ones (OK, Good, normal).
     """
     samples: list[Sample] = []
     taken: dict[Path, Path] = {}
@@ -115,9 +113,7 @@ def _unmasked(name: str) -> str:
 
 def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
     """The folder of a defect's masks: where it should be, else in one of another name (masks, Ground_Truth).
-
-    Raises:
-        DatasetError: if there is more than one such folder.
+    Raises DatasetError if there is more than one such folder.
     """
     expected = base / pattern.format(defect=defect)
     if expected.is_dir() or pattern != Tree.masks:
@@ -132,10 +128,8 @@ def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
 
 
 def by_name(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by their names without suffix.
-
-    Raises:
-        DatasetError: if two have the same name, so that an image would have two masks or a mask two images.
+    """Files by their names without suffix. Raises DatasetError if two have the same name, so that an image
+    would have two masks or a mask two images.
     """
     found: dict[str, Path] = {}
     for path in files:
@@ -178,9 +172,7 @@ class Masks:
 
     def of(self, image: Path) -> tuple[Path | None, tuple[Path, ...]]:
         """The first mask of `image`, and further ones; the path where a needed one is missing, or None.
-
-        Raises:
-            DatasetError: if there are several that are not numbered, or if another image has one already.
+        Raises DatasetError if there are several that are not numbered, or if another image has one already.
         """
         expected = [self.folder / f"{image.stem}_mask.png"] if self.folder and self.needed else []
         masks = self.files.get(image.stem) or expected

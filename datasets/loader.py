@@ -155,10 +155,8 @@ class TrainingOrder(Sampler[list[int]]):
 
 
 def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
-    """Batches that an epoch has, a whole number unless they run across epochs (see `TrainingOrder`).
-
-    Raises:
-        DatasetError: if no batch is left.
+    """Batches that an epoch has, a whole number unless they run across epochs (see `TrainingOrder`). Raises
+    DatasetError if no batch is left.
     """
     if last_batch == "drop" and samples < batch_size:
         raise DatasetError(

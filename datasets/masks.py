@@ -39,11 +39,9 @@ def read_mask(path: Path, threshold: float = 0) -> Mask:
     drawn with low values: there it is half of the highest one. Transparent pixels are background; where
     nothing else is above the threshold, the opaque ones count (strokes in black). Palettes are looked up; if
     all their colours are black, the numbers other than 0 count.
-
-    Raises:
-        UnreadableImageError: as `read_image`, for values without a known range if the threshold is not 0, for
-            a palette image without black or transparent pixels, whose background is not known, and for
-            colours of 16 bits in a TIFF that is compressed and turned.
+    Raises UnreadableImageError as `read_image`, for values without a known range if the threshold is not 0,
+    for a palette image without black or transparent pixels, whose background is not known, and for colours of
+    16 bits in a TIFF that is compressed and turned.
     """
     return use_image(path, lambda picture: _to_mask(picture, threshold))
 

@@ -34,22 +34,16 @@ _log = logging.getLogger("uninet")
 
 
 def spec_of(name: str) -> DatasetSpec:
-    """The dataset of that name.
-
-    Raises:
-        DatasetError: for an unknown one.
-    """
+    """The dataset of that name. Raises DatasetError for an unknown one."""
     if name not in SPECS:
         raise DatasetError(f"unknown dataset '{name}'; choose one of {', '.join(SPECS)}")
     return SPECS[name]
 
 
 def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
-    """The root as a path, if the dataset is there.
-
-    Raises:
-        DatasetError: if it is not. The message names the dataset that is there, or a folder nearby where
-            this one is: up to two down, the one that has this train or test, or beside a published dataset.
+    """The root as a path, if the dataset is there. Raises DatasetError if it is not. The message names the
+    dataset that is there, or a folder nearby where this one is: up to two down, the one that has this train
+    or test, or beside a published dataset.
     """
     if root is None:
         raise DatasetError(f"where is {spec.name}? Give its folder with --data-root DIR")
@@ -97,10 +91,8 @@ def collect(
     What lies below the root and is not used is logged, with counts and the reason.
 
     incomplete: take what is there. Files may be missing, and other counts are only logged.
-
-    Raises:
-        DatasetError: for a wrong root (a better one is suggested), an unknown category, an empty split, a
-            missing mask, one file with two labels, or counts that differ from the published ones.
+    Raises DatasetError for a wrong root (a better one is suggested), an unknown category, an empty split, a
+    missing mask, one file with two labels, or counts that differ from the published ones.
     """
     root = find_root(spec, root)
     known = spec.list_categories(root)

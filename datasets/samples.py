@@ -106,10 +106,8 @@ def counts_are_wrong(spec: DatasetSpec, found: Counts, expected: Counts) -> bool
 def check_counts(
     spec: DatasetSpec, root: Path, category: str, found: Counts, *, incomplete: bool
 ) -> str | None:
-    """Compare with the published counts; what differs without being wrong is returned as a warning.
-
-    Raises:
-        DatasetError: if verified counts differ and the copy may not be `incomplete`.
+    """Compare with the published counts; what differs without being wrong is returned as a warning. Raises
+    DatasetError if verified counts differ and the copy may not be `incomplete`.
     """
     expected = spec.counts.get(category, found)
     if found == expected:
@@ -135,10 +133,8 @@ def _way_out(spec: DatasetSpec, root: Path, category: str) -> str:
 
 
 def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> None:
-    """Stop if a listed file is missing, or a Git LFS pointer stands in its place.
-
-    Raises:
-        DatasetError: naming the first one and the way out.
+    """Stop if a listed file is missing, or a Git LFS pointer stands in its place. Raises DatasetError naming
+    the first one and the way out.
     """
     # a broken link is refused when it is read
     files = [(path, s) for s in samples for path in (s.path, *s.masks) if not path.is_symlink()]
@@ -154,11 +150,7 @@ def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> Non
 
 
 def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
-    """Stop if there is nothing to train or to test on.
-
-    Raises:
-        DatasetError: naming what is empty.
-    """
+    """Stop if there is nothing to train or to test on. Raises DatasetError naming what is empty."""
     where, (train, *test) = f"{spec.name}/{category}", count(samples)[:3]
     if spec.segmentation:
         for split in ("train", "test"):

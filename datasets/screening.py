@@ -30,14 +30,12 @@ _log = logging.getLogger("uninet")
 
 
 def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[str]:
-    """Decode every mask of the anomalous samples as training and testing will, in threads.
+    """Decode every mask of the anomalous samples as training and testing will, in threads. Raises
+    DatasetError if masks cannot be read, or show nothing.
 
     Returns:
         Warnings: masks with grey levels, that cover half of the image, of other proportions than it, or of
         which a centre crop leaves nothing, and images without a mask.
-
-    Raises:
-        DatasetError: if masks cannot be read, or show nothing.
     """
     anomalous = list({s.path: s for s in samples if s.label == ANOMALOUS}.values())
     masked = [s for s in anomalous if s.masks]

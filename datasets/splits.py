@@ -24,10 +24,8 @@ _log = logging.getLogger("uninet")
 def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
     """Each path to the first path whose file has the same bytes; to itself where there is none before it.
 
-    Only files of equal size are opened, and only those are read whole that agree in the middle, too.
-
-    Raises:
-        OSError: if a file cannot be read.
+    Only files of equal size are opened, and only those are read whole that agree in the middle, too. Raises
+    OSError if a file cannot be read.
     """
     first = {path: path for path in paths}
     groups = [list(first)]
@@ -75,10 +73,8 @@ def without_copies(train: Sequence[Sample], test: Sequence[Sample]) -> list[Samp
 
 
 def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Stop if a test image is byte-identical to a training image.
-
-    Raises:
-        DatasetError: naming the first such pair.
+    """Stop if a test image is byte-identical to a training image. Raises DatasetError naming the first such
+    pair.
     """
     for ours, theirs in shared_images(train, test):
         raise DatasetError(
@@ -89,9 +85,7 @@ def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
 
 def check_labels(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
     """Stop if one file (equal bytes) is both normal and anomalous; a warning where the dataset is published.
-
-    Raises:
-        DatasetError: naming the first such pair.
+    Raises DatasetError naming the first such pair.
     """
     # decoding tells of missing, empty and closed files
     there = [s for s in samples if s.path.is_file() and _size(s.path) and os.access(s.path, os.R_OK)]
@@ -169,9 +163,7 @@ def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[
 
     Whole groups are moved until the number is reached, first those without a normal test image, so that an
     item is on one side where that is possible. No seed changes the choice, so the test set stays the same.
-
-    Raises:
-        DatasetError: if none would be left to test on.
+    Raises DatasetError if none would be left to test on.
     """
     if number == 0:
         return test, []

@@ -31,6 +31,7 @@ def add_defect(
     Every masked pixel differs from the original by MIN_CHANGE or more in some channel; all others are kept.
     What is too small, too large or too faint is tried again, stronger each time: a mask has MIN_PIXELS pixels
     to MAX_AREA of the image. Areas are log-uniform, small is the usual case. Grey images get grey defects.
+    Raises NoDefectError if none that is visible was found, as for "speed" where nothing moves.
 
     Args:
         image: (H, W, 3) uint8 RGB, sides of MIN_SIDE or more.
@@ -38,9 +39,6 @@ def add_defect(
         kind: a defect type, or None for one of DEFECT_KINDS by chance.
         texture: (h, w, 3) uint8, another surface for the kind "texture"; None recolours and turns the image.
             For the kind "speed", the same frame with what moves moving faster (H, W, 3).
-
-    Raises:
-        NoDefectError: if none that is visible was found, as for "speed" where nothing moves.
     """
     for name, item in {"image": image, "texture": image if texture is None else texture}.items():
         if item.dtype != np.uint8 or item.shape[2:] != (3,) or min(item.shape[:2]) < MIN_SIDE:

@@ -43,9 +43,7 @@ class Tiff:
     """The header of a TIFF file; `samples` decodes it.
 
     size: (width, height) as stored. orientation: the EXIF orientation, 1 to 8. for_pillow: Pillow reads it.
-
-    Raises:
-        RefusedError: for several pages, and for none, as in a file that was cut.
+    Raises RefusedError for several pages, and for none, as in a file that was cut.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -90,10 +88,8 @@ class Tiff:
         return True
 
     def samples(self) -> Samples:
-        """Decode what is not `for_pillow`.
-
-        Raises:
-            RefusedError: for a layout that is not read rightly, and for missing or overlapping data.
+        """Decode what is not `for_pillow`. Raises RefusedError for a layout that is not read rightly, and for
+        missing or overlapping data.
         """
         if len(self.depths) > 1 or len(self.formats) > 1:
             raise self.not_read()

@@ -40,10 +40,8 @@ class Decode:
     mask_threshold: float = 0.0
 
     def image(self, path: Path) -> np.ndarray:
-        """File to (H, W, 3) uint8 RGB.
-
-        Raises:
-            UnreadableImageError: as `read_image`, which also says how other kinds of pixels become RGB.
+        """File to (H, W, 3) uint8 RGB. Raises UnreadableImageError as `read_image`, which also says how other
+        kinds of pixels become RGB.
         """
         return np.asarray(self.fit(read_image(path)))
 
@@ -69,11 +67,9 @@ class Decode:
         return np.stack([cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths], axis=2)
 
     def mask(self, *paths: Path, of: Path | None = None) -> np.ndarray:
-        """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}.
-
-        Raises:
-            UnreadableImageError: as `read_mask`.
-            DatasetError: if a mask lies across the image `of`, or masks of one image differ in size.
+        """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}. Raises UnreadableImageError
+        as `read_mask`; DatasetError if a mask lies across the image `of`, or masks of one image differ in
+        size.
         """
         if of is not None:
             for path in paths:
@@ -99,11 +95,7 @@ class Decode:
 
 
 def united(paths: Sequence[Path], masks: Sequence[np.ndarray]) -> np.ndarray:
-    """(H, W) bool, where any of an image's masks is.
-
-    Raises:
-        DatasetError: if they differ in size.
-    """
+    """(H, W) bool, where any of an image's masks is. Raises DatasetError if they differ in size."""
     for path, mask in zip(paths, masks, strict=True):
         if mask.shape != masks[0].shape:
             sizes = " and ".join(f"{m.shape[1]} x {m.shape[0]}" for m in (masks[0], mask))

@@ -108,10 +108,8 @@ def list_ped2(root: Path, category: str) -> list[Sample]:
 
     The release gives the anomalous frames of each test clip as an interval, in UCSDped2.m. The other layout
     has intervals in a .mat file (cell array gt, frames from 1), or a label of 0 or 1 for each test frame in a
-    .npy file, and no masks. A missing frame does not shift the labels of the others.
-
-    Raises:
-        DatasetError: if the labels are missing or do not fit the clips.
+    .npy file, and no masks. A missing frame does not shift the labels of the others. Raises DatasetError if
+    the labels are missing or do not fit the clips.
     """
     release = (root / INTERVALS).is_file()
     train, test = ("Train", "Test") if release else ("training/frames", "testing/frames")

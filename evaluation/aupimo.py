@@ -21,6 +21,7 @@ def aupimo(
     share of one anomalous image's anomalous pixels above it. At a rate x the threshold is the lowest one with
     at most a share x of false positives, so both are exact steps: between k / M and (k + 1) / M it is the
     (k + 1)-th largest score of all normal pixels. The area over log x is divided by the width: 1 is perfect.
+    Raises ValueError for unequal shapes, or limits that do not increase within (0, 1).
 
     Args:
         maps: (N, H, W) finite, higher is more anomalous; normal and anomalous images.
@@ -30,9 +31,6 @@ def aupimo(
 
     Returns:
         A fraction; None without a normal or without an anomalous image.
-
-    Raises:
-        ValueError: for unequal shapes, or limits that do not increase within (0, 1).
     """
     low, high = limits
     if not 0 < low < high < 1:

@@ -39,10 +39,8 @@ def evaluate(
 ) -> Results:
     """`image_metrics` and `pixel_metrics` of one category, the latter None without maps or masks.
 
-    Scores and labels are (N,), maps and masks (N, H, W), all in the same order.
-
-    Raises:
-        ValueError: as both, or if they disagree on N.
+    Scores and labels are (N,), maps and masks (N, H, W), all in the same order. Raises ValueError as both, or
+    if they disagree on N.
     """
     results = image_metrics(scores, labels)
     if maps is None or masks is None:
@@ -56,9 +54,7 @@ def mean_results(results: Sequence[Results]) -> Results:
     """Mean over categories, each counted once; `n_normal` and `n_anomalous` are summed.
 
     A category whose metric is None is left out of that metric's mean, which is None if no category has it.
-
-    Raises:
-        ValueError: if there is no category.
+    Raises ValueError if there is no category.
     """
     if not results:
         raise ValueError("no results to average: give at least one category")
@@ -77,6 +73,7 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
 
     F1 is the best over all thresholds, accuracy is taken at that threshold (the lowest among equals). The
     test labels choose it: an oracle, as in the published tables, not what a deployed detector reaches.
+    Raises ValueError for empty input, unequal lengths, scores that are not finite, labels other than 0 and 1.
 
     Args:
         scores: (N,) finite, higher is more anomalous.
@@ -84,9 +81,6 @@ def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
 
     Returns:
         image_auroc, image_ap, image_f1, image_acc, all None if a class is absent; n_normal, n_anomalous.
-
-    Raises:
-        ValueError: for empty input, unequal lengths, scores that are not finite, labels other than 0 and 1.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -115,6 +109,7 @@ def pixel_metrics(
     rate over all its normal pixels, from (0, 0), interpolated at the limit; the area is divided by the limit.
 
     Exact up to 2^20 distinct scores of anomalous pixels; of more, neighbours among these count as tied.
+    Raises ValueError for empty input, unequal shapes, maps not finite, masks not of 0 and 1, such a limit.
 
     Args:
         maps: (N, H, W) finite, higher is more anomalous; any real type.
@@ -124,9 +119,6 @@ def pixel_metrics(
 
     Returns:
         pixel_auroc, pixel_ap, pixel_f1 and one PRO per limit in [0, 1]; all None if a class is absent.
-
-    Raises:
-        ValueError: for empty input, unequal shapes, maps not finite, masks not of 0 and 1, such a limit.
     """
     if not all(0 < limit <= 1 for limit in pro_limits):
         raise ValueError(f"pro_limits {pro_limits} must lie in (0, 1]: give fractions such as 0.3")
@@ -158,9 +150,7 @@ def few_points(x: np.ndarray, y: np.ndarray, limit: float = 1.0) -> Curve:
 
 def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The K distinct scores of anomalous pixels (at least one), descending; true and false positives at each.
-
-    Raises:
-        ValueError: as `pixel_metrics`.
+    Raises ValueError as `pixel_metrics`.
     """
     pixels = split_pixels(maps, masks)
     curve = _curve(pixels, maps, masks, most=pixels.anomalous.size)
@@ -171,9 +161,7 @@ def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
 
 def region_labels(masks: np.ndarray) -> np.ndarray:
     """Number the 8-connected regions of a set: (N, H, W) of {0, 1} to (N, H, W) int32, 0 normal, else 1 to R.
-
-    Raises:
-        ValueError: for empty input, other than three dimensions, or values other than 0 and 1.
+    Raises ValueError for empty input, other than three dimensions, or values other than 0 and 1.
     """
     masks = check_binary(_three_dimensional(masks), "masks")
     regions = np.zeros(masks.shape, np.int32)

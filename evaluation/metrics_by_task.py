@@ -45,7 +45,8 @@ def frame_metrics(
 
 
 def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
-    """DSC (Dice) and mIoU (intersection over union) of the foreground per image, averaged over images.
+    """DSC (Dice) and mIoU (intersection over union) of the foreground per image, averaged over images. Raises
+    ValueError for empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
 
     Args:
         probability: (N, H, W) in [0, 1].
@@ -55,9 +56,6 @@ def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bo
 
     Returns:
         dsc and miou in [0, 1].
-
-    Raises:
-        ValueError: for empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
     """
     p = check_finite(np.asarray(probability, np.float64), "probability")
     g = check_binary(np.asarray(masks), "masks")
@@ -81,7 +79,7 @@ def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
 
     The threshold is the one with the largest sum of precision and recall over all pixels; the test masks
     choose it. A pixel at or above it is positive. An image without anomalous pixels counts 1 if nothing is
-    predicted, else 0.
+    predicted, else 0. Raises ValueError for unequal shapes.
 
     Args:
         maps: (N, H, W) finite, higher is more anomalous.
@@ -89,9 +87,6 @@ def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
 
     Returns:
         A fraction; None without an anomalous pixel.
-
-    Raises:
-        ValueError: for unequal shapes.
     """
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, H, W)")

@@ -23,10 +23,8 @@ def names_of(images: Sequence[Path], suffix: str) -> list[Path]:
     """Relative paths of what is written about images, one per image: its own path with another ending.
 
     If two images differ in their ending alone, or a folder has such a name, every name keeps its ending
-    before the new one. A name that is too long for file systems is cut, with a digest at its end.
-
-    Raises:
-        DatasetError: if a folder of images has that name, too.
+    before the new one. A name that is too long for file systems is cut, with a digest at its end. Raises
+    DatasetError if a folder of images has that name, too.
     """
     inside = [path.relative_to(path.anchor) for path in images]
     names = [path.with_suffix(suffix) for path in inside]
@@ -49,10 +47,8 @@ def _short(path: Path, suffix: str) -> Path:
 
 def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list[Path]:
     """What an earlier call of test.py or predict.py wrote to `folder`, for `begin`; none if nothing did.
-
-    Raises:
-        RunError: if there is something and it was not asked to replace it, if it is not such a call's, or if
-            one of `images` would go with it.
+    Raises RunError if there is something and it was not asked to replace it, if it is not such a call's, or
+    if one of `images` would go with it.
     """
     if (folder / CHECKPOINT).exists():
         raise RunError(f"{printable(folder)} is the folder of a run; choose another --output")

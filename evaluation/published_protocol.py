@@ -58,7 +58,8 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
     """PRO over evenly spaced thresholds from the least to the highest score; a pixel above one is positive.
 
     Points of a false positive rate strictly below 0.3 are kept, and their rates stretched to [0, 1] before
-    the area is taken. So the number depends on outliers and on where the thresholds fall.
+    the area is taken. So the number depends on outliers and on where the thresholds fall. Raises ValueError
+    as `pixel_metrics`, or for thresholds below 1.
 
     Args:
         maps: (N, H, W) as for `pixel_metrics`.
@@ -67,9 +68,6 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
 
     Returns:
         A fraction; None where it is undefined: a class is absent, a constant map, fewer than two rates kept.
-
-    Raises:
-        ValueError: as `pixel_metrics`, or for thresholds below 1.
     """
     if thresholds < 1:
         raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
@@ -92,9 +90,7 @@ def smooth_in_order(scores: np.ndarray, sigma: float = 4.0) -> np.ndarray:
     """Image scores (N,) after a 1-D Gaussian along the list.
 
     Neighbours in folder order mostly share a class, so this leaks labels, and the order changes the result.
-
-    Raises:
-        ValueError: for empty input, other than one dimension, values not finite, or sigma not positive.
+    Raises ValueError for empty input, other than one dimension, values not finite, or sigma not positive.
     """
     scores = np.asarray(scores)
     if scores.ndim != 1 or not sigma > 0:

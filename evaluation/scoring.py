@@ -126,9 +126,7 @@ def results_by_category(
 
     Where training saw anomalies (kinds `trained_defects`) but not all kinds that are tested, the rows
     "<category>/seen" and "<category>/unseen" follow: normal images with the anomalous ones of these kinds.
-
-    Raises:
-        ValueError: if there is no labelled image.
+    Raises ValueError if there is no labelled image.
     """
     labels = scores.labels
     known = np.array([s.defect in trained_defects for s in scores.samples])

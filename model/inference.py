@@ -119,10 +119,8 @@ def predictions(
     indices: Sequence[int] | None = None,
     quiet: bool = False,
 ) -> Iterator[Predicted]:
-    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept.
-
-    Raises:
-        FloatingPointError: naming the first image whose score or map is not finite.
+    """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept. Raises
+    FloatingPointError naming the first image whose score or map is not finite.
     """
     was_training = model.training
     model.eval()

@@ -55,11 +55,9 @@ class Checkpoint:
         _restore_rng(self.rng)
 
     def save(self, path: Path) -> None:
-        """Write in one step: a kill at any moment leaves the previous file or this one.
-
-        Raises:
-            FloatingPointError: if a value of the state is not finite; the previous file is kept.
-            OSError: if it cannot be written.
+        """Write in one step: a kill at any moment leaves the previous file or this one. Raises
+        FloatingPointError if a value of the state is not finite; the previous file is kept; OSError if it
+        cannot be written.
         """
         wrong = not_finite({"model": self.model, "optimizer": self.optimizer})
         if wrong is not None:
@@ -87,10 +85,8 @@ def not_finite(tree: object, name: str = "") -> str | None:
 
 
 def _write(tree: Tree, path: str) -> None:
-    """torch.save by name: into a file object of Python's a signal in the middle ends in an abort.
-
-    Raises:
-        OSError: if it cannot be written.
+    """torch.save by name: into a file object of Python's a signal in the middle ends in an abort. Raises
+    OSError if it cannot be written.
     """
     try:
         torch.save(tree, path)
@@ -104,11 +100,7 @@ def _write(tree: Tree, path: str) -> None:
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """The checkpoint file of a run folder, or the file itself.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
+    """The checkpoint file of a run folder, or the file itself. Raises CheckpointError if there is none."""
     path = Path(run).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
@@ -117,11 +109,9 @@ def find_checkpoint(run: str | Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint on the CPU; nothing in the file is executed.
-
-    Raises:
-        CheckpointError: if it is truncated, holds anything but plain types and tensors, is of another
-            program, or has values that are not finite.
+    """Read a checkpoint on the CPU; nothing in the file is executed. Raises CheckpointError if it is
+    truncated, holds anything but plain types and tensors, is of another program, or has values that are not
+    finite.
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
@@ -152,10 +142,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def load_trained(run: str | Path) -> tuple[Path, Checkpoint]:
     """The checkpoint of a run folder, or the file itself, and what it holds, to be used and not trained on.
 
-    A warning tells that the training has not ended.
-
-    Raises:
-        CheckpointError: as `find_checkpoint` and `load_checkpoint`.
+    A warning tells that the training has not ended. Raises CheckpointError as `find_checkpoint` and
+    `load_checkpoint`.
     """
     path = find_checkpoint(run)
     state = load_checkpoint(path)
@@ -168,10 +156,8 @@ def load_trained(run: str | Path) -> tuple[Path, Checkpoint]:
 
 
 def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
-    """Load all of `state` into `model`.
-
-    Raises:
-        CheckpointError: if a tensor is missing, left over, or has another shape.
+    """Load all of `state` into `model`. Raises CheckpointError if a tensor is missing, left over, or has
+    another shape.
     """
     try:
         model.load_state_dict(state)

@@ -189,10 +189,8 @@ def choices(datasets: Mapping[str, Iterable[str]]) -> str:
 
 
 def overrides(args: argparse.Namespace) -> dict[str, object]:
-    """Settings given on the command line, as dotted keys; --set comes last.
-
-    Raises:
-        ConfigError: for a --set that is not section.key=value.
+    """Settings given on the command line, as dotted keys; --set comes last. Raises ConfigError for a --set
+    that is not section.key=value.
     """
     chosen = {setting: getattr(args, flag, None) for flag, setting in SETTING_OF.items()}
     chosen = {setting: value for setting, value in chosen.items() if value is not None}

@@ -193,10 +193,8 @@ def scaled_side(side: int, scale: float) -> int:
 
 
 def check_together(config: Config) -> None:
-    """Stop at settings that are each allowed, but not together.
-
-    Raises:
-        ConfigError: naming them, and what goes with what.
+    """Stop at settings that are each allowed, but not together. Raises ConfigError naming them, and what goes
+    with what.
     """
     head, loss = config.model.head, config.loss.supervised
     if loss not in HEAD_LOSSES[head]:

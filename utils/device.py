@@ -19,10 +19,8 @@ BF16_MARGIN = 1.2  # bf16 must be this much faster in a matrix product to be cho
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn auto, cpu, cuda or cuda:N into a device.
-
-    Raises:
-        ValueError: for another name, or a CUDA device that is not there.
+    """Turn auto, cpu, cuda or cuda:N into a device. Raises ValueError for another name, or a CUDA device that
+    is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -50,9 +50,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, tree: object) -> None:
-    """Write JSON in one step.
-
-    Raises:
-        ValueError: for NaN and infinity, which JSON has not.
-    """
+    """Write JSON in one step. Raises ValueError for NaN and infinity, which JSON has not."""
     write_text(path, json.dumps(tree, indent=1, allow_nan=False) + "\n")

@@ -81,10 +81,8 @@ def differences(old: Tree, new: Tree) -> list[str]:
 
 
 def check_same(found: Tree | None, own: Tree, source: Path) -> None:
-    """Stop unless `source`, whose identity is `found`, was made by a run of the identity `own`.
-
-    Raises:
-        RunError: naming what differs and what to do, or if `source` holds no identity.
+    """Stop unless `source`, whose identity is `found`, was made by a run of the identity `own`. Raises
+    RunError naming what differs and what to do, or if `source` holds no identity.
     """
     ways_out = "choose another --name or --output, or --overwrite to train again"
     if found is None or "settings" not in found:  # converted weights have none
@@ -102,10 +100,8 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
-    """<output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>.
-
-    Raises:
-        ConfigError: for a name or category that is not the name of one folder.
+    """<output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>. Raises ConfigError
+    for a name or category that is not the name of one folder.
     """
     model = config.model
     own = f"{model.name}-{model.flavor}-{model.backbone}-{config_hash(config)}-s{config.train.seed}"
@@ -125,11 +121,8 @@ def place_of(
     """Fix what precision `auto` stands for, as it is part of a run, and name the run's folder.
 
     A run that is there keeps the precision it began with; another one, or one that starts anew, takes that of
-    this machine (`machine`; None: tried out).
-
-    Raises:
-        ConfigError: if `select: best` has nothing to select from, or as `run_folder`.
-        ValueError: for a device that is not there.
+    this machine (`machine`; None: tried out). Raises ConfigError if `select: best` has nothing to select
+    from, or as `run_folder`; ValueError for a device that is not there.
     """
     if config.eval.select == "best" and config.eval.every == 0:
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
@@ -167,9 +160,7 @@ def locked(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Hold the folder for this process; made if missing. Temporary files of a killed process are removed.
 
     overwrite: what is there is to be deleted, so a checkpoint (of a copied run) is no proof whose it is.
-
-    Raises:
-        RunError: if another process holds it, or if it holds files and was not made by this program.
+    Raises RunError if another process holds it, or if it holds files and was not made by this program.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / LOCK
@@ -217,10 +208,8 @@ def clear_run(folder: Path) -> None:
 
 
 def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
-    """Results of a finished run, None if it is not finished.
-
-    Raises:
-        RunError: if they are of another run than `identity`.
+    """Results of a finished run, None if it is not finished. Raises RunError if they are of another run than
+    `identity`.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -233,14 +222,12 @@ def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
 def earlier(
     folder: Path, identity: Tree, *, resume: bool
 ) -> tuple[dict[str, Results] | None, Checkpoint | None, float | None]:
-    """What the folder holds of this very run.
+    """What the folder holds of this very run. Raises RunError if what is there is of another run, or
+    unfinished without `resume`.
 
     Returns:
         Its results if it is finished; else the state to go on from if there is one, whatever the model; and
         the value of the best state that `select: best` has kept.
-
-    Raises:
-        RunError: if what is there is of another run, or unfinished without `resume`.
     """
     done = distributed.broadcast_object(finished_results(folder, identity))
     if done is not None:

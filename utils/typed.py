@@ -18,9 +18,7 @@ T = TypeVar("T")
 
 def merge(layers: Sequence[Tree]) -> Tree:
     """Merge trees; a later value replaces an earlier one, sections are merged key by key (none: no keys).
-
-    Raises:
-        ConfigError: for a value in place of a section.
+    Raises ConfigError for a value in place of a section.
     """
     result: Tree = {}
     for layer in layers:
@@ -46,10 +44,8 @@ def nested(overrides: Mapping[str, object]) -> Tree:
 
 
 def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
-    """Turn a tree into the frozen dataclass `cls`; every key must be there and known.
-
-    Raises:
-        ConfigError: naming the key, what was found, and what is allowed.
+    """Turn a tree into the frozen dataclass `cls`; every key must be there and known. Raises ConfigError
+    naming the key, what was found, and what is allowed.
     """
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cast(Any, cls))}

@@ -58,10 +58,8 @@ for _name, _pattern, _first in (
 
 
 def read_yaml(path: str | Path) -> Tree:
-    """Read one YAML file of plain values.
-
-    Raises:
-        ConfigError: if it is missing, larger than 256 KiB, not YAML, or not a mapping.
+    """Read one YAML file of plain values. Raises ConfigError if it is missing, larger than 256 KiB, not YAML,
+    or not a mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,10 +77,8 @@ def read_yaml(path: str | Path) -> Tree:
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """Parse 'section.key=value' of the command line; the value is read as YAML.
-
-    Raises:
-        ConfigError: if there is no '=' or the value is not YAML.
+    """Parse 'section.key=value' of the command line; the value is read as YAML. Raises ConfigError if there
+    is no '=' or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     if not equals:

@@ -45,10 +45,8 @@ class MemoryBank(AnomalyModel):
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
         """Fill the bank from training normals (B, 3, H, W): `bank_fraction` of each image's patches.
 
-        They are drawn image by image, so the size of the batches changes nothing.
-
-        Raises:
-            FloatingPointError: if a feature is not finite.
+        They are drawn image by image, so the size of the batches changes nothing. Raises FloatingPointError
+        if a feature is not finite.
         """
         generator = torch.Generator().manual_seed(seed)
         kept = []
