@@ -77,9 +77,6 @@ class Parts:
         return frozenset(s.defect for s in self.train if s.label == ANOMALOUS)
 
 
-# --- what is on disk ----------------------------------------------------------------------------------------
-
-
 def dataset_root(config: Config) -> Path | None:
     """The dataset's folder, resolved; the demo is written where it is missing. Raises DatasetError for an
     unknown dataset name.
@@ -136,9 +133,6 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
     return with_earlier_frames(clips, data.stack_frames)
 
 
-# --- parts of a run -----------------------------------------------------------------------------------------
-
-
 def split_samples(config: Config) -> Parts:
     """The parts of the dataset that is trained on. Raises DatasetError as `list_samples`, or if there is
     nothing to train on or to validate with; ConfigError if settings of the data do not go together.
@@ -186,9 +180,6 @@ def split_samples(config: Config) -> Parts:
     train = limit(train, data.train_limit, seed=seed)
     train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_oversampling - 1)
     return Parts(train, calibration, validation, synthetic, test, skipped)
-
-
-# --- sets ---------------------------------------------------------------------------------------------------
 
 
 def build_data(config: Config, normalise: Normalise) -> RunData:

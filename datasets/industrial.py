@@ -16,8 +16,6 @@ from utils.errors import DatasetError
 
 _log = logging.getLogger("uninet")
 
-# --- MVTec AD -----------------------------------------------------------------------------------------------
-
 MVTEC_COUNTS = {
     "bottle": (209, 20, 63), "cable": (224, 58, 92), "capsule": (219, 23, 109),
     "carpet": (280, 28, 89), "grid": (264, 21, 57), "hazelnut": (391, 40, 70),
@@ -31,8 +29,6 @@ list_mvtec = lister(Tree())
 MVTEC = DatasetSpec("mvtec", list_categories, list_mvtec, MVTEC_COUNTS)
 
 
-# --- BTAD ---------------------------------------------------------------------------------------------------
-
 # The sums of a class's test images (70, 230, 441) are verified, how they split is not.
 BTAD_COUNTS = {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)}
 BTAD = DatasetSpec(
@@ -44,8 +40,6 @@ BTAD = DatasetSpec(
     layout="<category>/train/ok",
 )
 
-
-# --- VisA ---------------------------------------------------------------------------------------------------
 
 VISA_COUNTS = {
     "candle": (900, 100, 100), "capsules": (542, 60, 100), "cashew": (450, 50, 100),
@@ -99,8 +93,6 @@ VISA = DatasetSpec(
 )
 
 
-# --- MVTec 3D-AD --------------------------------------------------------------------------------------------
-
 # Recalled, not verified by category; they sum up to the published 2656 + 1197.
 MVTEC3D_COUNTS = {
     "bagel": (244, 22, 88), "cable_gland": (223, 21, 87), "carrot": (286, 27, 132),
@@ -119,8 +111,6 @@ MVTEC3D = DatasetSpec(
 )
 
 
-# --- VAD ----------------------------------------------------------------------------------------------------
-
 # Rare defects are in the test set alone.
 VAD = DatasetSpec(
     "vad",
@@ -131,8 +121,6 @@ VAD = DatasetSpec(
     layout="train/{good,bad} and test/{good,bad}",
 )
 
-
-# --- KolektorSDD --------------------------------------------------------------------------------------------
 
 LAST_TRAINED = 35  # of the commutators kos01 to kos50
 COPIES = {"kos26": "kos01", "kos34": "kos27"}  # byte-identical images under another name
@@ -192,9 +180,6 @@ KOLEKTOR = DatasetSpec(
     layout="kos01 to kos50, with Part*.jpg and Part*_label.bmp (or .png)",
     read_for_labels=("kos*/*_label.*",),
 )
-
-
-# --- own images ---------------------------------------------------------------------------------------------
 
 
 def list_folder_categories(root: Path) -> list[str]:

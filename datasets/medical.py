@@ -6,8 +6,6 @@ from datasets.files import list_images
 from datasets.layouts import Masks, Tree, categories_with, lister, one_category
 from datasets.samples import ANOMALOUS, Counts, DatasetSpec, Sample
 
-# --- labels only --------------------------------------------------------------------------------------------
-
 
 def _patient(path: Path) -> str:
     """Of files named CLASS-PATIENT-NUMBER, whose images are one group."""
@@ -41,9 +39,6 @@ OCT2017 = DatasetSpec(
     layout="train/NORMAL and test/{NORMAL,CNV,DME,DRUSEN}",
     drops_copies=True,
 )
-
-
-# --- polyps -------------------------------------------------------------------------------------------------
 
 
 def list_polyp(root: Path, category: str) -> list[Sample]:

@@ -72,9 +72,6 @@ class DatasetSpec:
     read_for_labels: tuple[str, ...] = ()
 
 
-# --- counts -------------------------------------------------------------------------------------------------
-
-
 def count(samples: Iterable[Sample]) -> Counts:
     """Return (train normal, test normal, test anomalous), then train anomalous and validation if any."""
     seen = Counter((s.split, s.label) for s in samples)
@@ -129,9 +126,6 @@ def _way_out(spec: DatasetSpec, root: Path, category: str) -> str:
     return ways
 
 
-# --- files --------------------------------------------------------------------------------------------------
-
-
 def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> None:
     """Stop if a listed file is missing, or a Git LFS pointer stands in its place. Raises DatasetError naming
     the first one and the way out.
@@ -161,9 +155,6 @@ def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) ->
     elif spec.needs_test and 0 in test:
         missing = "normal" if test[0] == 0 else "anomalous"
         raise DatasetError(f"{where}: no {missing} test image found; expected {spec.layout}, and a test set")
-
-
-# --- files that no sample holds -----------------------------------------------------------------------------
 
 
 def unused_samples(spec: DatasetSpec, root: Path, category: str, samples: Iterable[Sample]) -> Unused:

@@ -18,8 +18,6 @@ from utils.files import printable
 
 _log = logging.getLogger("uninet")
 
-# --- copies -------------------------------------------------------------------------------------------------
-
 
 def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
     """Each path to the first path whose file has the same bytes; to itself where there is none before it.
@@ -98,9 +96,6 @@ def check_labels(spec: DatasetSpec, category: str, samples: Sequence[Sample]) ->
         if category not in spec.counts:
             raise DatasetError(f"{problem}; remove the wrong one of each pair")
         _log.warning("%s", problem)
-
-
-# --- held-out parts -----------------------------------------------------------------------------------------
 
 
 def tied_groups(samples: Sequence[Sample]) -> dict[str, str]:

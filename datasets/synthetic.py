@@ -235,9 +235,6 @@ def _composite(image: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> tupl
     return (result, mask), float(np.percentile(abs(change).max(1), 90))
 
 
-# --- sets ---------------------------------------------------------------------------------------------------
-
-
 class SyntheticValidation(ImageSet):
     """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
 

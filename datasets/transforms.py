@@ -147,8 +147,6 @@ class Normalise:
         return scale, -np.asarray(self.mean, dtype=np.float32) / np.asarray(self.std, dtype=np.float32)
 
 
-# --- augmentation -------------------------------------------------------------------------------------------
-
 Batch = dict[str, Tensor]
 CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
 

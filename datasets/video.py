@@ -22,9 +22,6 @@ LABELS = (INTERVALS, *_PLACES)  # the first that is there counts
 _log = logging.getLogger("uninet")
 
 
-# --- frames -------------------------------------------------------------------------------------------------
-
-
 def warn_of_gaps(samples: Sequence[Sample]) -> None:
     """Log where the numbers of a clip's frames do not rise by one; the group of a sample is its clip."""
     gaps = [pair for clip in _clips(samples).values() for pair in pairwise(clip) if not _is_next(*pair)]
@@ -90,9 +87,6 @@ class FrameSet(ImageSet):
         earlier = self.normalise(np.stack([self.pixels(self.earlier[i]) for i in batch["index"].tolist()]))
         batch["frames"] = torch.stack([earlier, batch.pop("image")], dim=1)
         return batch
-
-
-# --- UCSD Ped2 ----------------------------------------------------------------------------------------------
 
 
 def list_ped2_categories(root: Path) -> list[str]:

@@ -44,9 +44,6 @@ STYLE: dict[Any, Any] = {  # by Matplotlib's names
 }
 
 
-# --- pictures -----------------------------------------------------------------------------------------------
-
-
 def colour_scale(maps: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Values shown as coldest and hottest colour: the median and the 99.9th percentile of all maps (N, H, W).
 
@@ -151,9 +148,6 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """Write a map (H, W) as 32-bit float TIFF in one step."""
     image = Image.fromarray(anomaly_map.astype(np.float32))
     write_atomically(path, lambda file: image.save(file, format="TIFF"), flush=False)
-
-
-# --- plots --------------------------------------------------------------------------------------------------
 
 
 def clip_page(scores: Scores) -> Picture:

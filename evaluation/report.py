@@ -123,9 +123,6 @@ def page(report: Report) -> str:
     )
 
 
-# --- curves -------------------------------------------------------------------------------------------------
-
-
 def _plots(report: Report) -> Iterator[tuple[str, str]]:
     """Caption and SVG (as a data URL) of each curve: ROC, PRO and histogram of each category."""
     scores, (what, values) = report.scores, report.value
@@ -167,9 +164,6 @@ def _histogram(what: str, values: np.ndarray, labels: np.ndarray) -> str:
     axes.set(xlabel=what, ylabel="share of its images")
     axes.legend()
     return _data_url("svg+xml", figures.svg(figure).encode())
-
-
-# --- pictures -----------------------------------------------------------------------------------------------
 
 
 def _mistakes(report: Report) -> list[tuple[str, list[int]]]:

@@ -85,9 +85,6 @@ class GraphedPredictor(AnomalyModel):
         return graph, static_input, output
 
 
-# --- scoring ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Predicted:
     """A batch and what a model makes of it: score (B,), maps (B, H, W) float32; the model's own seconds."""

@@ -184,9 +184,6 @@ def _plain(value: object) -> object:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-# --- rules between settings ---------------------------------------------------------------------------------
-
-
 def scaled_side(side: int, scale: float) -> int:
     """Pixels of a side at one of `train.scales`, a multiple of 32: every level has whole positions."""
     return side if scale == 1 else max(32, round(side * scale / 32) * 32)

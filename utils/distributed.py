@@ -28,9 +28,6 @@ T = TypeVar("T")
 Loss = Callable[[dict[str, Tensor], float], dict[str, Tensor]]
 
 
-# --- processes ----------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def processes() -> Iterator[None]:
     """Join the group that torchrun describes, if there is one: NCCL between GPUs, gloo for all else."""
@@ -102,9 +99,6 @@ def check_batches(train: TrainConfig, samples: int) -> None:
         raise ConfigError(f"train.last_batch keep leaves a batch of {last} for {world} processes; use carry")
 
 
-# --- training -----------------------------------------------------------------------------------------------
-
-
 def wrap_ddp(model: nn.Module, loss: Loss) -> Loss:
     """`loss` of the model, whose backward pass leaves each process the gradients of the global batch.
 
@@ -164,9 +158,6 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         return out
 
 
-# --- statistics of the global batch, without gradient -------------------------------------------------------
-
-
 def all_sum(x: Tensor) -> Tensor:
     """Sum over processes."""
     if world_size() == 1:
@@ -209,9 +200,6 @@ def reduce_mean(parts: dict[str, Tensor]) -> dict[str, Tensor]:
         return parts
     means = all_sum(torch.stack([value.detach().float() for value in parts.values()])) / world_size()
     return dict(zip(parts, means, strict=True))
-
-
-# --- scoring ------------------------------------------------------------------------------------------------
 
 
 def shard(count: int) -> range:

@@ -31,9 +31,6 @@ LOCK = ".lock"
 _log = logging.getLogger("uninet")
 
 
-# --- identity -----------------------------------------------------------------------------------------------
-
-
 def config_hash(config: Config) -> str:
     """Six characters over every setting that changes the result (the seed stands beside them in the name)."""
     settings = _relevant(config)
@@ -94,9 +91,6 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
             f"{source} is of another run, which differs in {', '.join(changed[:SHOWN])}{more}; give what it "
             f"was made with, or {ways_out}"
         )
-
-
-# --- folders ------------------------------------------------------------------------------------------------
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
@@ -202,9 +196,6 @@ def clear_run(folder: Path) -> None:
     for path in sorted(empty, reverse=True):  # the innermost first
         if not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
-
-
-# --- what is there ------------------------------------------------------------------------------------------
 
 
 def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
