@@ -69,18 +69,11 @@ def mean_results(results: Sequence[Results]) -> Results:
 
 
 def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Results:
-    """AUROC, AP, F1 and accuracy of whole images, ties as in scikit-learn.
+    """AUROC, AP, F1 and accuracy of whole images, ties as in scikit-learn; None if a class is absent.
 
     F1 is the best over all thresholds, accuracy is taken at that threshold (the lowest among equals). The
     test labels choose it: an oracle, as in the published tables, not what a deployed detector reaches.
-    Raises ValueError for empty input, unequal lengths, scores that are not finite, labels other than 0 and 1.
-
-    Args:
-        scores: (N,) finite, higher is more anomalous.
-        labels: (N,) 0 normal, 1 anomalous.
-
-    Returns:
-        image_auroc, image_ap, image_f1, image_acc, all None if a class is absent; n_normal, n_anomalous.
+    scores: (N,) finite, higher is more anomalous. labels: (N,) 0 or 1. Anything else is a ValueError.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
@@ -103,22 +96,15 @@ def pixel_metrics(
     pro_limits: tuple[float, ...] = PRO_LIMITS,
     curve: Curve | None = None,
 ) -> Results:
-    """AUROC, AP, F1 (best threshold, an oracle) and PRO over all pixels of the set.
+    """AUROC, AP, F1 (best threshold, an oracle) and PRO over all pixels of the set, all None if a class is
+    absent.
 
     PRO (Bergmann et al., IJCV 2021): mean covered share of all regions of the set against the false positive
     rate over all its normal pixels, from (0, 0), interpolated at the limit; the area is divided by the limit.
-
     Exact up to 2^20 distinct scores of anomalous pixels; of more, neighbours among these count as tied.
-    Raises ValueError for empty input, unequal shapes, maps not finite, masks not of 0 and 1, such a limit.
-
-    Args:
-        maps: (N, H, W) finite, higher is more anomalous; any real type.
-        masks: (N, H, W) 0 normal, 1 anomalous.
-        pro_limits: false positive rates in (0, 1]; 0.3 is named `pro`, others by percentage, 0.05 `pro_05`.
-        curve: receives the points of PRO up to a false positive rate of 0.3, if both classes are there.
-
-    Returns:
-        pixel_auroc, pixel_ap, pixel_f1 and one PRO per limit in [0, 1]; all None if a class is absent.
+    maps: (N, H, W) finite, of any real type. masks: (N, H, W) of {0, 1}. Anything else is a ValueError.
+    pro_limits: rates in (0, 1]; 0.3 is named `pro`, others by percentage, 0.05 `pro_05`.
+    curve: receives the points of PRO up to a false positive rate of 0.3.
     """
     if not all(0 < limit <= 1 for limit in pro_limits):
         raise ValueError(f"pro_limits {pro_limits} must lie in (0, 1]: give fractions such as 0.3")

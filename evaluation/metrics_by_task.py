@@ -1,5 +1,6 @@
-"""Metrics of one task each: frames of video, segmentation, and the Dice score of UniAS."""
+"""Metrics that not every task has: frames of video, segmentation, the Dice score of UniAS, AUPIMO."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -9,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.metrics import Results, check_binary, check_finite, counts_by_score
 
+AUPIMO_LIMITS = (1e-5, 1e-4)  # false positive rates between which the recall is averaged, on a log axis
 CLIP_SIGMA = 4.0  # frames, of the Gaussian in the smoothed AUROCs
 
 
@@ -17,17 +19,9 @@ def frame_metrics(
 ) -> Results:
     """Frame AUROC: micro (all frames in one list) and macro (mean over clips that have both classes).
 
-    The `_smoothed` ones take scores after a Gaussian along each clip, which looks at later frames and never
-    crosses from one clip to another. Scores are not rescaled by clip.
-
-    Args:
-        scores: (N,), frames of a clip in order.
-        labels: (N,) 0 normal, 1 anomalous.
-        clips: the clip of each frame.
-        sigma: of the Gaussian, in frames; 0 leaves the scores as they are.
-
-    Returns:
-        frame_auroc_micro, frame_auroc_macro, both also with `_smoothed`; None where a class is absent.
+    The `_smoothed` ones take scores after a Gaussian (`sigma` in frames) along each clip, which looks at
+    later frames. Scores are not rescaled by clip. A metric is None where a class is absent.
+    scores, labels: (N,), frames of a clip in order. clips: the clip of each frame.
     """
     names, raw = np.asarray(clips), np.asarray(scores, dtype=np.float64)
     parts = [np.flatnonzero(names == name) for name in dict.fromkeys(clips)]
@@ -45,17 +39,11 @@ def frame_metrics(
 
 
 def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bool = False) -> Results:
-    """DSC (Dice) and mIoU (intersection over union) of the foreground per image, averaged over images. Raises
-    ValueError for empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
+    """DSC (Dice) and mIoU (intersection over union) of the foreground, in [0, 1], averaged over images.
 
-    Args:
-        probability: (N, H, W) in [0, 1].
-        masks: (N, H, W) of {0, 1}.
-        soft: as in the public code: each image's probabilities stretched to [0, 1] and not thresholded,
-            smoothing 1. Otherwise above 0.5 is foreground; an empty mask that is predicted empty counts 1.
-
-    Returns:
-        dsc and miou in [0, 1].
+    probability: (N, H, W) in [0, 1]; above 0.5 is foreground. masks: (N, H, W) of {0, 1}.
+    soft: as in the public code, each image's probabilities stretched to [0, 1], no threshold, smoothing 1.
+    Raises ValueError for empty input, unequal shapes, probabilities outside [0, 1], masks not of 0 and 1.
     """
     p = check_finite(np.asarray(probability, np.float64), "probability")
     g = check_binary(np.asarray(masks), "masks")
@@ -67,26 +55,19 @@ def segmentation_metrics(probability: np.ndarray, masks: np.ndarray, *, soft: bo
     else:
         p = (p > 0.5).astype(np.float64)
     both, sums = (p * g).sum((1, 2)), p.sum((1, 2)) + g.sum((1, 2))
-    smooth = 1.0 if soft else 0.0
-    empty = sums + smooth == 0
-    dice = np.where(empty, 1, (2 * both + smooth) / np.where(empty, 1, sums + smooth))
-    iou = np.where(empty, 1, (both + smooth) / np.where(empty, 1, sums - both + smooth))
+    smooth = np.where(sums == 0, 1.0, float(soft))  # an empty mask that is predicted empty counts 1
+    dice = (2 * both + smooth) / (sums + smooth)
+    iou = (both + smooth) / (sums - both + smooth)
     return {"dsc": float(dice.mean()), "miou": float(iou.mean())}
 
 
 def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
     """The Dice score of UniAS (WACV 2025): mean over all test images, at one oracle threshold for all.
 
-    The threshold is the one with the largest sum of precision and recall over all pixels; the test masks
-    choose it. A pixel at or above it is positive. An image without anomalous pixels counts 1 if nothing is
-    predicted, else 0. Raises ValueError for unequal shapes.
-
-    Args:
-        maps: (N, H, W) finite, higher is more anomalous.
-        masks: (N, H, W) of {0, 1}.
-
-    Returns:
-        A fraction; None without an anomalous pixel.
+    The threshold has the largest sum of precision and recall over all pixels; the test masks choose it. An
+    image without anomalous pixels counts 1 if nothing is predicted, else 0. None without an anomalous pixel.
+    maps: (N, H, W) finite, higher is more anomalous. masks: (N, H, W) of {0, 1}; other shapes are a
+    ValueError.
     """
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, H, W)")
@@ -101,3 +82,48 @@ def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
         sums = np.count_nonzero(positive) + np.count_nonzero(mask)
         dice.append(2 * np.count_nonzero(positive & (mask > 0)) / sums if sums else 1.0)
     return float(np.mean(dice))
+
+
+def aupimo(
+    maps: np.ndarray, masks: np.ndarray, labels: np.ndarray, *, limits: tuple[float, float] = AUPIMO_LIMITS
+) -> float | None:
+    """AUPIMO (arXiv 2401.01984): recall of each anomalous image at very few false positives on normal ones.
+
+    The false positive rate is that of all M pixels of normal images, the recall that of one image's anomalous
+    pixels. At a rate x the threshold is the lowest one with at most a share x of false positives, so both are
+    exact steps: from k / M on it is the (k + 1)-th largest score of all normal pixels. The area over log x
+    between the limits is divided by the width, 1 is perfect; the mean over anomalous images is returned, None
+    without a normal or an anomalous one. With few normal images few pixels decide: 20 of 256 x 256 have 13
+    above 1e-5, which one bright speck can fill.
+    maps: (N, H, W) finite. masks: (N, H, W) of {0, 1}. labels: (N,). Raises ValueError for unequal shapes,
+    and for limits that do not increase within (0, 1).
+    """
+    low, high = limits
+    if not 0 < low < high < 1:
+        raise ValueError(f"limits {limits} must increase within (0, 1)")
+    if maps.shape != masks.shape or maps.ndim != 3 or len(labels) != len(maps):
+        raise ValueError(f"maps {maps.shape}, masks {masks.shape}, {len(labels)} labels do not fit together")
+    normal = [maps[i] for i in np.flatnonzero(labels == 0)]
+    anomalous = [maps[i][masks[i] > 0] for i in np.flatnonzero(labels == 1) if masks[i].any()]
+    if not (normal and anomalous):
+        return None
+    thresholds, widths = _aupimo_steps(normal, low, high)
+    areas = []
+    for scores in anomalous:
+        not_above = np.searchsorted(np.sort(scores), thresholds, side="right")
+        areas.append(float((1 - not_above / scores.size) @ widths))
+    return min(1.0, float(np.mean(areas)) / math.log(high / low))  # rounding may give more
+
+
+def _aupimo_steps(normal: Sequence[np.ndarray], low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds between the limits, and the width of each step in log x. Holds only the largest scores."""
+    size = len(normal) * normal[0].size
+    first, last = math.floor(low * size), min(math.ceil(high * size), size)
+    top = np.empty(0, normal[0].dtype)
+    for scores in normal:
+        top = np.concatenate([top, scores.reshape(-1)])
+        top = np.partition(top, max(0, top.size - last))[-last:]
+    top = np.sort(top)[::-1]
+    rates = np.arange(first, last + 1) / size
+    edges = np.log(np.clip(rates, low, high))
+    return top[first:last], np.diff(edges)

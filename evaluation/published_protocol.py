@@ -58,16 +58,10 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
     """PRO over evenly spaced thresholds from the least to the highest score; a pixel above one is positive.
 
     Points of a false positive rate strictly below 0.3 are kept, and their rates stretched to [0, 1] before
-    the area is taken. So the number depends on outliers and on where the thresholds fall. Raises ValueError
-    as `pixel_metrics`, or for thresholds below 1.
-
-    Args:
-        maps: (N, H, W) as for `pixel_metrics`.
-        masks: (N, H, W) as for `pixel_metrics`.
-        thresholds: their number.
-
-    Returns:
-        A fraction; None where it is undefined: a class is absent, a constant map, fewer than two rates kept.
+    the area is taken. So the number depends on outliers and on where the thresholds fall. None where it is
+    undefined: a class is absent, a constant map, fewer than two rates kept.
+    maps, masks: (N, H, W) as for `pixel_metrics`, which has the same errors. thresholds: their number, at
+    least 1.
     """
     if thresholds < 1:
         raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")

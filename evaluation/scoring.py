@@ -13,9 +13,8 @@ import torch
 
 from datasets.loader import ImageSet
 from datasets.samples import Sample
-from evaluation.aupimo import aupimo
 from evaluation.metrics import Curve, Results, evaluate, mean_results
-from evaluation.metrics_by_task import frame_metrics, segmentation_metrics, unias_dice
+from evaluation.metrics_by_task import aupimo, frame_metrics, segmentation_metrics, unias_dice
 from model.base import AnomalyModel
 from model.calibration import Calibration
 from model.inference import Predicted, predictions

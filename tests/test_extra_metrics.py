@@ -8,8 +8,7 @@ import pytest
 from conftest import TINY
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from evaluation.aupimo import aupimo
-from evaluation.metrics_by_task import unias_dice
+from evaluation.metrics_by_task import aupimo, unias_dice
 
 LABELS = np.array([0, 0, 0, 1, 1])
 
