@@ -19,11 +19,10 @@ from datasets.loader import THREADS, ImageSet
 from datasets.samples import Sample, log_unused
 from datasets.screening import filter_unreadable, write_skipped
 from evaluation.figures import overlay, write_map, write_png
-from evaluation.outputs import begin, claim, finish, names_of
-from evaluation.results import write_scores
+from evaluation.results import begin, claim, finish, names_of, write_scores
 from evaluation.scoring import Scores
 from model import load_detector
-from model.calibration import Calibration
+from model.detector import Calibration
 from model.inference import Predicted
 from utils.cli import (
     SKIP,

@@ -17,10 +17,20 @@ from datasets.build import build_test, dataset_root, read_as
 from datasets.registry import SPECS
 from datasets.screening import write_skipped
 from evaluation.figures import write_map
-from evaluation.outputs import SCORES, begin, claim, finish, names_of
 from evaluation.published_protocol import UNFAIR, april_detector, april_results
 from evaluation.report import write_pages
-from evaluation.results import parameter_counts, protocol_notes, results_table, write_results, write_scores
+from evaluation.results import (
+    SCORES,
+    begin,
+    claim,
+    finish,
+    names_of,
+    parameter_counts,
+    protocol_notes,
+    results_table,
+    write_results,
+    write_scores,
+)
 from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils.checkpoint import find_checkpoint
@@ -40,8 +50,7 @@ from utils.device import peak_memory_gb
 from utils.errors import ConfigError
 from utils.files import relative_to
 from utils.runs import git_sha
-from utils.typed import build, merge, nested
-from utils.yaml_io import parse_override
+from utils.yaml_io import build, merge, nested, parse_override
 
 APRIL = "april-2025"
 APRIL_NOTE = f"{UNFAIR.upper()}: image scores smoothed along the list of test images, PRO with 800 thresholds"

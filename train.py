@@ -26,9 +26,9 @@ from datasets.screening import write_skipped
 from datasets.transforms import Normalise, augment_batch
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
-from evaluation.outputs import SCORES
 from evaluation.report import write_pages
 from evaluation.results import (
+    SCORES,
     parameter_counts,
     protocol_notes,
     results_table,

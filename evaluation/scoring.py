@@ -16,7 +16,7 @@ from datasets.samples import Sample
 from evaluation.metrics import Curve, Results, evaluate, mean_results
 from evaluation.metrics_by_task import aupimo, frame_metrics, segmentation_metrics, unias_dice
 from model.base import AnomalyModel
-from model.calibration import Calibration
+from model.detector import Calibration
 from model.inference import Predicted, predictions
 from utils.config import RunOptions
 

@@ -21,7 +21,6 @@ from datasets.transforms import Decode, Normalise
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
 from model.build import build_model
-from model.calibration import Calibration
 from model.inference import Predicted, for_inference, predictions
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.config import Config
@@ -31,6 +30,45 @@ from utils.errors import ConfigError
 ImageLike = str | Path | Image.Image | np.ndarray
 Item = TypeVar("Item", bound=ImageLike)
 _log = logging.getLogger("uninet")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Decides without labelled anomalies: scores of held-out normal training images.
+
+    low, high: the map values shown as coldest and hottest colour.
+    """
+
+    scores: tuple[float, ...]
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([*self.scores, self.low, self.high]).all():
+            found = "scores or maps of the held-out normals are not finite"
+            raise FloatingPointError(f"{found}; train again with a lower optim.lr or --precision fp32")
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Share of normals at least as anomalous, each new image (N,) counted with them: (N,) in (0, 1].
+
+        If a new image is normal and exchangeable with the held-out ones (same process, same camera, no
+        drift), its p-value is at most r with probability at most r, whatever the model.
+        """
+        held_out = np.sort(np.asarray(self.scores))
+        above = len(held_out) - np.searchsorted(held_out, scores, side="left")
+        return (1 + above) / (1 + len(held_out))
+
+    @property
+    def pixel_level(self) -> float:
+        """Map value above which a pixel is marked: one in a thousand pixels of the held-out normals is.
+
+        Middle of the colour scale; unlike the p-values of whole images no guarantee.
+        """
+        return (self.low + self.high) / 2
+
+    def smallest_rate(self) -> float:
+        """The smallest false-alarm rate that these normals can guarantee, 1 / (n + 1)."""
+        return 1 / (1 + len(self.scores))
 
 
 @dataclass(frozen=True)

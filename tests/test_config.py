@@ -17,8 +17,7 @@ from utils.config import Config
 from utils.errors import ConfigError
 from utils.layers import load_config
 from utils.runs import config_hash
-from utils.typed import build, merge
-from utils.yaml_io import CONFIGS, parse_override, read_yaml
+from utils.yaml_io import CONFIGS, build, merge, parse_override, read_yaml
 
 MVTEC = CONFIGS / "mvtec.yaml"
 COARSE = {"model__strides": [8, 16, 32]}

@@ -31,8 +31,8 @@ from losses.supervised import supervised_loss
 from losses.uninet import Pair, uninet_loss
 from model import build_model
 from model.backbone import PINNED, BackboneInfo
-from model.calibration import Calibration
 from model.decision import Decision
+from model.detector import Calibration
 from model.peers.memory_bank import MemoryBank
 from model.peers.unias import reconstruction_loss
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, training_state

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets.samples import NORMAL, Sample
-from evaluation.outputs import names_of
+from evaluation.results import names_of
 from evaluation.scoring import Scores
 from test import write_maps
 

@@ -18,7 +18,7 @@ import predict as predict_command
 import test as test_command
 import train as train_command
 from evaluation.figures import write_on
-from evaluation.outputs import LONGEST_NAME, begin, claim, finish, names_of
+from evaluation.results import LONGEST_NAME, begin, claim, finish, names_of
 from utils.cli import run_command
 from utils.errors import DatasetError, RunError
 

@@ -25,7 +25,7 @@ from evaluation.figures import overlay
 from evaluation.scoring import Scores, calibrate, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
-from model.calibration import Calibration
+from model.detector import Calibration
 from model.inference import Predicted
 from predict import score_and_write
 from utils.checkpoint import load_checkpoint, restore_model

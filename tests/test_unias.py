@@ -27,7 +27,7 @@ from model.peers.unias import (
 from utils.config import Config
 from utils.errors import ConfigError
 from utils.layers import load_config
-from utils.typed import build
+from utils.yaml_io import build
 
 SMALL = {
     "D": 32,

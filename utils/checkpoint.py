@@ -14,8 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError
 from utils.files import write_atomically
-from utils.typed import build, merge
-from utils.yaml_io import CONFIGS, Tree, read_yaml
+from utils.yaml_io import CONFIGS, Tree, build, merge, read_yaml
 
 FORMAT = 2
 FILE, BEST = "last.pt", "best.pt"
@@ -28,7 +27,7 @@ class Checkpoint:
 
     identity: of the run, as `utils.runs.identity_of` gives it; None in files of older versions. seconds:
     training time so far. value: of a state kept by `select: best`, the metric that made it the best.
-    calibration: fields of `model.calibration.Calibration`, of a finished run that held normals out.
+    calibration: fields of `model.detector.Calibration`, of a finished run that held normals out.
     """
 
     config: Config

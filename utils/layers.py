@@ -14,8 +14,7 @@ from pathlib import Path
 
 from utils.config import Config, check_together
 from utils.errors import ConfigError
-from utils.typed import build, mapping, merge, nested, shown
-from utils.yaml_io import CONFIGS, Tree, read_yaml
+from utils.yaml_io import CONFIGS, Tree, build, mapping, merge, nested, read_yaml, shown
 
 MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
 FLAVORS = ("paper", "released")
