@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from datasets.build import DEMO_ROOT, build_test, images_below
 from datasets.demo import write_demo
+from datasets.loader import evenly_spread
 from datasets.transforms import Normalise
 from model import Detector, load_detector
 from model.base import AnomalyModel
@@ -81,10 +82,8 @@ def check_size(model: AnomalyModel) -> None:
     """
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if size > LARGEST_FILE:
-        raise ExportError(
-            f"the model holds {size / 2**30:.2f} GiB, an ONNX file at most {LARGEST_FILE / 2**30:.2f}; "
-            "a memory bank shrinks with model.bank_fraction, others with model.width or another --backbone"
-        )
+        sizes = f"the model holds {size / 2**30:.2f} GiB, an ONNX file at most {LARGEST_FILE / 2**30:.2f}"
+        raise ExportError(f"{sizes}; lower model.bank_fraction or model.width, or take another --backbone")
 
 
 def comparison_images(where: Path | None, detector: Detector) -> tuple[Tensor, Tensor]:
@@ -101,8 +100,7 @@ def comparison_images(where: Path | None, detector: Detector) -> tuple[Tensor, T
         except DatasetError as error:
             log.info("comparing on demo images, as the run's own are not there: %s", error)
             data = images_below(write_demo(DEMO_ROOT), config, normalise)
-    spread = np.linspace(0, len(data) - 1, min(IMAGES, len(data))).round().astype(int).tolist()
-    images = inputs_of(data.__getitems__(spread))
+    images = inputs_of(data.__getitems__(evenly_spread(range(len(data)), IMAGES)))
     scale, offset = (torch.from_numpy(factor) for factor in normalise.factors())
     return images, ((images.movedim(-3, -1) - offset) / scale).round().to(torch.uint8)
 
@@ -209,10 +207,8 @@ def compare(exported: Exported, model: AnomalyModel, images: Tensor, raw: Tensor
             spread = max(float(np.ptp(ours)), float(np.abs(ours).max()) / 100)
             off = np.abs(ours - theirs).max() / spread if ours.shape == theirs.shape else np.inf
             if not off <= TOLERANCE:
-                raise ExportError(
-                    f"the exported model's {name} differs from PyTorch's by {off:.2g} of the range in "
-                    f"batches of {size} (allowed: {TOLERANCE:g}); nothing was written"
-                )
+                found = f"the exported model's {name} differs from PyTorch's by {off:.2g} of the range"
+                raise ExportError(f"{found} (batch {size}, allowed: {TOLERANCE:g}); nothing was written")
             texts.append(f"{name} {off:.1e} (batch {size})")
     return f"largest difference on {len(raw)} images, of the range: {', '.join(texts)}"
 

@@ -13,27 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from datasets.build import image_set, new_samples
+from datasets.check import filter_unreadable, write_skipped
 from datasets.files import find_images, unused_files
 from datasets.images import upright_size
 from datasets.loader import THREADS, ImageSet
 from datasets.samples import Sample, log_unused
-from datasets.screening import filter_unreadable, write_skipped
 from evaluation.figures import overlay, write_map, write_png
 from evaluation.results import begin, claim, finish, names_of, write_scores
 from evaluation.scoring import Scores
 from model import load_detector
 from model.detector import Calibration
 from model.inference import Predicted
-from utils.cli import (
-    SKIP,
-    add_device_flags,
-    add_overwrite_flag,
-    log,
-    new_parser,
-    print_result,
-    run_command,
-    user_path,
-)
+from utils import cli
 from utils.config import Config
 from utils.errors import ConfigError, DatasetError
 from utils.files import printable
@@ -48,17 +39,17 @@ KINDS = {  # of --save: folder below --output, suffix
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = new_parser(__doc__.split("\n")[0])
+    parser = cli.new_parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "images", type=user_path, metavar="IMAGE_OR_FOLDER", help="folders are searched below, too"
+        "images", type=cli.user_path, metavar="IMAGE_OR_FOLDER", help="folders are searched below, too"
     )
     parser.add_argument(
         "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
     )
     parser.add_argument(
-        "--output", type=user_path, default=Path("predictions"), metavar="DIR", help="where results go"
+        "--output", type=cli.user_path, default=Path("predictions"), metavar="DIR", help="where results go"
     )
-    add_overwrite_flag(parser)
+    cli.add_overwrite_flag(parser)
     parser.add_argument(
         "--false-alarm-rate",
         type=float,
@@ -72,8 +63,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="KINDS",
         help="overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none",
     )
-    SKIP.add(parser, "skip-unreadable")
-    add_device_flags(parser)
+    cli.SKIP.add(parser, "skip-unreadable")
+    cli.add_device_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -88,10 +79,8 @@ def main(argv: Sequence[str]) -> None:
     )
     config, calibration = detector.config, detector.calibration
     if config.data.frame_offset:
-        raise ConfigError(
-            "this model predicts a frame from an earlier one; predict.py reads single images: train with "
-            "data.frame_offset=0"
-        )
+        reads = "predict.py reads single images: train with data.frame_offset=0"
+        raise ConfigError(f"this model predicts a frame from an earlier one; {reads}")
     kinds = [] if args.save == "none" else args.save.split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--save {args.save}: '{unknown[0]}' is none of {', '.join(KINDS)}, none")
@@ -116,11 +105,11 @@ def main(argv: Sequence[str]) -> None:
     write_scores(args.output / "scores.csv", scores, root, p_values=p_values, rate=rate)
     write_skipped(args.output, skipped, root)
     finish(args.output)
-    print_result(summary(scores, p_values, rate, root))
+    cli.print_result(summary(scores, p_values, rate, root))
     decides = calibration is not None and calibration.smallest_rate() <= rate
-    say_why = log.info if decides else log.warning
+    say_why = cli.log.info if decides else cli.log.warning
     say_why("%s", about_decisions(calibration, rate, finished=detector.state.finished))
-    log.info("written to %s", args.output)
+    cli.log.info("written to %s", args.output)
 
 
 def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
@@ -133,7 +122,7 @@ def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
     if output.resolve().is_relative_to(where.resolve()):
         kept = [p for p in found if not p.parent.resolve().is_relative_to(output.resolve())]
         if len(kept) < len(found):
-            log.info("%d images below %s are left alone: predictions", len(found) - len(kept), output)
+            cli.log.info("%d images below %s are left alone: predictions", len(found) - len(kept), output)
         found = kept
     if found and where.is_dir():
         log_unused(where, unused_files(where, found, apart=[output]))
@@ -232,4 +221,4 @@ def summary(scores: Scores, p_values: np.ndarray | None, rate: float, root: Path
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(cli.run_command(main))

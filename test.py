@@ -14,8 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.build import build_test, dataset_root, read_as
+from datasets.check import write_skipped
 from datasets.registry import SPECS
-from datasets.screening import write_skipped
 from evaluation.figures import write_map
 from evaluation.published_protocol import UNFAIR, april_detector, april_results
 from evaluation.report import write_pages
@@ -33,18 +33,8 @@ from evaluation.results import (
 )
 from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
+from utils import cli
 from utils.checkpoint import find_checkpoint
-from utils.cli import (
-    EXTRA,
-    SKIP,
-    add_device_flags,
-    add_overwrite_flag,
-    log,
-    new_parser,
-    print_result,
-    run_command,
-    user_path,
-)
 from utils.config import Config
 from utils.device import peak_memory_gb
 from utils.errors import ConfigError
@@ -59,7 +49,7 @@ CHANGEABLE = ("data.num_train_anomalies",)  # beside all of score: test images t
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = new_parser(__doc__.split("\n")[0])
+    parser = cli.new_parser(__doc__.split("\n")[0])
     what = parser.add_argument_group("what to evaluate, on what")
     what.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file")
     what.add_argument("--data-root", metavar="DIR", help="folder of the dataset (default: the run's)")
@@ -74,8 +64,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="fair",
         help=f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}",
     )
-    SKIP.add(how, "skip-unreadable", default="as the run did")
-    EXTRA.add(how, "extra-metrics", default="the run's")
+    cli.SKIP.add(how, "skip-unreadable")
     how.add_argument(
         "--set",
         action="append",
@@ -83,12 +72,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SECTION.KEY=VALUE",
         help=f"a setting that needs no training: score.* or {', '.join(CHANGEABLE)}",
     )
-    add_device_flags(how)
+    cli.add_device_flags(how)
     where = parser.add_argument_group("where results go")
     where.add_argument(
-        "--output", type=user_path, metavar="DIR", help="folder (default: test, beside the checkpoint)"
+        "--output", type=cli.user_path, metavar="DIR", help="folder (default: test, beside the checkpoint)"
     )
-    add_overwrite_flag(where)
+    cli.add_overwrite_flag(where)
     where.add_argument(
         "--save-maps",
         action="store_true",
@@ -113,8 +102,10 @@ def main(argv: Sequence[str]) -> None:
     config, state = detector.config, detector.state
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
-    results = results_by_category(scores, config.run, defects)
-    print_result(results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)]))
+    results = results_by_category(scores, config.eval, defects)
+    cli.print_result(
+        results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)])
+    )
     begin(output, earlier)
     root, command = dataset_root(config), shlex.join(["python", "test.py", *argv])
     write_skipped(output, skipped, root)
@@ -137,10 +128,10 @@ def main(argv: Sequence[str]) -> None:
     if args.protocol == APRIL:
         then = collect_scores(april_detector(detector).predictions(data, quiet=args.quiet), data)
         unfair = april_results(then, config)
-        print_result("\n" + results_table(unfair, notes=[APRIL_NOTE]))
+        cli.print_result("\n" + results_table(unfair, notes=[APRIL_NOTE]))
         write(output / APRIL, results=unfair, across_images=f"sigma 4 in folder order: {UNFAIR}")
     finish(output)
-    log.info("written to %s", output)
+    cli.log.info("written to %s", output)
 
 
 def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
@@ -156,10 +147,8 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
     chosen: dict[str, object] = {key: value for key, value in flags.items() if value is not None}
     for key, value in map(parse_override, args.set):
         if not key.startswith("score.") and key not in CHANGEABLE:
-            raise ConfigError(
-                f"--set {key}: a trained model has that fixed; "
-                f"score.* and {', '.join(CHANGEABLE)} can be changed"
-            )
+            can = f"score.* and {', '.join(CHANGEABLE)} can be changed"
+            raise ConfigError(f"--set {key}: a trained model has that fixed; {can}")
         chosen[key] = value
     chosen |= {"eval.split": "test", "eval.every": 0}
     if args.dataset and args.dataset != config.data.name:
@@ -178,4 +167,4 @@ def write_maps(folder: Path, scores: Scores, root: Path | None, *, quiet: bool) 
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(cli.run_command(main))

@@ -17,12 +17,11 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datasets.build import RunData, build_data, categories_of, dataset_root
+from datasets.build import RunData, build_data, categories_of, data_identity, dataset_root
+from datasets.check import write_skipped
 from datasets.demo import DEMO_CATEGORIES
-from datasets.fingerprint import data_identity
 from datasets.loader import ImageSet, TrainingOrder, batches, count_steps, statistics_sample, training_batches
 from datasets.registry import SPECS
-from datasets.screening import write_skipped
 from datasets.transforms import Normalise, augment_batch
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
@@ -199,7 +198,7 @@ def optimise(run: Run) -> float:
     run.data.train.fill_cache(quiet=run.quiet)
 
     # --- restore, or start ----------------------------------------------------------------------------------
-    optimizer, schedule = make_optimizer(model, config)
+    optimizer, schedule = make_optimizer(model.parameter_groups(config.optim), config)
     start, seconds = 0, 0.0
     if run.state is None:
         sample = statistics_sample(run.data.train)

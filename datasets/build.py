@@ -1,19 +1,21 @@
 """From a configuration to the sets of a run: training, calibration, validation and test."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
+from datasets.check import Skipped, check_masks, filter_unreadable
 from datasets.demo import write_demo
 from datasets.files import IMAGE_SUFFIXES, find_images, natural_order, unused_files
 from datasets.loader import ImageSet
 from datasets.registry import collect, spec_of
 from datasets.samples import ANOMALOUS, NORMAL, UNKNOWN, Sample, check_splits, with_unused
-from datasets.screening import Skipped, check_masks, filter_unreadable
 from datasets.splits import (
     check_disjoint,
+    content_digest,
     first_copies,
     hold_out,
     limit,
@@ -26,7 +28,9 @@ from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, with_earlier_frames
 from utils.config import Config, DataConfig
 from utils.errors import ConfigError, DatasetError
+from utils.files import relative_to
 from utils.layers import config_file, load_config
+from utils.yaml_io import Tree
 
 DEMO_ROOT = Path(__file__).resolve().parent.parent / "data" / "demo"
 _log = logging.getLogger("uninet")
@@ -49,10 +53,8 @@ class RunData:
 
     def evaluated(self, split: str) -> ImageSet:
         """The set that `eval.split` names."""
-        if split == "validation":
-            assert self.validation is not None
-            return self.validation
-        return self.test
+        assert split != "validation" or self.validation is not None
+        return self.validation if split == "validation" and self.validation else self.test
 
 
 @dataclass
@@ -66,10 +68,9 @@ class Parts:
     test: list[Sample]
     skipped: Skipped
 
-    @property
-    def seen(self) -> list[Sample]:
-        """All that the model, its calibration or its settings depend on: none may be tested on."""
-        return [*self.train, *self.calibration, *self.validation]
+    def check_apart(self, test: Sequence[Sample]) -> None:
+        """Stop if the model, its calibration or its settings depend on an image of `test`."""
+        check_disjoint([*self.train, *self.calibration, *self.validation], test)
 
     @property
     def defects(self) -> frozenset[str]:
@@ -78,9 +79,7 @@ class Parts:
 
 
 def dataset_root(config: Config) -> Path | None:
-    """The dataset's folder, resolved; the demo is written where it is missing. Raises DatasetError for an
-    unknown dataset name.
-    """
+    """The dataset's folder, resolved; the demo is written where it is missing."""
     root = Path(config.run.data_root).expanduser().resolve() if config.run.data_root else None
     return write_demo(root or DEMO_ROOT) if spec_of(config.data.name).name == "demo" else root
 
@@ -92,9 +91,7 @@ def categories_of(config: Config) -> list[str]:
 
 
 def list_samples(config: Config) -> tuple[list[Sample], Skipped]:
-    """The dataset's samples, and with `skip_unreadable` the files that were left out of them. Raises
-    DatasetError as `collect`, or if nothing readable is left to train or to test on.
-    """
+    """The dataset's samples, and with `skip_unreadable` the files that were left out of them."""
     data, samples = config.data, _collect(config)
     if data.stack_frames:
         samples = with_earlier_frames(samples, data.stack_frames)
@@ -134,15 +131,15 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
 
 
 def split_samples(config: Config) -> Parts:
-    """The parts of the dataset that is trained on. Raises DatasetError as `list_samples`, or if there is
-    nothing to train on or to validate with; ConfigError if settings of the data do not go together.
+    """The parts of the dataset that is trained on.
+
+    Raises DatasetError if there is nothing to train or to validate with; ConfigError if settings of the data
+    do not go together.
     """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
-    if data.frame_offset and (data.train_limit or data.num_train_anomalies or config.run.skip_unreadable):
-        raise ConfigError(
-            "data.train_limit, data.num_train_anomalies and --skip-unreadable leave gaps between frames; "
-            "they need data.frame_offset=0"
-        )
+    if data.frame_offset and (data.train_limit or data.num_train_anomalies or data.skip_unreadable):
+        keys = "data.train_limit, data.num_train_anomalies and --skip-unreadable"
+        raise ConfigError(f"{keys} leave gaps between frames; they need data.frame_offset=0")
     if data.stack_frames and not spec.video:
         raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(config)
@@ -171,10 +168,8 @@ def split_samples(config: Config) -> Parts:
             raise DatasetError(f"{len(train)} training images leave none for data.validation_fraction")
         synthetic = all(s.label == NORMAL for s in validation)  # real ones where they are known
     if supervised and all(s.label == NORMAL for s in train):
-        raise DatasetError(
-            f"{spec.name} has no anomalous training image for --setting supervised; "
-            "data.num_train_anomalies=N moves some of the test set's there"
-        )
+        way_out = "data.num_train_anomalies=N moves some of the test set's there"
+        raise DatasetError(f"{spec.name} has no anomalous training image for --setting supervised; {way_out}")
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
     train = limit(train, data.train_limit, seed=seed)
@@ -184,8 +179,8 @@ def split_samples(config: Config) -> Parts:
 
 def build_data(config: Config, normalise: Normalise) -> RunData:
     """List, check and split the samples of a run; of the files only masks are decoded yet, to look at them.
-    Raises DatasetError as `split_samples` and `check_masks`, or if the loss lacks masks that it needs, or a
-    test image is trained on; ConfigError if settings of the data do not go together.
+
+    Raises as `split_samples`, and DatasetError if masks are missing or empty, or a test image is trained on.
     """
     data, parts = config.data, split_samples(config)
     images = partial(image_set, config, normalise)
@@ -194,7 +189,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     cache_gb = 0.0 if once else config.run.cache_gb  # what is read once is not kept
     train = images(parts.train, cache_gb=cache_gb, training=True)
     _check_masks_are_there(config, train)
-    check_disjoint(parts.seen, parts.test)
+    parts.check_apart(parts.test)
     left = cache_gb - train.cached * train.image_bytes / 2**30
     validation = images(parts.validation, cache_gb=left) if parts.validation else None
     if validation is not None and parts.synthetic:
@@ -206,31 +201,27 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
 
 def _check_masks_are_there(config: Config, train: ImageSet) -> None:
     lacking = [s.path for s in train.samples if s.label == ANOMALOUS and s.mask_path is None]
+    masked_head = config.model.head == "mask"
     if not lacking:
         return
-    lacks = f"{config.data.name} lacks masks of anomalous training images"
     if config.model.name == "remind":
-        raise DatasetError(
-            f"{lacks}, which its head needs (of {lacking[0]}, for one); add them, or leave these images out: "
-            "--setting one-class"
-        )
-    masked_head = config.model.head == "mask"
-    if masked_head or config.loss.anomaly_source == "mask":
-        raise DatasetError(
-            f"{lacks}, which the loss needs (of {lacking[0]}, for one); add them, or learn from labels "
-            "alone: --set loss.anomaly_source=label"
-            + (" --set model.head=label --set loss.supervised=bce" if masked_head else "")
-        )
-    if config.data.tile:
-        raise DatasetError(f"{lacks}, so which of their tiles are is unknown")
+        use, way_out = "its head needs", "leave these images out: --setting one-class"
+    elif masked_head or config.loss.anomaly_source == "mask":
+        use, way_out = "the loss needs", "learn from labels alone: --set loss.anomaly_source=label"
+        way_out += " --set model.head=label --set loss.supervised=bce" if masked_head else ""
+    elif config.data.tile:
+        use, way_out = "tell which tiles are anomalous", "train without data.tile"
+    else:
+        return
+    lacks = f"{config.data.name} lacks masks of anomalous training images (of {lacking[0]}, for one)"
+    raise DatasetError(f"{lacks}, which {use}; add them, or {way_out}")
 
 
 def build_test(
     config: Config, trained: Config, normalise: Normalise
 ) -> tuple[ImageSet, frozenset[str], Skipped]:
     """The test set of `config` for a model that was trained as `trained` says, the defects it has seen, and
-    the unreadable files that were left out. Raises DatasetError as `collect`, or if a test image was trained
-    on.
+    the unreadable files that were left out. Raises DatasetError if a test image was trained on.
     """
     data = config.data
     keys = ("name", "category", "num_train_anomalies")
@@ -249,7 +240,7 @@ def build_test(
         samples, skipped = list_samples(config)
         test, _ = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     if parts is not None:
-        check_disjoint(parts.seen, test)
+        parts.check_apart(test)
     images = image_set(config, normalise, test)
     _look_at_masks(data, test, images.decode)
     return images, parts.defects if same and parts is not None else frozenset(), skipped
@@ -297,12 +288,33 @@ def validation_kinds(data: DataConfig) -> tuple[str, ...]:
 
 
 def read_as(name: str, category: str, config: Config) -> DataConfig:
-    """How a model that was trained as `config` says reads another dataset: as that one's own file says.
-    Raises DatasetError for an unknown dataset name.
-    """
+    """How a model that was trained as `config` says reads another dataset: as that one's own file says."""
     data, model = config.data, config.model
     chosen = {"data.tile": data.tile, "data.category": category}
     chosen |= {"model.name": model.name, "model.backbone": model.backbone}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
     return load_config(config_file(spec_of(name).name), chosen | {"data.name": name}, category=category).data
+
+
+def data_identity(config: Config, data: RunData) -> Tree:
+    """What a run is made of besides its settings, as plain types: roots, numbers of images, a fingerprint.
+
+    The fingerprint covers each sample's set, label, category and kind of defect, and the path below the root
+    and the `content_digest` of its image, its masks and its earlier frames.
+    """
+    root, weights = dataset_root(config), config.model.weights
+    sets = {"train": data.train, "calibration": data.calibration, "validation": data.validation}
+    samples = {name: part.samples if part else [] for name, part in (sets | {"test": data.test}).items()}
+    digest, content = hashlib.sha256(), cache(content_digest)  # a frame is in several samples
+    for name, s in ((name, s) for name, part in samples.items() for s in part):
+        lines = [f"{s.label}|{s.category}|{s.defect}"]
+        lines += [f"{relative_to(path, root)}|{content(path)}" for path in (s.path, *s.masks, *s.earlier)]
+        for line in lines:
+            digest.update(f"{name}|{line}\n".encode(errors="surrogateescape"))
+    return {
+        "root": str(root),
+        "images": {name: len(part) for name, part in samples.items()},
+        "fingerprint": digest.hexdigest()[:16],
+        "weights": content_digest(Path(weights)) if weights not in (None, "random") else None,
+    }

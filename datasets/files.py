@@ -105,41 +105,30 @@ def unused_files(
     endings = Counter(p.suffix.lower() for p in left if not is_image(p))
     Image.init()  # fills Pillow's table of endings
     pictures = Counter({e: n for e, n in endings.items() if e in Image.EXTENSION or e in OTHER_PICTURES})
-    read = f" (read are {' '.join(IMAGE_SUFFIXES)})"
-    names = ", ".join(p.relative_to(root).as_posix() for p in hidden[:SHOWN])
-    marks = " ".join(HIDDEN)
-    return Unused(
-        pictures=(
-            *_unmatched(masks - Counter(normal)),
-            *_phrase("images where none are looked for: ", "in", places - masks),
-            *(phrase + read for phrase in _phrase("files of other kinds: ", "ending in", pictures)),
-        ),
-        others=(
-            *(f"{n} masks of normal images in {printable(place)}" for place, n in normal.items()),
-            *_phrase("other files: ", "ending in", endings - pictures),
-            *([f"{len(hidden)} names that begin with {marks} ({printable(names)})"] if hidden else []),
-        ),
-    )
-
-
-def _unmatched(masks: Counter[str]) -> list[str]:
-    """Phrases about masks that belong to no image, for the first folders and the others."""
-    places = list(masks.items())
-    parts = [f"{n} files in {printable(place)}" for place, n in places[:SHOWN]]
-    if rest := places[SHOWN:]:
-        parts.append(f"{sum(n for _, n in rest)} files in {len(rest)} more folders of masks")
+    others = [f"{n} masks of normal images in {printable(place)}" for place, n in normal.items()]
+    others += _phrase("other files", "ending in", endings - pictures)
+    if hidden:
+        names = ", ".join(p.relative_to(root).as_posix() for p in hidden[:SHOWN])
+        others.append(f"{len(hidden)} names that begin with {' '.join(HIDDEN)} ({printable(names)})")
+    unmatched = masks - Counter(normal)
+    parts = [f"{n} files in {printable(place)}" for place, n in [*unmatched.items()][:SHOWN]]
+    if rest := [*unmatched.values()][SHOWN:]:
+        parts.append(f"{sum(rest)} files in {len(rest)} more folders of masks")
     rule = " (the mask of 000.png is 000.png or 000_mask.png)"
-    return [f"{part} match no image{rule * (part == parts[-1])}" for part in parts]
+    found = [f"{part} match no image{rule * (part == parts[-1])}" for part in parts]
+    found += _phrase("images where none are looked for", "in", places - masks)
+    read = f" (read are {' '.join(IMAGE_SUFFIXES)})"
+    found += [text + read for text in _phrase("files of other kinds", "ending in", pictures)]
+    return Unused(tuple(found), tuple(others))
 
 
 def _phrase(what: str, where: str, counts: Counter[str]) -> list[str]:
     """One phrase such as "12 images: 8 in test, 4 in train", the most frequent first; none without counts."""
-    if not counts:
-        return []
     common = counts.most_common()
     parts = [f"{number} {where} {printable(name) or 'nothing'}" for name, number in common[:SHOWN]]
-    rest = sum(number for _, number in common[SHOWN:])
-    return [f"{sum(counts.values())} {what}{', '.join(parts)}{f', {rest} {where} others' if rest else ''}"]
+    if rest := sum(number for _, number in common[SHOWN:]):
+        parts.append(f"{rest} {where} others")
+    return [f"{sum(counts.values())} {what}: {', '.join(parts)}"] if parts else []
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Image files of any origin to 8-bit RGB, or a refusal with its reason: no file is read wrongly in silence.
+"""Image files of any origin to 8-bit RGB, and masks, or a refusal with its reason: none is read wrongly.
 
 What each kind of file gets is listed in docs/IMAGES.md.
 """
@@ -6,11 +6,13 @@ What each kind of file gets is listed in docs/IMAGES.md.
 import stat
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from datasets.files import LFS_POINTER
 from datasets.tiff import SEVERAL, SIGNATURES, RefusedError, Samples, Tiff
@@ -18,19 +20,21 @@ from utils.errors import DatasetError
 from utils.files import printable
 
 MAX_PIXELS = 1 << 27  # 134 million: larger headers are refused before anything is decoded
+NOISE = 16  # of 255: below it are the traces that JPEG leaves in a black mask
 MIN_SIDE = 8  # pixels; what is smaller shows nothing when it is enlarged
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content, whatever the name says
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 274  # EXIF tag
 NEWER = "but HEIC, AVIF, JPEG 2000 or JPEG XL; save it as PNG"
-OTHERS = {  # beginnings of files that are found under an image's name
-    b"version https://git-lfs": f"but {LFS_POINTER}",
-    b"GIF8": "but a GIF; save it as PNG",
-    b"RIFF": "but a WebP; save it as PNG",
-    b"8BPS": "but a Photoshop file; save it as PNG",
-    b"%PDF": "but a PDF; save its pictures as PNG",
-    b"<": "but a text (HTML, XML or SVG)",
-}
+OTHERS = (  # what is found under an image's name: from which byte it begins how
+    (0, b"version https://git-lfs", f"but {LFS_POINTER}"),
+    (0, b"GIF8", "but a GIF; save it as PNG"),
+    (0, b"RIFF", "but a WebP; save it as PNG"),
+    (0, b"8BPS", "but a Photoshop file; save it as PNG"),
+    (0, b"%PDF", "but a PDF; save its pictures as PNG"),
+    (0, b"<", "but a text (HTML, XML or SVG)"),
+    *((4, start, NEWER) for start in (b"ftyp", b"jP  ", b"JXL ")),
+)
 TRANSPARENT = "it is transparent everywhere (its alpha is 0)"
 Picture = Image.Image | Tiff  # opened, not decoded
 T = TypeVar("T")
@@ -97,10 +101,8 @@ def check_not_across(mask: Path, image: Path) -> None:
     """
     (width, height), size = upright_size(mask), upright_size(image)
     if width != height and size == (height, width):
-        raise DatasetError(
-            f"{mask} is {width} x {height}, but its image {image} is {height} x {width} "
-            "(after its EXIF orientation); turn the mask"
-        )
+        sizes = f"{mask} is {width} x {height}, but its image {image} is {height} x {width}"
+        raise DatasetError(f"{sizes} (after its EXIF orientation); turn the mask")
 
 
 def use_image(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -> T:
@@ -128,20 +130,14 @@ def use_image(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -
     except RefusedError as error:
         raise UnreadableImageError(path, str(error)) from error
     except UnidentifiedImageError as error:
-        none = f"by its content no {', '.join(FORMATS)}, {_other(head)}"
+        other = next((text for at, start, text in OTHERS if head[at:].startswith(start)), "or damaged")
+        none = f"by its content no {', '.join(FORMATS)}, {other}"
         raise UnreadableImageError(path, str(tiff.not_read()) if tiff else none) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(path, f"it has more than the {MAX_PIXELS} pixels that are read") from error
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, struct.error, KeyError, ...
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnreadableImageError(path, f"{reason or 'damaged'} ({type(error).__name__})") from error
-
-
-def _other(head: bytes) -> str:
-    """What a file is that begins so, as far as that is known."""
-    if head[4:8] in (b"ftyp", b"jP  ", b"JXL "):
-        return NEWER
-    return next((other for start, other in OTHERS.items() if head.startswith(start)), "or damaged")
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -242,3 +238,91 @@ def highest_value(values: np.ndarray, bits: int) -> int:
         kind = f"{'signed ' * (values.dtype.kind == 'i')}{8 * values.dtype.itemsize}-bit integers"
         raise RefusedError(f"{kind} have no range that is known, save it with 8 or 16 unsigned bits")
     return (1 << bits) - 1
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a mask file holds. drawn: (H, W) bool. values: (H, W), of several channels the highest.
+
+    high: the highest possible value; None where the range is not known.
+    """
+
+    drawn: np.ndarray
+    values: np.ndarray
+    high: int | None
+
+    @property
+    def levels(self) -> int:
+        """The number of different values."""
+        if self.values.dtype == np.uint8:
+            return int(np.count_nonzero(np.bincount(self.values.ravel(), minlength=256)))
+        return len(np.unique(self.values))
+
+
+def read_mask(path: Path, threshold: float = 0) -> Mask:
+    """What is drawn in a mask file: pixels with any channel above `threshold`, a share of the range.
+
+    At 0 any value but zero counts, except in JPEG (also inside of TIFF), whose compression surrounds what is
+    drawn with low values: there it is half of the highest one. Transparent pixels are background; where
+    nothing else is above the threshold, the opaque ones count (strokes in black). Palettes are looked up; if
+    all their colours are black, the numbers other than 0 count. What is no image, or leaves open what is
+    drawn, is an UnreadableImageError.
+    """
+    return use_image(path, lambda picture: _to_mask(picture, threshold))
+
+
+def _to_mask(picture: Picture, threshold: float) -> Mask:
+    samples, image = _samples(picture), picture if isinstance(picture, Image.Image) else None
+    lossy = image and (image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg")
+    if threshold == 0 and lossy:
+        threshold = max(NOISE, samples.values.max() / 2) / 255
+    mask, alpha = _drawn(samples, threshold), samples.alpha
+    if alpha is None or alpha.all():
+        if image and image.mode == "P" and mask.drawn.all():
+            raise RefusedError("none of its palette's colours is black, so what is background is not known")
+        return mask
+    if not alpha.any():
+        raise RefusedError(TRANSPARENT)
+    visible = alpha != 0
+    drawn = mask.drawn & visible
+    return replace(mask, drawn=drawn if drawn.any() else visible)
+
+
+def _samples(picture: Picture) -> Samples:
+    deep = _deep_colours(picture) if isinstance(picture, ImageFile.ImageFile) else None
+    image = deep or decoded(picture)
+    if isinstance(image, Samples):
+        return image
+    alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+    values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    if image.mode == "P" and not values.any():
+        values = np.asarray(image)
+    return Samples(values, 8, alpha)
+
+
+def _deep_colours(picture: ImageFile.ImageFile) -> Samples | None:
+    """The pixels of a PNG or compressed TIFF with colours of 16 bits, of which Pillow keeps the high byte."""
+    deep = picture.format in ("PNG", "TIFF") and ";16" in str(picture.tile)
+    if not deep or picture.mode.startswith("I;16") or picture.fp is None:
+        return None
+    picture.fp.seek(0)  # to be read before Pillow does, which closes the file
+    content = picture.fp.read()
+    picture.load()  # raises for damage, of which OpenCV writes to stderr
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim < 3:
+        raise RefusedError("its colours of 16 bits are not read in this layout; save it with 8 bits")
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        raise RefusedError("it is turned by its EXIF orientation and has colours of 16 bits; save it upright")
+    return Samples(values[..., :3], 16, values[..., 3] if values.shape[2] == 4 else None)
+
+
+def _drawn(samples: Samples, threshold: float) -> Mask:
+    values, high = samples.values, (1 << samples.bits) - 1 or None
+    if values.dtype.kind == "f":
+        high = 1
+        if not np.isfinite(values).all():
+            raise RefusedError("it has values that are no numbers")
+    drawn = values > threshold * highest_value(values, samples.bits) if threshold else values != 0
+    if values.ndim == 3:
+        drawn, values = drawn.any(axis=2), values.max(axis=2)
+    return Mask(drawn, values, high)

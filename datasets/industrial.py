@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from datasets.files import is_lfs_pointer, list_images
+from datasets.images import read_mask
 from datasets.layouts import Tree, by_name, categories_with, list_tree, lister, one_category
-from datasets.masks import read_mask
 from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from utils.errors import DatasetError
 
@@ -74,11 +74,9 @@ def list_visa(root: Path, category: str) -> list[Sample]:
             raise DatasetError(f"{split_file} names {row['image']}, which is outside of {root}")
         if not normal and not row["mask"]:
             raise DatasetError(f"{split_file} gives no mask for {row['image']}")
-        if row["object"] == category and normal:
-            samples.append(Sample(path, NORMAL, None, category, row["split"], "good", row["image"]))
-        elif row["object"] == category:
-            mask = root / row["mask"]
-            samples.append(Sample(path, ANOMALOUS, mask, category, row["split"], "bad", row["image"]))
+        if row["object"] == category:
+            label, mask, defect = (NORMAL, None, "good") if normal else (ANOMALOUS, root / row["mask"], "bad")
+            samples.append(Sample(path, label, mask, category, row["split"], defect, row["image"]))
     return sorted(samples, key=lambda s: (s.split != "train", s.defect, s.path))
 
 
@@ -117,7 +115,6 @@ VAD = DatasetSpec(
     one_category("vad", "train/good", "train/bad", "test/good", "test/bad"),
     lister(Tree(train=("good", "bad"), masks=None), whole_root=True),
     {"vad": (2000, 1000, 1000, 1000)},
-    has_masks=False,
     layout="train/{good,bad} and test/{good,bad}",
 )
 
@@ -137,8 +134,7 @@ def list_kolektor_categories(root: Path) -> list[str]:
 def list_kolektor(root: Path, category: str) -> list[Sample]:
     """Our one-class split: the normal images of kos01 to kos35 are for training, all others for testing.
 
-    An image is anomalous unless its label mask can be read and is empty. The group is the commutator. Raises
-    DatasetError if a folder is no commutator's.
+    An image is anomalous unless its label mask can be read and is empty. The group is the commutator.
     """
     pairs = []
     for folder in sorted(p for p in root.glob("kos*") if p.is_dir()):
@@ -156,10 +152,8 @@ def list_kolektor(root: Path, category: str) -> list[Sample]:
         item = path.parent.name
         trained = int(item.removeprefix("kos")) <= LAST_TRAINED and not anomalous
         split, group = "train" if trained else "test", COPIES.get(item, item)
-        if anomalous:
-            samples.append(Sample(path, ANOMALOUS, mask, category, split, "defect", group))
-        else:
-            samples.append(Sample(path, NORMAL, None, category, split, "good", group))
+        label, shown, defect = (ANOMALOUS, mask, "defect") if anomalous else (NORMAL, None, "good")
+        samples.append(Sample(path, label, shown, category, split, defect, group))
     return samples
 
 
@@ -198,7 +192,6 @@ FOLDER = DatasetSpec(
     list_folder_categories,
     list_folder,
     counts={},
-    has_masks=False,
     layout="train/good or <category>/train/good",
     needs_test=False,
 )

@@ -23,8 +23,7 @@ class Tree:
     """Where a category's images are: {train,test}/<class>/<images>/*.
 
     normal: the class of normal images; every other one is anomalous, and its name is the defect.
-    train: the classes that are listed for training; others of train/ are left alone.
-    images: folder inside a class folder that holds the images; empty: the class folder itself.
+    train: the classes that are listed for training. images: folder inside a class folder, if there is one.
     masks: folder of the masks of an anomalous test class, with {defect} for its name; None: there are none.
     need_masks: an anomalous test image without a mask is listed with the path where one is missing.
     group: file name to what must stay on one side of a split (a patient); None: each image for itself.
@@ -62,9 +61,9 @@ def lister(tree: Tree, *, whole_root: bool = False) -> Callable[[Path, str], lis
 
 
 def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
-    """All samples of the category whose folder is `base`: training, then test, by class and name. Raises
-    DatasetError if masks lie among the images, or if a test class that counts as anomalous has a name of good
-    ones (OK, Good, normal).
+    """All samples of the category whose folder is `base`: training, then test, by class and name; a
+    DatasetError if masks lie among the images, or a test class that counts as anomalous has a name of good
+    ones (OK, normal).
     """
     samples: list[Sample] = []
     taken: dict[Path, Path] = {}
@@ -77,10 +76,8 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
         if beside or letters(name) in MASK_FOLDERS - {"label", "labels"}:  # these may have defects
             raise DatasetError(f"{folder} would count as a kind of defect; masks are in ground_truth/<kind>")
         if name != tree.normal and letters(name) in NORMAL_NAMES:
-            raise DatasetError(
-                f"{folder} would count as anomalous, as normal test images are in test/{tree.normal} alone; "
-                "rename it, or give it the name of a defect"
-            )
+            good = f"normal test images are in test/{tree.normal} alone"
+            raise DatasetError(f"{folder} would count as anomalous, as {good}; rename it")
         place = None if tree.masks is None or name == tree.normal else _mask_folder(base, tree.masks, name)
         masks = Masks(place, needed=tree.need_masks, taken=taken)
         samples += _list_class(base, category, tree, masks, split="test", name=name)
@@ -95,10 +92,8 @@ def _list_class(
     known = {path.stem: path for path in images}
     for path in images:
         if image := known.get(_unmasked(path.stem)):
-            raise DatasetError(
-                f"{path} would count as an image, but has the name of a mask of {image.name}; put masks into "
-                "ground_truth/<kind>"
-            )
+            why = f"{path} would count as an image, but has the name of a mask of {image.name}"
+            raise DatasetError(f"{why}; put masks into ground_truth/<kind>")
         group = tree.group(path) if tree.group else f"{category}/{path.relative_to(base).as_posix()}"
         mask, more = masks.of(path)
         samples.append(Sample(path, label, mask, category, split, name, group, more_masks=more))
@@ -140,10 +135,7 @@ def by_name(files: Iterable[Path]) -> dict[str, Path]:
 def _check_one(files: Sequence[Path]) -> None:
     first, *others = dict.fromkeys(files)
     if others:
-        raise DatasetError(
-            f"{first} and {others[0].name} have the same name, so which image and mask belong together is "
-            "not known; rename or remove one"
-        )
+        raise DatasetError(f"{first} and {others[0].name} have the same name; rename or remove one")
 
 
 class Masks:
@@ -180,8 +172,6 @@ class Masks:
             _check_one(masks)
         for mask in masks:
             if self.taken.setdefault(mask, image) != image:
-                raise DatasetError(
-                    f"{self.taken[mask]} and {image.name} would share the mask {mask}; give them "
-                    "different names"
-                )
+                both = f"{self.taken[mask]} and {image.name} would share the mask {mask}"
+                raise DatasetError(f"{both}; give them different names")
         return masks[0] if masks else None, tuple(masks[1:])

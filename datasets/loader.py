@@ -7,6 +7,8 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from utils.config import TrainConfig
 from utils.errors import DatasetError
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)  # that decode ahead of a model
 STATISTICS_IMAGES = 64  # that feature statistics are taken from
 AHEAD = 1 << 28  # bytes of batches that may wait for it
@@ -79,10 +82,7 @@ class ImageSet(Dataset):
         return self.decode.mask(*sample.masks, of=sample.path)
 
     def sample(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
-        """Pixels, mask (None where masks are not known) and label of a draw.
-
-        Draw d is sample d % N of N, in epoch d // N.
-        """
+        """Pixels, mask (None where masks are not known) and label of draw d: sample d % N, epoch d // N."""
         index = draw % len(self)
         return self.pixels(index), self.mask(index) if self.has_masks else None, self.samples[index].label
 
@@ -99,6 +99,7 @@ class ImageSet(Dataset):
         return batch
 
 
+@dataclass(eq=False)
 class TrainingOrder(Sampler[list[int]]):
     """Batches of draws from step `start` to `stop`: permutations of all samples, one after the other.
 
@@ -106,28 +107,23 @@ class TrainingOrder(Sampler[list[int]]):
     alone, hence a run can go on anywhere without replaying what came before.
 
     last_batch: what becomes of the samples that an epoch leaves. "carry" begins the next epoch's first batch
-        with them, so that all batches have one size; "drop" leaves them out; "keep" makes a smaller batch.
-    repeat: how often each batch is given in a row.
-    share: (k, n) takes the k-th of n equal pieces of each batch.
+    with them, so that all batches have one size; "drop" leaves them out; "keep" makes a smaller batch.
+    repeat: how often each batch is given in a row. share: (k, n) takes the k-th of n equal pieces of each
+    batch.
     """
 
-    def __init__(
-        self,
-        samples: int,
-        batch_size: int,
-        *,
-        seed: int,
-        start: int,
-        stop: int,
-        repeat: int = 1,
-        share: tuple[int, int] = (0, 1),
-        last_batch: str = "carry",
-    ) -> None:
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        assert batch_size % share[1] == 0, f"{batch_size} images are not shared equally by {share[1]}"
-        self.share = share
-        self.start, self.stop, self.repeat = start, stop, repeat
-        self.last_batch = last_batch
+    samples: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    start: int
+    stop: int
+    repeat: int = 1
+    share: tuple[int, int] = (0, 1)
+    last_batch: str = "carry"
+
+    def __post_init__(self) -> None:
+        assert self.batch_size % self.share[1] == 0, f"{self.batch_size} images are not shared equally"
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -150,25 +146,17 @@ class TrainingOrder(Sampler[list[int]]):
             return range(turn * self.batch_size, (turn + 1) * self.batch_size)
         per_epoch = int(batches_per_epoch(self.samples, self.batch_size, self.last_batch))
         epoch, batch = divmod(turn, per_epoch)
-        first, end = epoch * self.samples + batch * self.batch_size, (epoch + 1) * self.samples
-        return range(first, min(first + self.batch_size, end))
+        first = epoch * self.samples + batch * self.batch_size
+        return range(first, min(first + self.batch_size, (epoch + 1) * self.samples))
 
 
 def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
-    """Batches that an epoch has, a whole number unless they run across epochs (see `TrainingOrder`). Raises
-    DatasetError if no batch is left.
-    """
+    """Batches that an epoch has, a whole number unless they run across epochs; a DatasetError if none."""
     if last_batch == "drop" and samples < batch_size:
-        raise DatasetError(
-            f"{samples} training images make no batch of {batch_size}, and train.last_batch=drop leaves out "
-            f"smaller ones; use --set train.batch_size={samples} or --set train.last_batch=carry"
-        )
+        way_out = f"use --set train.batch_size={samples} or --set train.last_batch=carry"
+        raise DatasetError(f"{samples} training images make no batch of {batch_size}; {way_out}")
     exact = samples / batch_size
     return {"carry": exact, "drop": math.floor(exact), "keep": math.ceil(exact)}[last_batch]
-
-
-# A DataLoader takes a number for its workers from torch's global generator unless it has one of its own.
-# Models sample from the global one, so a resumed run, which starts one more loader, would get other numbers.
 
 
 def count_steps(train: TrainConfig, images: int) -> int:
@@ -193,8 +181,7 @@ def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | Non
         collate_fn=dict,
         num_workers=workers,
         pin_memory=pin,
-        generator=torch.Generator(),
-        persistent_workers=False,
+        generator=torch.Generator(),  # the global one is the models': each loader would take a number of it
     )
 
 
@@ -232,5 +219,10 @@ class batches:  # noqa: N801 (used as a function)
 def statistics_sample(data: ImageSet) -> ImageSet:
     """Normal training images (all, if there is none), spread over the set and so over its categories."""
     samples = [s for s in data.samples if s.label == NORMAL] or data.samples
-    spread = np.linspace(0, len(samples) - 1, min(STATISTICS_IMAGES, len(samples))).round().astype(int)
-    return ImageSet([samples[i] for i in spread], data.decode, data.normalise)
+    return ImageSet(evenly_spread(samples, STATISTICS_IMAGES), data.decode, data.normalise)
+
+
+def evenly_spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in places.tolist()]

@@ -22,7 +22,6 @@ def _prepared(name: str, counts: Counts) -> DatasetSpec:
         {name: counts},
         verified=False,
         verified_total=True,
-        has_masks=False,
         layout=f"train/NORMAL and test/{{NORMAL,ABNORMAL}}, as scripts/prepare/{name}.py writes them,",
     )
 
@@ -35,7 +34,6 @@ OCT2017 = DatasetSpec(
     one_category("oct2017", "train/NORMAL", "test/NORMAL", "test/CNV", "test/DME", "test/DRUSEN"),
     lister(Tree(normal="NORMAL", train=("NORMAL",), masks=None, group=_patient), whole_root=True),
     {"oct2017": (26315, 250, 750)},
-    has_masks=False,
     layout="train/NORMAL and test/{NORMAL,CNV,DME,DRUSEN}",
     drops_copies=True,
 )

@@ -41,9 +41,10 @@ def spec_of(name: str) -> DatasetSpec:
 
 
 def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
-    """The root as a path, if the dataset is there. Raises DatasetError if it is not. The message names the
-    dataset that is there, or a folder nearby where this one is: up to two down, the one that has this train
-    or test, or beside a published dataset.
+    """The root as a path, if the dataset is there.
+
+    Raises DatasetError if it is not, naming the dataset that is there, or a folder nearby where this one is:
+    up to two down, the one that has this train or test, or beside a published dataset.
     """
     if root is None:
         raise DatasetError(f"where is {spec.name}? Give its folder with --data-root DIR")
@@ -58,16 +59,14 @@ def find_root(spec: DatasetSpec, root: str | Path | None) -> Path:
     if here and not any(published.values()):  # own categories are allowed, another dataset's are not
         return root
     hints = []
-    alike = [name for name in ("folder", *found) if found[name]]
-    if any(published.values()):
-        alike = [max(published, key=published.__getitem__)]
-    if alike:
-        hints = [f"it looks like {alike[0]}, so use --dataset {alike[0]}"]
+    if any(found.values()):
+        alike = next(name for name in ("folder", *found) if found[name])
+        alike = max(published, key=published.__getitem__) if any(published.values()) else alike
+        hints = [f"it looks like {alike}, so use --dataset {alike}"]
     near = [d.parent for d in (root, root.parent) if d.name in ("train", "test")]
-    near += (
-        [root.parent] if spec.counts else []
-    )  # above and beside own folders there are others of their kind
-    for pattern in ("*/", "*/*/", *(["../*/"] if spec.counts else [])):
+    published_here = bool(spec.counts)  # above and beside own folders there are others of their kind
+    near += [root.parent] * published_here
+    for pattern in ("*/", "*/*/", *["../*/"] * published_here):
         near += sorted(root.glob(pattern))
     if better := next((d for d in near if _holds(spec, d)), None):
         hints.append(f"did you mean --data-root {shlex.quote(str(better.resolve()))}?")
@@ -89,10 +88,9 @@ def collect(
     """List and check the samples of one category, or of all (`category` "all"), in a fixed order.
 
     What lies below the root and is not used is logged, with counts and the reason.
-
     incomplete: take what is there. Files may be missing, and other counts are only logged.
-    Raises DatasetError for a wrong root (a better one is suggested), an unknown category, an empty split, a
-    missing mask, one file with two labels, or counts that differ from the published ones.
+    Raises DatasetError for a wrong root, an unknown category, an empty split, a missing mask, one file with
+    two labels, or counts that differ from the published ones.
     """
     root = find_root(spec, root)
     known = spec.list_categories(root)

@@ -44,16 +44,13 @@ class Sample:
 class DatasetSpec:
     """How a dataset is listed, and what is published about it.
 
-    counts: each category's, as `count` returns them. Other counts stop a run if they are `verified`, else
-        they are logged as a warning.
-    verified_total: the sum of unverified counts is verified.
-    has_masks: an anomalous test image must have a mask.
-    layout: what the root holds, for the message about a wrong one.
+    counts: each category's, as `count` returns them. Other counts stop a run if they are `verified`, or if
+    `verified_total` and their sums differ; else they are a warning.
     needs_test: an empty test set is an error.
-    drops_copies: training images that are byte-identical to a test image are dropped; elsewhere they are
-        refused.
-    segmentation: every image is anomalous and has a mask.
-    video: samples are frames in order, and their group is the clip.
+    layout: what the root holds, for the message about a wrong one.
+    drops_copies: training images that are byte-identical to a test image are dropped; elsewhere refused.
+    segmentation: every image is anomalous and has a mask. video: samples are frames in order, the group a
+    clip.
     read_for_labels: patterns of files that labels come from and that no sample holds.
     """
 
@@ -63,7 +60,6 @@ class DatasetSpec:
     counts: Mapping[str, Counts]
     verified: bool = True
     verified_total: bool = False
-    has_masks: bool = True
     layout: str = "<category>/train/good"
     needs_test: bool = True
     drops_copies: bool = False
@@ -73,26 +69,22 @@ class DatasetSpec:
 
 
 def count(samples: Iterable[Sample]) -> Counts:
-    """Return (train normal, test normal, test anomalous), then train anomalous and validation if any."""
+    """(train normal, test normal, test anomalous), with train anomalous and validation behind, if any."""
     seen = Counter((s.split, s.label) for s in samples)
-    found = seen["train", NORMAL], seen["test", NORMAL], seen["test", ANOMALOUS]
-    extra = seen["train", ANOMALOUS]
-    held_out = sum(number for (split, _), number in seen.items() if split == "validation")
-    if held_out:
-        return (*found, extra, held_out)
-    return (*found, extra) if extra else found
+    found = [seen["train", NORMAL], seen["test", NORMAL], seen["test", ANOMALOUS], seen["train", ANOMALOUS]]
+    found.append(sum(number for (split, _), number in seen.items() if split == "validation"))
+    while len(found) > 3 and not found[-1]:
+        found.pop()
+    return tuple(found)
 
 
-def in_words(counts: Counts, *, short: bool = False) -> str:
-    """`count`'s numbers as "5 training, 2 normal and 3 anomalous test images", or the numbers alone."""
+def in_words(counts: Counts) -> str:
+    """`count`'s numbers as "5 training, 2 normal and 3 anomalous test images"."""
     train, normal, anomalous, extra, held_out = (*counts, 0, 0)[:5]
     if held_out:  # segmentation
-        numbers = f"{extra}, {held_out} and {anomalous}"
-        return numbers if short else f"{extra} training, {held_out} validation and {anomalous} test images"
-    first = f"{train} (and {extra} anomalous)" if extra else f"{train}"
-    if short:
-        return f"{first}, {normal} and {anomalous}"
-    return f"{first} training, {normal} normal and {anomalous} anomalous test images"
+        return f"{extra} training, {held_out} validation and {anomalous} test images"
+    more = f" (and {extra} anomalous)" if extra else ""
+    return f"{train}{more} training, {normal} normal and {anomalous} anomalous test images"
 
 
 def counts_are_wrong(spec: DatasetSpec, found: Counts, expected: Counts) -> bool:
@@ -100,16 +92,15 @@ def counts_are_wrong(spec: DatasetSpec, found: Counts, expected: Counts) -> bool
     return found != expected and (spec.verified or (spec.verified_total and sum(found) != sum(expected)))
 
 
-def check_counts(
-    spec: DatasetSpec, root: Path, category: str, found: Counts, *, incomplete: bool
-) -> str | None:
-    """Compare with the published counts; what differs without being wrong is returned as a warning. Raises
-    DatasetError if verified counts differ and the copy may not be `incomplete`.
+def check_counts(spec: DatasetSpec, root: Path, category: str, found: Counts, *, incomplete: bool) -> str:
+    """What differs from the published counts without being wrong, to be warned of; else an empty text.
+
+    Raises DatasetError if verified counts differ and the copy may not be `incomplete`.
     """
     expected = spec.counts.get(category, found)
     if found == expected:
-        return None
-    problem = f"{spec.name}/{category} has {in_words(found)}; published are {in_words(expected, short=True)}"
+        return ""
+    problem = f"{spec.name}/{category} has {in_words(found)}; published are {in_words(expected)}"
     if counts_are_wrong(spec, found, expected) and not incomplete:
         raise DatasetError(f"{problem}. {_way_out(spec, root, category)}")
     if sum(found) == sum(expected):
@@ -127,9 +118,7 @@ def _way_out(spec: DatasetSpec, root: Path, category: str) -> str:
 
 
 def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> None:
-    """Stop if a listed file is missing, or a Git LFS pointer stands in its place. Raises DatasetError naming
-    the first one and the way out.
-    """
+    """Stop at the first listed file that is missing, or if Git LFS pointers stand in place of files."""
     # a broken link is refused when it is read
     files = [(path, s) for s in samples for path in (s.path, *s.masks) if not path.is_symlink()]
     for path, sample in files:
@@ -139,7 +128,7 @@ def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> Non
             raise DatasetError(f"{problem}. {_way_out(spec, root, sample.category)}")
     if pointers := [path for path, _ in files if is_lfs_pointer(path)]:
         raise DatasetError(
-            f"{len(pointers)} images and masks were not fetched, such as {pointers[0]}: {LFS_POINTER}"
+            f"{len(pointers)} images and masks were not fetched, as {pointers[0]}: {LFS_POINTER}"
         )
 
 

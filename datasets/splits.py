@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,39 +16,31 @@ from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from utils.errors import DatasetError
 from utils.files import printable
 
+WHOLE = 1 << 16  # bytes: of a digest files up to this size are read in full
+PIECES, PIECE = 16, 1 << 12  # of a larger file: so many pieces, evenly spread, of so many bytes
 _log = logging.getLogger("uninet")
 
 
 def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
     """Each path to the first path whose file has the same bytes; to itself where there is none before it.
 
-    Only files of equal size are opened, and only those are read whole that agree in the middle, too. Raises
-    OSError if a file cannot be read.
+    Only files of equal size are opened, and only those are read whole whose pieces agree, too. Raises OSError
+    if a file cannot be read.
     """
     first = {path: path for path in paths}
     groups = [list(first)]
-    for key in (_size, _middle, _digest):
-        groups = [same for group in groups for same in _by(key, group) if len(same) > 1]
+    for key in (_size, content_digest, _digest):
+        same: dict[object, list[Path]] = {}
+        for i, path in ((i, path) for i, group in enumerate(groups) for path in group):
+            same.setdefault((i, key(path)), []).append(path)
+        groups = [group for group in same.values() if len(group) > 1]
     for group in groups:
         first |= dict.fromkeys(group, group[0])
     return first
 
 
-def _by(key: Callable[[Path], object], paths: Sequence[Path]) -> Iterable[list[Path]]:
-    groups: dict[object, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(key(path), []).append(path)
-    return groups.values()
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-def _middle(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(_size(path) // 2)
-        return file.read(4096)
 
 
 def _digest(path: Path) -> bytes:
@@ -71,20 +63,14 @@ def without_copies(train: Sequence[Sample], test: Sequence[Sample]) -> list[Samp
 
 
 def check_disjoint(train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Stop if a test image is byte-identical to a training image. Raises DatasetError naming the first such
-    pair.
-    """
+    """Stop at the first test image that is byte-identical to a training image."""
     for ours, theirs in shared_images(train, test):
-        raise DatasetError(
-            f"{theirs.path} of the test set is the same file as {ours.path} of the training set; "
-            "put both on one side"
-        )
+        same = f"{theirs.path} of the test set is the same file as {ours.path} of the training set"
+        raise DatasetError(f"{same}; put both on one side")
 
 
 def check_labels(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:
-    """Stop if one file (equal bytes) is both normal and anomalous; a warning where the dataset is published.
-    Raises DatasetError naming the first such pair.
-    """
+    """Stop if one file (equal bytes) is normal and anomalous; a warning where the dataset is published."""
     # decoding tells of missing, empty and closed files
     there = [s for s in samples if s.path.is_file() and _size(s.path) and os.access(s.path, os.R_OK)]
     pairs = shared_images(*([s for s in there if s.label == label] for label in (NORMAL, ANOMALOUS)))
@@ -99,10 +85,7 @@ def check_labels(spec: DatasetSpec, category: str, samples: Sequence[Sample]) ->
 
 
 def tied_groups(samples: Sequence[Sample]) -> dict[str, str]:
-    """Each group to the one that stands for all it is tied to: groups that hold a byte-identical image.
-
-    A group without copies elsewhere stands for itself.
-    """
+    """Each group to the one that stands for it and for all groups that hold a byte-identical image."""
     first, group_of = first_copies(s.path for s in samples), {s.path: s.group for s in samples}
     parent = {s.group: s.group for s in samples}
 
@@ -176,3 +159,18 @@ def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[
     if not any(s.label == ANOMALOUS for s in rest):
         raise DatasetError(f"data.num_train_anomalies {number} leaves no anomalous test image")
     return rest, list(moved.values())
+
+
+def content_digest(path: Path) -> str:
+    """Size and hash of a file's content, or "unreadable". Of a file above WHOLE bytes, PIECES are read; a
+    change of a few pixels in a large uncompressed file can fall between them.
+    """
+    try:
+        with path.open("rb") as file:
+            size, digest = file.seek(0, 2), hashlib.sha256()
+            for i in range(PIECES if size > WHOLE else 1):
+                file.seek(i * (size - PIECE) // (PIECES - 1) if i else 0)
+                digest.update(file.read(PIECE if size > WHOLE else WHOLE))
+            return f"{size}-{digest.hexdigest()[:16]}"
+    except OSError:  # what reads it for good says why
+        return "unreadable"

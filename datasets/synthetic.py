@@ -31,14 +31,11 @@ def add_defect(
     Every masked pixel differs from the original by MIN_CHANGE or more in some channel; all others are kept.
     What is too small, too large or too faint is tried again, stronger each time: a mask has MIN_PIXELS pixels
     to MAX_AREA of the image. Areas are log-uniform, small is the usual case. Grey images get grey defects.
-    Raises NoDefectError if none that is visible was found, as for "speed" where nothing moves.
 
-    Args:
-        image: (H, W, 3) uint8 RGB, sides of MIN_SIDE or more.
-        rng: the only source of chance.
-        kind: a defect type, or None for one of DEFECT_KINDS by chance.
-        texture: (h, w, 3) uint8, another surface for the kind "texture"; None recolours and turns the image.
-            For the kind "speed", the same frame with what moves moving faster (H, W, 3).
+    image: (H, W, 3) uint8 RGB, sides of MIN_SIDE or more. kind: None for one of DEFECT_KINDS by chance.
+    texture: (h, w, 3) uint8, another surface for the kind "texture"; None recolours and turns the image. For
+    the kind "speed", the same frame with what moves moving faster (H, W, 3).
+    Raises NoDefectError if none that is visible was found, as for "speed" where nothing moves.
     """
     for name, item in {"image": image, "texture": image if texture is None else texture}.items():
         if item.dtype != np.uint8 or item.shape[2:] != (3,) or min(item.shape[:2]) < MIN_SIDE:
@@ -238,8 +235,8 @@ def _composite(image: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> tupl
 class SyntheticValidation(ImageSet):
     """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
 
-    The defect depends on the seed and the image's place. It is made when it is asked for, and kept in memory
-    as far as the budget of the held-out set goes.
+    A defect depends on the seed and the image's place. It is made when it is asked for, and kept as far as
+    the budget of the held-out set goes.
     """
 
     def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datasets.images import check_not_across, read_image, upright_size
-from datasets.masks import read_mask
+from datasets.images import check_not_across, read_image, read_mask, upright_size
 from utils.config import Config, scaled_side
 from utils.distributed import rank, world_size
 from utils.errors import DatasetError
@@ -40,9 +39,7 @@ class Decode:
     mask_threshold: float = 0.0
 
     def image(self, path: Path) -> np.ndarray:
-        """File to (H, W, 3) uint8 RGB. Raises UnreadableImageError as `read_image`, which also says how other
-        kinds of pixels become RGB.
-        """
+        """File to (H, W, 3) uint8 RGB."""
         return np.asarray(self.fit(read_image(path)))
 
     def fit(self, image: Image.Image) -> Image.Image:
@@ -67,9 +64,8 @@ class Decode:
         return np.stack([cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths], axis=2)
 
     def mask(self, *paths: Path, of: Path | None = None) -> np.ndarray:
-        """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}. Raises UnreadableImageError
-        as `read_mask`; DatasetError if a mask lies across the image `of`, or masks of one image differ in
-        size.
+        """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}; a DatasetError if a mask lies
+        across the image `of`, or masks of one image differ in size.
         """
         if of is not None:
             for path in paths:
@@ -214,11 +210,9 @@ def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:
     top = _sample(lambda n: rng.integers(height - side + 1, size=n), count)
     left = _sample(lambda n: rng.integers(width - side + 1, size=n), count)
     cut = dict(batch)
-    for key in ("image", "mask"):
-        if key in batch:
-            corners = zip(batch[key], top, left, strict=True)
-            tiles = [values[:, y : y + side, x : x + side] for values, y, x in corners]
-            cut[key] = torch.stack(tiles)
+    for key in batch.keys() & {"image", "mask"}:
+        corners = zip(batch[key], top, left, strict=True)
+        cut[key] = torch.stack([values[:, y : y + side, x : x + side] for values, y, x in corners])
     cut["image"] = cut["image"].contiguous(memory_format=torch.channels_last)
     if "mask" in batch:
         cut["label"] = batch["label"] * cut["mask"].flatten(1).any(dim=1)

@@ -98,12 +98,12 @@ def list_ped2_categories(root: Path) -> list[str]:
 
 
 def list_ped2(root: Path, category: str) -> list[Sample]:
-    """Frames clip by clip, in order; the group is the clip.
+    """Frames clip by clip, in order; the group is the clip. A DatasetError if labels are missing or do not
+    fit.
 
     The release gives the anomalous frames of each test clip as an interval, in UCSDped2.m. The other layout
     has intervals in a .mat file (cell array gt, frames from 1), or a label of 0 or 1 for each test frame in a
-    .npy file, and no masks. A missing frame does not shift the labels of the others. Raises DatasetError if
-    the labels are missing or do not fit the clips.
+    .npy file, and no masks. A missing frame does not shift the labels of the others.
     """
     release = (root / INTERVALS).is_file()
     train, test = ("Train", "Test") if release else ("training/frames", "testing/frames")
@@ -161,30 +161,24 @@ def _labels(root: Path, clips: Sequence[dict[Path, int]]) -> list[np.ndarray]:
     """For each test clip, whether the frame of a place is anomalous: (places,), not zero where it is."""
     file = next((p for pattern in LABELS for p in sorted(root.glob(pattern))), None)
     if file is None:
-        raise DatasetError(
-            f"{root} has no labels of the test frames; expected ped2.mat (cell array gt) in it, or a .npy "
-            "file with a label of 0 or 1 for each test frame"
-        )
+        expected = "expected ped2.mat (cell array gt), or a .npy file with 0 or 1 for each test frame, in it"
+        raise DatasetError(f"{root} has no labels of the test frames; {expected}")
     if is_lfs_pointer(file):
         raise DatasetError(f"{file} holds no labels: {LFS_POINTER}")
     try:
         found = _read_labels(file)
     except Exception as error:  # numpy and SciPy raise many kinds for a damaged or foreign file
-        raise DatasetError(
-            f"{file} cannot be read as labels of test frames ({type(error).__name__}: {error}); expected "
-            "intervals in a cell array gt (.mat) or a vector of 0 and 1 (.npy)"
-        ) from error
+        expected = "expected intervals in a cell array gt (.mat) or a vector of 0 and 1 (.npy)"
+        problem = f"cannot be read as labels of test frames ({type(error).__name__}: {error})"
+        raise DatasetError(f"{file} {problem}; {expected}") from error
     frames = [max(places.values(), default=-1) + 1 for places in clips]
     if isinstance(found, np.ndarray):
         if len(found) != sum(frames) or not np.isin(found, (0, 1)).all():
-            raise DatasetError(
-                f"{file} has {len(found)} numbers for {sum(frames)} test frames; expected 0 or 1 for each"
-            )
+            numbers = f"{len(found)} numbers for {sum(frames)} test frames"
+            raise DatasetError(f"{file} has {numbers}; expected 0 or 1 for each")
         return np.split(found, np.cumsum(frames)[:-1])
     if len(found) != len(clips):
-        raise DatasetError(
-            f"{file} has {len(found)} intervals for {len(clips)} test clips; complete the copy"
-        )
+        raise DatasetError(f"{file} has {len(found)} intervals for {len(clips)} clips; complete the copy")
     labels = [np.zeros(number, bool) for number in frames]
     for of_clip, intervals in zip(labels, found, strict=True):
         for first, last in intervals:

@@ -16,6 +16,11 @@ import torch
 from PIL import Image
 
 SIDE, SQUARE = 40, 8
+UNMASKED = ("vad", "aptos", "oct2017", "isic2018", "folder")  # anomalous test images need no mask
+
+
+def has_masks(spec) -> bool:
+    return spec.name not in UNMASKED
 
 
 @dataclass

@@ -11,14 +11,14 @@ import processes
 import pytest
 import torch
 from conftest import ROOT, TINY
-from fixtures import COUNTS, LAYOUTS
+from fixtures import COUNTS, LAYOUTS, has_masks
 from PIL import Image
 
 import datasets.check
 import train
 from datasets.build import build_data
+from datasets.images import read_mask
 from datasets.loader import ImageSet
-from datasets.masks import read_mask
 from datasets.registry import SPECS, collect
 from datasets.samples import count
 from datasets.splits import hold_out
@@ -74,7 +74,7 @@ class TestListing:
     def test_masks_are_those_of_their_images(self, root, spec):
         config = config_of(spec, root)
         for s in collect(spec, root, "all"):
-            assert (s.mask_path is not None) == (spec.has_masks and s.label == 1)
+            assert (s.mask_path is not None) == (has_masks(spec) and s.label == 1)
             if s.mask_path is not None:
                 image = np.asarray(Image.open(s.path).convert("L"))
                 mask = Decode(image.shape, mask_threshold=config.data.mask_threshold).mask(s.mask_path)
@@ -93,7 +93,7 @@ class TestListing:
         shape = (2, 3, 64, 64) if spec.video else (3, 64, 64)
         assert batch["frames" if spec.video else "image"].shape == (len(data.test), *shape)
         assert batch["label"].sum() == test_anomalous
-        if spec.has_masks and not config_of(spec, root).data.frame_offset:
+        if has_masks(spec) and not config_of(spec, root).data.frame_offset:
             assert batch["mask"].shape == (len(data.test), 1, 64, 64)
             assert [bool(m.any()) for m in batch["mask"]] == batch["label"].bool().tolist()
         else:
@@ -180,7 +180,7 @@ class TestDamage:
         assert collect(replace(spec, counts={}), root, "all")
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if SPECS[name.split("-")[0]].has_masks])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if has_masks(SPECS[name.split("-")[0]])])
 def test_missing_mask(root, spec):
     victim = next(s for s in collect(spec, root, "all") if s.mask_path)
     victim.mask_path.unlink()
@@ -389,7 +389,7 @@ def test_a_short_run(root, spec, flavor, tmp_path, capfd):
     category, counts = next(iter(spec.counts.items()))
     result = json.loads(path.read_text())["results"][category]
     assert (result["n_normal"], result["n_anomalous"]) == counts[1:3]
-    known = spec.has_masks and (spec.name, flavor) != ("ped2", "paper")  # its maps are of an earlier frame
+    known = has_masks(spec) and (spec.name, flavor) != ("ped2", "paper")  # its maps are of an earlier frame
     assert (result["pixel_auroc"] is not None) == known
     if spec.segmentation:
         assert result["image_auroc"] is None and 0 <= result["miou"] <= result["dsc"] <= 1

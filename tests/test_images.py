@@ -9,8 +9,7 @@ from image_cases import DEEP, PHOTO, UNIT, encoded, planes, png_header, rows, ta
 from PIL import Image
 
 from datasets.files import find_images, list_images
-from datasets.images import check_not_across, read_image, upright_size
-from datasets.masks import read_mask
+from datasets.images import check_not_across, read_image, read_mask, upright_size
 from datasets.transforms import Decode
 from utils.errors import DatasetError
 from utils.files import printable

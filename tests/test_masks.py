@@ -12,13 +12,12 @@ from image_cases import DRAWN, cv2_encoded, encoded, mask_rows, table
 from PIL import Image
 
 from datasets.build import build_data, build_test
-from datasets.check import check_category
+from datasets.check import check_category, check_masks, filter_unreadable
+from datasets.images import read_mask
 from datasets.industrial import FOLDER, list_folder
 from datasets.loader import ImageSet
-from datasets.masks import read_mask
 from datasets.medical import CLINICDB
 from datasets.samples import ANOMALOUS, Sample, unused_samples
-from datasets.screening import check_masks, filter_unreadable
 from datasets.transforms import Decode, Normalise, resize_mask
 from evaluation.scoring import Scores, results_by_category
 from utils.errors import DatasetError

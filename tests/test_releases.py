@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from fixtures import COUNTS, LAYOUTS, write_layout, write_ped2
+from fixtures import COUNTS, LAYOUTS, has_masks, write_layout, write_ped2
 from PIL import Image
 from scipy.io import savemat
 
@@ -134,7 +134,7 @@ class TestIncomplete:
         if also:
             assert samples_of("folder", root)
 
-    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if SPECS[NAMES[layout]].has_masks])
+    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if has_masks(SPECS[NAMES[layout]])])
     def test_missing_masks(self, copy, official, layout, caplog):
         root, name = copy(layout), NAMES[layout]
         victim = next(s for s in collect(SPECS[name], root, "all") if s.mask_path and s.split == "test")
@@ -205,7 +205,7 @@ class TestCheckDecodes:
     def test_a_folder_that_cannot_be_read(self, copy, official, layout, kind, capfd):
         root, name = copy(layout), NAMES[layout]
         spec = SPECS[name]
-        if kind == "masks" and not spec.has_masks:
+        if kind == "masks" and not has_masks(spec):
             pytest.skip("no masks")
         for s in collect(spec, root, "all"):
             path = s.path if kind == "images" else s.mask_path

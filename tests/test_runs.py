@@ -16,9 +16,9 @@ from conftest import LITE0, TINY, write_mask
 import predict as predict_command
 import test as test_command
 import train as train_command
-from datasets.build import build_test
-from datasets.fingerprint import WHOLE, content_digest, data_identity
+from datasets.build import build_test, data_identity
 from datasets.loader import TrainingOrder, batches, training_batches
+from datasets.splits import WHOLE, content_digest
 from datasets.transforms import Normalise
 from evaluation.results import write_results
 from evaluation.scoring import calibrate, score_images

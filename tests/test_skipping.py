@@ -12,8 +12,8 @@ from test_images import SEEDS
 import predict as predict_command
 import test as test_command
 import train as train_command
+from datasets.check import filter_unreadable
 from datasets.samples import UNKNOWN, Sample
-from datasets.screening import filter_unreadable
 from utils.cli import run_command
 
 FLAGS = [

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import cv2
 
+from datasets.images import read_mask
 from datasets.industrial import VISA_SPLIT
-from datasets.masks import read_mask
 from scripts.prepare.writer import SPECS, Item, Source, collect, parse_arguments, prepare
 from utils.cli import run_command
 

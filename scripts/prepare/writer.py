@@ -13,8 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.files import LFS_POINTER, is_lfs_pointer
-from datasets.images import read_image
-from datasets.masks import read_mask
+from datasets.images import read_image, read_mask
 from datasets.registry import SPECS, collect
 from datasets.samples import count, in_words
 from utils.cli import log, new_parser, print_result
