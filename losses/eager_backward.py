@@ -11,11 +11,8 @@ def eager_backward(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """The scalar function(*inputs), with the gradients of a plain call, to the bit.
 
     A plain call keeps what each of its operations needs until the backward pass. This one goes forward and
-    back at once and keeps the gradients alone, so that of several such scalars one at a time is in memory.
-
-    Args:
-        function: takes the inputs. A module's parameter that it uses must be among them, or gets no gradient.
-        inputs: those that require no gradient get none.
+    back at once and keeps the gradients alone, so that of several such scalars one at a time is in memory. A
+    module's parameter that the function uses must be among the inputs, or gets no gradient.
     """
     return _EagerBackward.apply(function, *inputs)
 

@@ -11,10 +11,9 @@ from utils.distributed import all_concat, rank, world_size
 def cosine_distance(teacher: Tensor, student: Tensor, *, reading: str) -> Tensor:
     """Mean cosine distance of two (B, C, H, W) features, a scalar in [0, 2].
 
-    reading: global flattens each image's feature into one vector of C H W (Eq. 1, as printed); pointwise
-    takes the cosine along channels at each position and averages over positions (the released code). Stop the
-    teacher's gradient (Eq. 2) outside, by `detach`.
-    Raises ValueError for another reading.
+    reading: global flattens each image's feature into one vector (Eq. 1, as printed); pointwise takes the
+    cosine along channels at each position and averages over positions (the released code). Anything else is a
+    ValueError. Stop the teacher's gradient (Eq. 2) outside, by `detach`.
     """
     if reading not in ("global", "pointwise"):
         raise ValueError(f"kd is '{reading}'; choose global or pointwise")
@@ -26,8 +25,7 @@ def hardest_distance(teacher: Tensor, student: Tensor, normal: Tensor, share: fl
     """Cosine distance averaged over the hardest `share` of a batch's normal positions (ReMIND), a scalar.
 
     teacher, student: (B, C, H, W). normal: (B, H W) bool. share: in (0, 1]; one position at least, zero if
-    none is normal. Of several processes each gives the part of its own images, times their number
-    (utils/distributed.py).
+    none is normal. Of several processes each gives the part of its own images, times their number.
     """
     distance = _distance(teacher.flatten(2), student.flatten(2)).flatten()
     everywhere = all_concat(distance.detach().masked_fill(~normal.flatten(), -math.inf))

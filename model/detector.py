@@ -124,10 +124,8 @@ class Detector:
         """
         data = self.config.data
         if self.config.model.head == "frame" or data.stack_frames:
-            raise ConfigError(
-                "this model takes several frames of a video, no single images: give predict.py or test.py "
-                "the folder of a clip"
-            )
+            instead = "give predict.py or test.py the folder of a clip"
+            raise ConfigError(f"this model takes several frames of a video, no single images: {instead}")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate is {false_alarm_rate}; choose a value between 0 and 1")
         given = images if isinstance(images, list | tuple) else [images]
@@ -168,9 +166,8 @@ def load_detector(
     """The model of a run folder or of a checkpoint file, ready to predict.
 
     device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16; by default the run's, in which its
-    held-out images were scored. batch_size: images at once. change: what to change in the run's
-    configuration; the model's own settings must stay.
-    Raises CheckpointError as `load_trained` and `restore_model`; ValueError as `choose_device`.
+    held-out images were scored. change: what to change in the run's configuration; the model's own settings
+    must stay.
     """
     path, state = load_trained(run)
     config = state.config if change is None else change(state.config)

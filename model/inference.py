@@ -131,10 +131,8 @@ def predictions(
         seconds = time.perf_counter() - start
         maps = prediction.anomaly_map.float().cpu().numpy()
         for i in np.flatnonzero(~(np.isfinite(score) & np.isfinite(maps).all(axis=(1, 2)))):
-            raise FloatingPointError(
-                f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite; use "
-                "--precision fp32, or train again with a lower optim.lr"
-            )
+            found = f"the score or map of {printable(data.samples[batch['index'][i]].path)} is not finite"
+            raise FloatingPointError(f"{found}; use --precision fp32, or train with a lower optim.lr")
         yield Predicted(batch, score, maps, seconds)
     model.train(was_training)
 

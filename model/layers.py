@@ -90,9 +90,9 @@ def fold(conv: Convolution, norm: BatchNorm) -> Convolution:
 def fold_batch_norms(module: nn.Module, *inputs: object) -> None:
     """Fold each batch norm of a module in eval mode into the convolution that it follows, in place.
 
-    Which ones follow which is seen while module(*inputs) runs, not taken from the order of registration. What
-    gives something else when folded stays as it is, with a warning. timm's combined norm and activation keeps
-    its activation.
+    Which ones follow which is seen while module(*inputs) runs, not taken from the order of registration. A
+    module that gives something else when folded stays as it is, with a warning. timm's combined norm and
+    activation keeps its activation.
     """
     names = {child: name for name, child in module.named_modules()}
     if not any(isinstance(child, BatchNorm) for child in names):
@@ -102,9 +102,8 @@ def fold_batch_norms(module: nn.Module, *inputs: object) -> None:
         _replace(module, names[conv], fold(copy.deepcopy(conv), norm))
         _replace(module, names[norm], _activation_of(norm))
     if not _same(module(*copy.deepcopy(inputs)), expected):
-        _log.warning(
-            "a %s gives something else with its batch norms folded: left as it is", type(module).__name__
-        )
+        kind = type(module).__name__
+        _log.warning("a %s gives something else with its batch norms folded: left as it is", kind)
         for child in (child for pair in pairs for child in pair):
             _replace(module, names[child], child)
 
@@ -112,31 +111,21 @@ def fold_batch_norms(module: nn.Module, *inputs: object) -> None:
 def _followed(module: nn.Module, inputs: tuple) -> tuple[list[tuple[Convolution, BatchNorm]], object]:
     """Pairs of a convolution and the batch norm that takes what it gives, each used once; and the output."""
     calls: Counter[nn.Module] = Counter()
-    given: dict[int, tuple[Convolution, Tensor, Tensor]] = {}
+    given: dict[int, tuple[Convolution, Tensor]] = {}
     pairs: list[tuple[Convolution, BatchNorm]] = []
-    wrong: list[tuple[Convolution, BatchNorm]] = []
 
-    def after_conv(conv: Convolution, args: tuple, output: Tensor) -> None:
-        calls[conv] += 1
-        given[id(output)] = conv, args[0], output  # which keeps the output, and so its id
+    def after(child: nn.Module, args: tuple, output: Tensor) -> None:
+        calls[child] += 1
+        if isinstance(child, Convolution):
+            given[id(output)] = child, output  # which keeps the output, and so its id
+        elif isinstance(child, BatchNorm) and child.weight is not None and id(args[0]) in given:
+            pairs.append((given.pop(id(args[0]))[0], child))
 
-    def after_norm(norm: BatchNorm, args: tuple, output: Tensor) -> None:
-        calls[norm] += 1
-        if norm.running_var is None or norm.weight is None or id(args[0]) not in given:
-            return
-        conv, x, _ = given.pop(id(args[0]))
-        folded = _activation_of(norm)(fold(copy.deepcopy(conv), norm).forward(x))  # not its hooks
-        (pairs if _same(folded, output) else wrong).append((conv, norm))
-
-    hooks = [m.register_forward_hook(after_conv) for m in module.modules() if isinstance(m, Convolution)]
-    hooks += [m.register_forward_hook(after_norm) for m in module.modules() if isinstance(m, BatchNorm)]
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, BatchNorm)
+    hooks = [m.register_forward_hook(after) for m in module.modules() if isinstance(m, kinds)]
     expected = module(*copy.deepcopy(inputs))
     for hook in hooks:
         hook.remove()
-    if wrong:
-        _log.warning(
-            "%d batch norms of a %s differ when folded: left as they are", len(wrong), type(module).__name__
-        )
     return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1], expected
 
 

@@ -7,8 +7,6 @@ masks where teacher and student differ as they do on defects.
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -19,43 +17,29 @@ from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss, upsample
 from model.backbone import BackboneInfo
 from model.base import AnomalyModel, Batch
-from model.decision import Decision, Prediction, distance_map
+from model.decision import Prediction, distance_map
 from model.heads import DiscriminationHead
 from model.student import build_bottleneck_and_student
 from model.teachers import Features, FeatureStandardizer
-from utils.config import LossConfig, ModelConfig
+from utils.config import Config
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
 
 class ReMIND(AnomalyModel):
-    """Reverse distillation; `with_head` where training shows defects with their masks."""
+    """Reverse distillation, with a head where training shows defects with their masks."""
 
     cuda_graphs = True
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        info: BackboneInfo,
-        config: ModelConfig,
-        *,
-        loss: LossConfig,
-        decision: Decision,
-        with_head: bool,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, info: BackboneInfo, config: Config) -> None:
         super().__init__()
-        self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
+        self.configure(info, config)
         self.teacher = backbone.eval().requires_grad_(False)
-        self.scale = FeatureStandardizer(info.channels, gain=config.feature_gain)
-        self.bottleneck, self.student = build_bottleneck_and_student(info, config)
-        self.head = DiscriminationHead(info.channels) if with_head else None
-
-    def train(self, mode: bool = True) -> ReMIND:
-        """Switch all but the teacher, which stays in eval mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+        self.scale = FeatureStandardizer(info.channels, gain=config.model.feature_gain)
+        self.bottleneck, self.student = build_bottleneck_and_student(info, config.model)
+        with_defects = config.data.synthetic > 0 or config.model.setting == "supervised"
+        self.head = DiscriminationHead(info.channels) if with_defects else None
 
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """Measure the features' scale on batches of training normals."""

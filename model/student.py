@@ -51,13 +51,11 @@ class Student(nn.Module):
     """Decode the embedding into one feature map per level, returned fine to coarse like the teachers'.
 
     Stages of 3, 4 and 6 blocks from the coarsest level on (WideResNet50-2's first three stages, mirrored).
-
     width, own: a stage has `width` times the channels of the teacher's level, or of `own` (fine to coarse).
     signed: the teacher's features have both signs. Then, and where widths differ, a 1 x 1 convolution leads
-        to the teacher's channels; elsewhere a stage ends in ReLU, as a ResNet teacher's level does.
+    to the teacher's channels; elsewhere a stage ends in ReLU, as a ResNet teacher's level does.
     skips: the teacher's features are added between a stage and the next (the released code, for polyps).
     outputs: 2 gives each half of the batch a 1 x 1 convolution of its own, as in ReContrast.
-    activation: relu or gelu, after each convolution but those.
     """
 
     def __init__(
@@ -117,10 +115,7 @@ def build_bottleneck_and_student(
     """Both for the teacher's levels (`info`); `outputs` per level as in `Student`."""
     own = config.student_backbone and backbone_channels(config.student_backbone, config.strides)
     bottleneck = Bottleneck(
-        info.channels,
-        width=config.width,
-        kernels=config.mem_kernels,
-        reparam=config.mem_reparam,
+        info.channels, width=config.width, kernels=config.mem_kernels, reparam=config.mem_reparam
     )
     student = Student(
         info.channels,

@@ -3,18 +3,14 @@
 Legend: B images, H x W their size, T side of a tile, N tiles of an image.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from model.base import AnomalyModel, Batch
-from model.decision import Decision, Prediction
-from utils.config import OptimConfig
+from model.base import AnomalyModel
+from model.decision import Prediction
 
 OVERLAP = 0.25  # of neighbouring tiles, share of their side
 
@@ -38,26 +34,18 @@ def tile_window(tile: int) -> Tensor:
 
 
 class Tiled(AnomalyModel):
-    """A model on tiles, in the place of the model itself: same methods, same state dict.
+    """Mixed into a model by `tiled`: it then takes large images, and its own methods see tiles of them.
 
     The map is the mean of the tiles' maps under `tile_window`. The score is the highest of the tiles' scores,
     so that normal surroundings do not average a small defect away. More tiles mean a higher maximum on normal
-    images, too: scores of images of different sizes do not compare.
+    images, too: scores of images of different sizes do not compare. A loss takes a batch of tiles, which
+    datasets/transforms.random_tile cuts.
     """
 
-    def __init__(self, model: AnomalyModel, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> None:
-        super().__init__()
-        self.model, self.tile, self.overlap, self.batch_size = model, tile, overlap, batch_size
-        self.one_pass = model.one_pass
-
-    @property
-    def decision(self) -> Decision:
-        """The model's."""
-        return self.model.decision
-
-    @decision.setter
-    def decision(self, value: Decision) -> None:
-        self.model.decision = value
+    cuda_graphs = False
+    tile: int
+    tiles_at_once: int
+    overlap: float
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
@@ -66,7 +54,7 @@ class Tiled(AnomalyModel):
         weight = torch.zeros_like(total[0])
         highest: list[Tensor] = []  # score (B,) in each group of tiles
         for places, tiles in self._tiles(images):
-            found = self.model.predict(tiles)
+            found = super().predict(tiles)
             maps, scores = (x.unflatten(0, (len(places), -1)) for x in (found.anomaly_map, found.score))
             for (rows, columns), part in zip(places, maps, strict=True):
                 total[:, rows, columns] += window * part.double()
@@ -74,54 +62,34 @@ class Tiled(AnomalyModel):
             highest.append(scores.float().amax(dim=0))
         return Prediction((total / weight).float(), torch.stack(highest).amax(dim=0))
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The model's, on a batch of tiles (datasets/transforms.random_tile cuts them)."""
-        return self.model.loss(batch, progress)
-
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
         """The model's, on the tiles of the images, image by image: batches change nothing."""
         one_by_one = (image for batch in images for image in batch.split(1))
-        self.model.fit(self._all_tiles(one_by_one), seed=seed)
+        super().fit(self._all_tiles(one_by_one), seed=seed)
 
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """The model's, from the tiles of the images."""
-        self.model.fit_statistics(self._all_tiles(images))
-
-    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
-        """The model's."""
-        return self.model.parameter_groups(optim)
-
-    def diagnostics(self) -> dict[str, float]:
-        """The model's."""
-        return self.model.diagnostics()
-
-    def deploy(self) -> Tiled:
-        """The model's own, on tiles."""
-        model = self.model.deploy()
-        return Tiled(model, tile=self.tile, overlap=self.overlap, batch_size=self.batch_size).eval()
-
-    def state_dict(self, **how: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 (one form)
-        """The model's: a checkpoint is the same with and without tiles."""
-        return self.model.state_dict(**how)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> object:
-        """The model's."""
-        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+        super().fit_statistics(self._all_tiles(images))
 
     def _all_tiles(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
-        for batch in images:
-            for _, tiles in self._tiles(batch):
-                yield tiles
+        return (tiles for batch in images for _, tiles in self._tiles(batch))
 
     def _tiles(self, images: Tensor) -> Iterator[tuple[list[tuple[slice, slice]], Tensor]]:
-        """Places and their tiles (places x B, 3, T, T), about `batch_size` at once, one place or more."""
+        """Places and their tiles (places x B, 3, T, T), about `tiles_at_once`, one place or more."""
         rows, columns = (tile_starts(int(n), self.tile, self.overlap) for n in images.shape[2:])
         places = [(slice(y, y + self.tile), slice(x, x + self.tile)) for y in rows for x in columns]
         # an exported graph takes a batch of any size
-        step = 1 if torch.compiler.is_compiling() else max(1, self.batch_size // len(images))
+        step = 1 if torch.compiler.is_compiling() else max(1, self.tiles_at_once // len(images))
         for first in range(0, len(places), step):
             some = places[first : first + step]
             tiles = torch.cat([images[:, :, y, x] for y, x in some])
             yield some, tiles.contiguous(memory_format=torch.channels_last)
+
+
+def tiled(model: AnomalyModel, *, tile: int, batch_size: int, overlap: float = OVERLAP) -> AnomalyModel:
+    """The model, changed to take images of any size in tiles; its state dict stays as it is."""
+    kind = type(model)
+    model.__class__ = type(f"Tiled{kind.__name__}", (Tiled, kind), {})
+    assert isinstance(model, Tiled)
+    model.tile, model.tiles_at_once, model.overlap = tile, batch_size, overlap
+    return model

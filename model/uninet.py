@@ -15,13 +15,13 @@ from losses.supervised import supervised_loss, upsample
 from losses.uninet import Pair, uninet_loss
 from model.backbone import BackboneInfo
 from model.base import AnomalyModel, Batch
-from model.decision import Decision, Prediction, distance_map
+from model.decision import Prediction, distance_map
 from model.dfs import DomainRelatedFeatureSelection
 from model.heads import FrameHead, LabelHead, MaskHead
 from model.layers import chunk
 from model.student import build_bottleneck_and_student
 from model.teachers import FeatureStandardizer, Teachers
-from utils.config import LossConfig, ModelConfig, OptimConfig
+from utils.config import Config, ModelConfig, OptimConfig
 
 Pairs = list[tuple[int, Tensor, Tensor]]
 
@@ -37,26 +37,17 @@ class UniNet(AnomalyModel):
     cuda_graphs = True
     student_outputs: ClassVar[int] = 1  # of each level; 2: one for each teacher's half, as ReContrast has it
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        info: BackboneInfo,
-        config: ModelConfig,
-        *,
-        loss: LossConfig,
-        decision: Decision,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, info: BackboneInfo, config: Config) -> None:
         super().__init__()
-        self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
-        scale = FeatureStandardizer(info.channels, gain=config.feature_gain)
-        self.teachers = Teachers(backbone, scale, train_bn=config.teacher_bn == "train")
-        self.bottleneck, self.student = build_bottleneck_and_student(
-            info, config, outputs=self.student_outputs
-        )
-        self.dfs = DomainRelatedFeatureSelection(
-            info.channels, mode=config.dfs, learnable=config.dfs_theta == "learnable"
-        )
-        self.heads = build_heads(info, config)
+        self.configure(info, config)
+        model = config.model
+        scale = FeatureStandardizer(info.channels, gain=model.feature_gain)
+        self.teachers = Teachers(backbone, scale, train_bn=model.teacher_bn == "train")
+        outputs = self.student_outputs
+        self.bottleneck, self.student = build_bottleneck_and_student(info, model, outputs=outputs)
+        learnable = model.dfs_theta == "learnable"
+        self.dfs = DomainRelatedFeatureSelection(info.channels, mode=model.dfs, learnable=learnable)
+        self.heads = build_heads(info, model)
         self.diagonals: list[Diagonal] = []  # of the last batch's pairs
 
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
@@ -104,10 +95,11 @@ class UniNet(AnomalyModel):
         return Pair(teacher, student, partial(self.dfs, level=level), (self.dfs.theta[level],))
 
     def diagnostics(self) -> dict[str, float]:
-        """For curves, per level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of the last batch.
+        """For curves, per level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of normal and anomalous
+        positions.
 
-        d of normal and of anomalous positions, and the highest value that it can take: the margin (Eq. 11)
-        pulls it towards tau, or below tau / 2. A sync point.
+        "highest" is what d can reach: the margin (Eq. 11) pulls it towards tau, or below tau / 2. A sync
+        point.
         """
         values: dict[str, float] = {}
         for level, stride in enumerate(self.info.strides):

@@ -119,8 +119,8 @@ class TestSplits:
 class TestResume:
     def saved(self, path, config):
         model = nn.Linear(2, 1)
-        model.parameter_groups = lambda optim: [{"name": "student", "params": model.parameters(), "lr": 0.1}]
-        optimizer, schedule = make_optimizer(model, config)
+        groups = [{"name": "student", "params": model.parameters(), "lr": 0.1}]
+        optimizer, schedule = make_optimizer(groups, config)
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         schedule.step()
@@ -259,8 +259,8 @@ class TestOptimiser:
     def optimizer(self, config, value=2.0):
         model = nn.Linear(1, 1, bias=False)
         nn.init.constant_(model.weight, value)
-        model.parameter_groups = lambda optim: [{"name": "student", "params": [model.weight], "lr": optim.lr}]
-        return model.weight, *make_optimizer(model, config)
+        groups = [{"name": "student", "params": [model.weight], "lr": config.optim.lr}]
+        return model.weight, *make_optimizer(groups, config)
 
     def test_weights_decay(self, make_config):
         """Without a gradient a step multiplies a weight by 1 - rate x decay."""
@@ -307,8 +307,8 @@ def test_gradients_are_clipped(mvtec_like, tmp_path, monkeypatch, capfd):
     """What the optimiser is given has the length that is allowed."""
     norms, real = [], train_command.make_optimizer
 
-    def watched(model, config):
-        optimizer, schedule = real(model, config)
+    def watched(groups, config):
+        optimizer, schedule = real(groups, config)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.register_step_pre_hook(
             lambda *_: norms.append(
@@ -341,9 +341,8 @@ class Given(nn.Module):
 def bank(make_config, fraction=1.0):
     config = make_config(model__name="memory-bank", model__bank_fraction=fraction)
     info = BackboneInfo("x", (3, 3, 3), (4, 8, 16), (0.5,) * 3, (0.5,) * 3, signed=True, image_size=(64, 64))
-    values = {"decision": "max", "alpha": 0.0, "beta": 0.0}
-    decision = Decision(**values, score_sigma=0.0, map_sigma=0.0)
-    return MemoryBank(Given(), info, config.model, decision=decision)
+    score = replace(config.score, decision="max", score_sigma=0.0, map_sigma=0.0)
+    return MemoryBank(Given(), info, replace(config, score=score))
 
 
 class TestMemoryBank:

@@ -17,7 +17,7 @@ from datasets.transforms import augment_batch, random_tile
 from model import build_model
 from model.base import AnomalyModel
 from model.decision import Prediction
-from model.tiles import Tiled, tile_starts, tile_window
+from model.tiles import tile_starts, tile_window, tiled
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError
@@ -66,7 +66,7 @@ class TestBlending:
     def test_known_answer(self, size, batch_size):
         """What every tile says alike comes out unchanged: weights sum up to one, each pixel is covered."""
         images = torch.randn(3, 3, *size)
-        found = Tiled(Mirror(), tile=64, overlap=0.25, batch_size=batch_size).predict(images)
+        found = tiled(Mirror(), tile=64, overlap=0.25, batch_size=batch_size).predict(images)
         assert torch.allclose(found.anomaly_map, images[:, 0], atol=1e-6)
         assert torch.equal(found.score, images[:, 0].amax(dim=(1, 2)))  # of each image's own tiles
 
@@ -74,14 +74,14 @@ class TestBlending:
         """Where tiles disagree most (0 and 1), the map goes over in small steps."""
         images = torch.zeros(1, 3, 128, 224)
         images[0, :, 60, 10] = 1  # in the first column of tiles alone
-        fine = Tiled(Constant(), tile=128, overlap=0.25, batch_size=4).predict(images).anomaly_map[0]
+        fine = tiled(Constant(), tile=128, overlap=0.25, batch_size=4).predict(images).anomaly_map[0]
         hard = (
-            Tiled(Constant(), tile=128, overlap=0.0, batch_size=4).predict(images[..., :256]).anomaly_map[0]
+            tiled(Constant(), tile=128, overlap=0.0, batch_size=4).predict(images[..., :256]).anomaly_map[0]
         )
         assert fine[:, :90].min() > 0.999 and fine[:, 130:].max() < 1e-3
         assert fine.diff(dim=1).abs().max() < 0.1 and hard.diff(dim=1).abs().max() < 0.1
         edge = (
-            Tiled(Constant(), tile=112, overlap=0.0, batch_size=4).predict(images[..., :112, :]).anomaly_map
+            tiled(Constant(), tile=112, overlap=0.0, batch_size=4).predict(images[..., :112, :]).anomaly_map
         )
         assert edge.diff(dim=2).abs().max() == 1  # without overlap there is a seam
 

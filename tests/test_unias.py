@@ -149,7 +149,7 @@ class TestAsPublished:
             "", (24, 32, 56, 160), (2, 4, 8, 16), (0,) * 3, (1,) * 3, signed=True, image_size=(64, 64)
         )
         torch.manual_seed(0)
-        return UniAS(nn.Identity(), info, None, loss=None, decision=None)
+        return UniAS(nn.Identity(), info, load_config("configs/mvtec.yaml", {"model.name": "unias"}))
 
     def test_number_of_parameters(self, published):
         assert sum(p.numel() for p in published.parameters()) == 53_847_523

@@ -6,8 +6,6 @@ random part of all training patches is kept; a patch's anomaly is its distance t
 Legend: B images, C channels, P patches of an image, M patches in the bank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 
 from model.backbone import BackboneInfo
 from model.base import AnomalyModel
-from model.decision import Decision, Prediction
-from utils.config import ModelConfig
+from model.decision import Prediction
+from utils.config import Config
 
 ROWS = 1 << 10  # of the bank, compared at once: with 16 images of 1024 patches 64 MB
 
@@ -28,18 +26,11 @@ class MemoryBank(AnomalyModel):
 
     one_pass = True
 
-    def __init__(
-        self, backbone: nn.Module, info: BackboneInfo, config: ModelConfig, *, decision: Decision
-    ) -> None:
+    def __init__(self, backbone: nn.Module, info: BackboneInfo, config: Config) -> None:
         super().__init__()
-        self.info, self.config, self.decision = info, config, decision
+        self.configure(info, config)
         self.backbone = backbone.eval().requires_grad_(False)
         self.register_buffer("bank", torch.zeros(0, sum(info.channels[-2:])))
-
-    def train(self, mode: bool = True) -> MemoryBank:
-        """Nothing is trained: stays in eval."""
-        super().train(False)
-        return self
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
@@ -56,16 +47,13 @@ class MemoryBank(AnomalyModel):
                 kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
         self.bank = torch.cat(kept)
         if not self.bank.isfinite().all():
-            raise FloatingPointError(
-                "features of the training images are not finite; use --precision fp32, or other --weights"
-            )
+            found = "features of the training images are not finite"
+            raise FloatingPointError(f"{found}; use --precision fp32, or other --weights")
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""
         if len(self.bank) == 0:
-            raise RuntimeError(
-                "the memory bank is empty; call fit on training normals, or load a fitted checkpoint"
-            )
+            raise RuntimeError("the memory bank is empty; call fit on training normals, or load a checkpoint")
         patches = self._patches(images)
         nearest = self._nearest(patches.flatten(0, 1))
         grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]

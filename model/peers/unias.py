@@ -8,8 +8,6 @@ Legend: B images, C_l channels of stage l (fine to coarse), D = 256 width, G = 1
 N = G^2 tokens. Stages are resized to G, 2 G, 4 G, 8 G, what they are anyway at 224 pixels and stride 16.
 """
 
-from __future__ import annotations
-
 import math
 from functools import reduce
 from itertools import pairwise
@@ -20,8 +18,8 @@ from torch import Tensor, nn
 
 from model.backbone import BackboneInfo
 from model.base import AnomalyModel, Batch
-from model.decision import Decision, Prediction, distance_map
-from utils.config import LossConfig, ModelConfig
+from model.decision import Prediction, distance_map
+from utils.config import Config
 
 D, G, HEADS, FFN, DROPOUT = 256, 14, 4, 2048, 0.1
 Mask = Tensor | None
@@ -174,19 +172,11 @@ class QueryMaker(nn.Module):
 class UniAS(AnomalyModel):
     """The whole model; the backbone is frozen."""
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        info: BackboneInfo,
-        config: ModelConfig,
-        *,
-        loss: LossConfig,
-        decision: Decision,
-    ) -> None:
+    def __init__(self, backbone: nn.Module, info: BackboneInfo, config: Config) -> None:
         super().__init__()
         if len(info.channels) != 4:
             raise ValueError(f"UniAS needs four strides such as 2, 4, 8, 16; model.strides is {info.strides}")
-        self.info, self.config, self.loss_config, self.decision = info, config, loss, decision
+        self.configure(info, config)
         self.backbone = backbone.eval().requires_grad_(False)
         self.pixel_decoder, self.query_maker = PixelDecoder(info.channels), QueryMaker()
         widths = ((D, 1), (D, 2), (384, 4), (512, 8))
@@ -211,12 +201,6 @@ class UniAS(AnomalyModel):
         )
         self.register_buffer("position", sine_positions(), persistent=False)
         self.register_buffer("forbidden", neighbour_mask(), persistent=False)
-
-    def train(self, mode: bool = True) -> UniAS:
-        """Switch all but the backbone."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
 
     def targets(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Blurred stages, which are restored, and the inputs (B, 2 C_l, h_l, w_l), fine to coarse."""
