@@ -35,7 +35,8 @@ Built = tuple[Workload, Operations]
 def train(spec: Spec) -> Built:
     """A step as train.py takes it: forward, finite check, backward, optimiser."""
     net, device = uninet(spec).train(), torch.device(spec.device)
-    optimizer, schedule = make_optimizer(net, configuration(spec))
+    config = configuration(spec)
+    optimizer, schedule = make_optimizer(net.parameter_groups(config.optim), config)
     batch = {"image": images(spec).contiguous(memory_format=torch.channels_last)}
     batch["label"] = torch.zeros(spec.batch, dtype=torch.long, device=device)
 

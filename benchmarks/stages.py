@@ -25,7 +25,8 @@ def train_stages(spec: Spec) -> Counted:
     """Forward and backward of each part of `train`, gradients reaching all that learns and its inputs."""
     net, device = uninet(spec).train(), torch.device(spec.device)
     batch = images(spec).contiguous(memory_format=torch.channels_last)
-    optimizer, schedule = make_optimizer(net, configuration(spec))
+    config = configuration(spec)
+    optimizer, schedule = make_optimizer(net.parameter_groups(config.optim), config)
     schedule.base_lrs = [0.0] * len(optimizer.param_groups)  # the weights stay as they are, the work too
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -51,7 +51,10 @@ class Checkpoint:
         assert self.optimizer is not None and self.schedule is not None and self.rng is not None
         optimizer.load_state_dict(self.optimizer)
         schedule.load_state_dict(self.schedule)
-        _restore_rng(self.rng)
+        torch.set_rng_state(self.rng["cpu"])
+        for i in range(torch.cuda.device_count()):
+            if f"cuda{i}" in self.rng:
+                torch.cuda.set_rng_state(self.rng[f"cuda{i}"], i)
 
     def save(self, path: Path) -> None:
         """Write in one step: a kill at any moment leaves the previous file or this one. Raises
@@ -60,10 +63,8 @@ class Checkpoint:
         """
         wrong = not_finite({"model": self.model, "optimizer": self.optimizer})
         if wrong is not None:
-            raise FloatingPointError(
-                f"{wrong} is not finite after step {self.iteration}, so the state is not saved; lower "
-                "optim.lr, set optim.grad_clip, or use --precision fp32"
-            )
+            found = f"{wrong} is not finite after step {self.iteration}, so the state is not saved"
+            raise FloatingPointError(f"{found}; lower optim.lr, set optim.grad_clip, or use --precision fp32")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         config = self.config.to_dict() | {"run": asdict(self.config.run)}
         tree = values | {"format": FORMAT, "config": config}
@@ -84,22 +85,19 @@ def not_finite(tree: object, name: str = "") -> str | None:
 
 
 def _write(tree: Tree, path: str) -> None:
-    """torch.save by name: into a file object of Python's a signal in the middle ends in an abort. Raises
-    OSError if it cannot be written.
-    """
+    """torch.save by name: into a file object of Python's a signal in the middle ends in an abort."""
     try:
         torch.save(tree, path)
     except RuntimeError as error:  # torch's for a disk that is full, among others
         folder = Path(path).parent
-        free = shutil.disk_usage(folder).free / 2**20
-        raise OSError(
-            f"a checkpoint could not be written to {folder}, where {free:.0f} MB are free; the one before is "
-            f"kept. Make room and --resume, or choose another --output (torch: {str(error).splitlines()[0]})"
-        ) from error
+        room = f"{shutil.disk_usage(folder).free / 2**20:.0f} MB are free"
+        found = f"a checkpoint could not be written to {folder} ({str(error).splitlines()[0]})"
+        way_out = "make room and --resume, or choose another --output"
+        raise OSError(f"{found}; the one before is kept. There {room}; {way_out}") from error
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """The checkpoint file of a run folder, or the file itself. Raises CheckpointError if there is none."""
+    """The checkpoint file of a run folder, or the file itself; a CheckpointError if there is none."""
     path = Path(run).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
@@ -115,14 +113,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged and foreign files
-        raise CheckpointError(
-            f"{path} is no checkpoint of this program, or is damaged ({type(error).__name__}); "
-            "nothing of it was run"
-        ) from error
+        found = f"{path} is no checkpoint of this program, or is damaged ({type(error).__name__})"
+        raise CheckpointError(f"{found}; nothing of it was run") from error
     if isinstance(tree, dict) and tree.get("format") == 1:
-        raise CheckpointError(
-            f"{path} was written by v0.1.0 (commit 4a74ab6); check that commit out to read it"
-        )
+        raise CheckpointError(f"{path} was written by v0.1.0 (commit 4a74ab6); check that commit out")
     if not isinstance(tree, dict) or tree.get("format") != FORMAT or not isinstance(tree.get("model"), dict):
         raise CheckpointError(f"{path} is no checkpoint of format {FORMAT} of this program")
     try:
@@ -141,8 +135,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def load_trained(run: str | Path) -> tuple[Path, Checkpoint]:
     """The checkpoint of a run folder, or the file itself, and what it holds, to be used and not trained on.
 
-    A warning tells that the training has not ended. Raises CheckpointError as `find_checkpoint` and
-    `load_checkpoint`.
+    A warning tells that the training has not ended.
     """
     path = find_checkpoint(run)
     state = load_checkpoint(path)
@@ -155,9 +148,7 @@ def load_trained(run: str | Path) -> tuple[Path, Checkpoint]:
 
 
 def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -> None:
-    """Load all of `state` into `model`. Raises CheckpointError if a tensor is missing, left over, or has
-    another shape.
-    """
+    """Load all of `state` into `model`; a CheckpointError if a tensor is missing or does not fit."""
     try:
         model.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
@@ -167,18 +158,6 @@ def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -
 
 def training_state(optimizer: Optimizer, schedule: LRScheduler) -> Tree:
     """Fields of a `Checkpoint` to go on from; the data order is a function of seed and iteration."""
-    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": _rng_state()}
-
-
-def _rng_state() -> dict[str, Tensor]:
-    """States of torch's generators, CPU and all GPUs; the data order needs none (see TrainingOrder)."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), **{f"cuda{i}": s for i, s in enumerate(gpus)}}
-
-
-def _restore_rng(state: dict[str, Tensor]) -> None:
-    """Set the states that `_rng_state` took, as far as the devices are there."""
-    torch.set_rng_state(state["cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"cuda{i}" in state:
-            torch.cuda.set_rng_state(state[f"cuda{i}"], i)
+    rng = {"cpu": torch.get_rng_state(), **{f"cuda{i}": state for i, state in enumerate(gpus)}}
+    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": rng}

@@ -93,10 +93,7 @@ MODEL_LINES = {
     "unias": "coarse-to-fine reconstruction by a transformer, one model for all categories (WACV 2025)",
     "memory-bank": "the baseline: distance to the nearest of the training patches; no training",
 }
-FLAVOR_LINES = {
-    "paper": "the equations as printed",
-    "released": "the public code after May 2025",
-}
+FLAVOR_LINES = {"paper": "the equations as printed", "released": "the public code after May 2025"}
 BACKBONE_LINES = {
     "wide_resnet50_2": "the paper's; weights by download or --weights FILE",
     "tf_efficientnet_lite0": "small; its weights come with the requirements",
@@ -213,7 +210,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     # libraries speak from warnings on: timm tells of each state dict that it reads
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     log.setLevel(logging.WARNING if "--quiet" in argv else logging.INFO)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files must not lose a table
             stream.reconfigure(errors="backslashreplace")
@@ -251,10 +248,6 @@ def _out_of_memory(error: Exception) -> str | None:
         f"out of memory on the {'GPU' if 'CU' in text else 'CPU'}{more}; lower train.batch_size, "
         "--eval-batch-size, data.image_size or --cache-gb, or take --tile N for large images"
     )
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

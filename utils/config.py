@@ -3,6 +3,8 @@
 How and where a run is computed (`RunOptions`) are flags of the command line and in no file.
 """
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -12,12 +14,7 @@ from utils.yaml_io import Tree
 
 SMALLEST_CROP = 8  # pixels
 WITH_DECODER = ("uninet", "remind", "recontrast")  # their student mirrors the backbone's levels
-HEAD_LOSSES = {
-    "none": ("none",),
-    "label": ("bce",),
-    "mask": ("bce", "dice", "structure"),
-    "frame": ("mse",),
-}
+HEAD_LOSSES = {"none": ("none",), "label": ("bce",), "mask": ("bce", "dice", "structure"), "frame": ("mse",)}
 
 
 def _number(low: float, high: float) -> dict[str, float]:
@@ -175,13 +172,8 @@ class Config:
 
     def to_dict(self) -> Tree:
         """Every setting as plain dictionaries and lists, as in config.yaml; without `run`."""
-        return {name: _plain(part) for name, part in asdict(self).items() if name != "run"}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        sections = {name: part for name, part in asdict(self).items() if name != "run"}
+        return json.loads(json.dumps(sections))  # tuples become lists
 
 
 def scaled_side(side: int, scale: float) -> int:
@@ -190,90 +182,64 @@ def scaled_side(side: int, scale: float) -> int:
 
 
 def check_together(config: Config) -> None:
-    """Stop at settings that are each allowed, but not together. Raises ConfigError naming them, and what goes
-    with what.
-    """
-    head, loss = config.model.head, config.loss.supervised
+    """Stop at settings that are each allowed, but not together: the ConfigError says what goes with what."""
+    for problem in _problems(config):
+        raise ConfigError(problem)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    data, model, train, head = config.data, config.model, config.train, config.model.head
+    loss, strides = config.loss.supervised, list(model.strides)
     if loss not in HEAD_LOSSES[head]:
-        raise ConfigError(
-            f"model.head {head} and loss.supervised {loss} do not go together; "
-            f"with that head loss.supervised is one of {', '.join(HEAD_LOSSES[head])}"
-        )
-    if config.data.frame_offset and head != "frame":
-        raise ConfigError("data.frame_offset needs a model that looks at frames: model.head=frame")
-    if head == "frame" and config.data.synthetic:
-        raise ConfigError(
-            "data.synthetic draws defects on single images; a frame head needs data.synthetic=0"
-        )
-    kinds = set(config.data.synthetic_kinds if config.data.synthetic else ())
-    if not config.data.stack_frames and kinds & {"speed", "zoom"}:
-        raise ConfigError("synthetic defects of the kinds speed and zoom need data.stack_frames, such as 1")
-    if config.data.stack_frames and head == "frame":
-        raise ConfigError(
-            "data.stack_frames makes one image of three frames; model.head=frame needs data.stack_frames=0"
-        )
-    if config.data.synthetic and not config.data.synthetic_kinds:
-        raise ConfigError("data.synthetic_kinds is empty; data.synthetic needs kinds to draw from")
-    if config.model.setting == "supervised" and config.model.name not in ("uninet", "remind"):
-        raise ConfigError(
-            f"--setting supervised is for uninet and remind; {config.model.name} learns from normal images"
-        )
-    if head == "frame" and (config.data.augment != "none" or config.train.scales != (1.0,)):
-        raise ConfigError("data.augment and train.scales are for single images; video needs none and [1.0]")
-    if config.data.augment == "by-category":
-        height, width = config.data.image_size
-        if height != width and any("rot90" in names for names in config.data.augment_by_category.values()):
-            raise ConfigError(
-                f"data.augment_by_category turns images (rot90), which needs square ones; data.image_size is "
-                f"{[height, width]}: set another, or --set data.augment=none"
-            )
+        allowed = f"with that head loss.supervised is one of {', '.join(HEAD_LOSSES[head])}"
+        yield f"model.head {head} and loss.supervised {loss} do not go together; {allowed}"
+    if data.frame_offset and head != "frame":
+        yield "data.frame_offset needs a model that looks at frames: model.head=frame"
+    if head == "frame" and data.synthetic:
+        yield "data.synthetic draws defects on single images; a frame head needs data.synthetic=0"
+    if data.synthetic and not data.stack_frames and {"speed", "zoom"} & set(data.synthetic_kinds):
+        yield "synthetic defects of the kinds speed and zoom need data.stack_frames, such as 1"
+    if data.stack_frames and head == "frame":
+        yield "data.stack_frames makes one image of three; model.head=frame needs data.stack_frames=0"
+    if data.synthetic and not data.synthetic_kinds:
+        yield "data.synthetic_kinds is empty; data.synthetic needs kinds to draw from"
+    if model.setting == "supervised" and model.name not in ("uninet", "remind"):
+        yield f"--setting supervised is for uninet and remind; {model.name} learns from normal images"
+    if head == "frame" and (data.augment != "none" or train.scales != (1.0,)):
+        yield "data.augment and train.scales are for single images; video needs none and [1.0]"
+    turned = any("rot90" in names for names in data.augment_by_category.values())
+    if data.augment == "by-category" and turned and data.image_size[0] != data.image_size[1]:
+        sides = f"needs square ones, not {list(data.image_size)}"
+        yield f"data.augment by-category turns images and {sides}; --set data.augment=none does not"
     if config.score.blur_size is not None and config.score.blur_size % 2 == 0:
-        raise ConfigError(f"score.blur_size {config.score.blur_size} must be odd: a kernel has a middle")
-    if not config.train.scales:
-        raise ConfigError("train.scales is empty; one size is [1.0]")
-    _check_levels(config)
-    _check_sizes(config)
-    if config.model.student_backbone and config.model.name not in WITH_DECODER:
-        raise ConfigError(
-            f"model.student_backbone is for {', '.join(WITH_DECODER)}, not for {config.model.name}"
-        )
-
-
-def _check_levels(config: Config) -> None:
-    model, strides = config.model, list(config.model.strides)
+        yield f"score.blur_size {config.score.blur_size} must be odd: a kernel has a middle"
     least = 2 if model.name == "memory-bank" else 1
     if len(strides) < least:
-        raise ConfigError(f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]")
+        yield f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]"
     if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):
-        raise ConfigError(f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]")
+        yield f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]"
     if any(kernel % 2 == 0 for kernel in model.mem_kernels or ()):
-        raise ConfigError(f"model.mem_kernels is {model.mem_kernels}; kernels have odd sides")
+        yield f"model.mem_kernels is {model.mem_kernels}; kernels have odd sides"
+    if model.student_backbone and model.name not in WITH_DECODER:
+        yield f"model.student_backbone is for {', '.join(WITH_DECODER)}, not for {model.name}"
+    yield from _problems_of_sizes(config)
 
 
-def _check_sizes(config: Config) -> None:
-    crop = config.data.center_crop
+def _problems_of_sizes(config: Config) -> Iterator[str]:
+    data, model, crop = config.data, config.model, config.data.center_crop
+    whole = list(data.image_size)
+    if not config.train.scales:
+        yield "train.scales is empty; one size is [1.0]"
     if crop is not None and crop > 1 and (crop < SMALLEST_CROP or crop % 1):
-        raise ConfigError(
-            f"data.center_crop is {crop:g}; above 1 it is a side in whole pixels, at least {SMALLEST_CROP}, "
-            "and up to 1 a share of each side"
-        )
-    data, model = config.data, config.model
-    seen, sizes = ("image_size", data.image_size) if data.tile is None else ("tile", (data.tile,))
+        yield f"data.center_crop is {crop:g}; above 1 it is a side in whole pixels, at least {SMALLEST_CROP}"
+    name, sizes = (f"image_size {whole}", whole) if data.tile is None else (f"tile {data.tile}", [data.tile])
     multiple = 2 * model.strides[-1]
     for scale in (1.0, *config.train.scales) if model.name in WITH_DECODER else ():
         scaled = [scaled_side(n, scale) for n in sizes]
         if any(n % multiple for n in scaled):
-            shown = list(sizes) if data.tile is None else data.tile
             found = "" if scale == 1 else f", and train.scales {scale:g} gives {scaled}"
-            raise ConfigError(
-                f"data.{seen} {shown} must be multiples of {multiple}, twice the coarsest stride{found}"
-            )
-    if data.tile is None:
-        return
-    if data.tile > min(data.image_size):
-        raise ConfigError(
-            f"data.tile {data.tile} is larger than data.image_size {list(data.image_size)}, the size "
-            "of whole images: set that to what they are worked on at, such as --set data.image_size=1024"
-        )
-    if model.head in ("label", "frame"):
-        raise ConfigError(f"data.tile does not go with model.head {model.head}, which judges whole images")
+            yield f"data.{name} must be multiples of {multiple}, twice the coarsest stride{found}"
+    if data.tile and data.tile > min(data.image_size):
+        yield f"data.tile {data.tile} is larger than data.image_size {whole}, the size of whole images"
+    if data.tile and model.head in ("label", "frame"):
+        yield f"data.tile does not go with model.head {model.head}, which judges whole images"

@@ -5,6 +5,7 @@ import gc
 import os
 import platform
 import random
+import re
 import sys
 import time
 from contextlib import AbstractContextManager, suppress
@@ -19,23 +20,14 @@ BF16_MARGIN = 1.2  # bf16 must be this much faster in a matrix product to be cho
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn auto, cpu, cuda or cuda:N into a device. Raises ValueError for another name, or a CUDA device that
-    is not there.
-    """
+    """auto, cpu, cuda or cuda:N as a device; a ValueError for another name, or a GPU that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device '{name}' is unknown; choose auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device '{name}' is not supported; choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise ValueError(
-            f"device '{name}' is not there; this machine offers {torch.cuda.device_count()} GPUs"
-        )
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,2})?", name):
+        raise ValueError(f"device '{name}' is unknown; choose auto, cpu, cuda or cuda:N")
+    device, there = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise ValueError(f"device '{name}' is not there; this machine has {there} GPUs")
     return device
 
 
@@ -47,14 +39,13 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if _product_seconds(torch.bfloat16, 128) > 20 * _product_seconds(torch.float32, 128):
-        return "fp32"
-    return (
-        "bf16"
-        if BF16_MARGIN * _product_seconds(torch.bfloat16, 768) < _product_seconds(torch.float32, 768)
-        else "fp32"
-    )
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        emulated = _product_seconds(torch.bfloat16, 128) > 20 * _product_seconds(torch.float32, 128)
+        faster = not emulated and _product_seconds(torch.float32, 768) > BF16_MARGIN * _product_seconds(
+            torch.bfloat16, 768
+        )
+    return "bf16" if faster else "fp32"
 
 
 def _product_seconds(dtype: torch.dtype, size: int) -> float:
@@ -119,10 +110,8 @@ def peak_memory_gb(device: torch.device) -> float | None:
     """Peak since `reset_peak_memory`: the device's memory on CUDA, else the resident set; None: unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if STATUS.is_file():
-        found = next((line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")), None)
-        if found is not None:
-            return int(found.split()[1]) / 2**20
+    if STATUS.is_file() and (found := re.search(r"VmHWM:\s+(\d+)", STATUS.read_text())):
+        return int(found[1]) / 2**20
     try:
         import resource
     except ImportError:  # Windows

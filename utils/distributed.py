@@ -63,10 +63,8 @@ def device_for_rank(device: torch.device) -> torch.device:
         return device
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
-        raise ConfigError(
-            f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}; "
-            "start one process per GPU (--nproc_per_node), or add --device cpu"
-        )
+        found = f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}"
+        raise ConfigError(f"{found}; start one process per GPU (--nproc_per_node), or add --device cpu")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

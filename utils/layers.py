@@ -108,10 +108,8 @@ def _check_same_layers(path: str | Path, tree: Tree, overrides: Mapping[str, obj
         section, _, name = key.partition(".")
         own = (tree.get(section) or {}).get(name)
         if key in overrides and str(overrides[key]) != str(own):
-            raise ConfigError(
-                f"{path} holds every setting of a run, with {key} {own}; with {overrides[key]} the values "
-                f"that belong to {own} would stay. Leave that out, or start from a dataset's file of configs/"
-            )
+            holds = f"{path} holds every setting of a run, with {key} {own}"
+            raise ConfigError(f"{holds}; leave that out, or start from a dataset's file of configs/")
 
 
 def _optional(folder: str, name: object) -> Tree:

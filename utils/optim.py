@@ -1,27 +1,18 @@
 """The optimiser and its learning-rate schedule (Sec. 5.1 and 8.2; presets as in the public code)."""
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from utils.config import Config, OptimConfig
+from utils.config import Config
 
 
-class Learner(Protocol):
-    """What the optimiser asks of a model."""
-
-    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
-        """Groups of parameters, each with its name and rate."""
-
-
-def make_optimizer(model: Learner, config: Config) -> tuple[AdamW, LambdaLR]:
-    """AdamW over the model's parameter groups, and the schedule, stepped once an iteration."""
+def make_optimizer(groups: list[dict], config: Config) -> tuple[AdamW, LambdaLR]:
+    """AdamW over a model's parameter groups, and the schedule, stepped once an iteration."""
     extra: dict[str, Any] = {"eps": 1e-10, "amsgrad": True} if config.optim.preset == "multi-class" else {}
-    groups = model.parameter_groups(config.optim)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=config.optim.weight_decay, **extra)
+    optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=config.optim.weight_decay, **extra)
     return optimizer, LambdaLR(optimizer, lambda step: rate_at(step, config))
 
 

@@ -20,6 +20,8 @@ from utils.files import PARTIAL, printable
 from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 Results = dict[str, float | int | None]
+# settings that do not change a run's results, and why; all others are part of its identity
+NO_EFFECT = {"eval.extra_metrics": "adds metrics, which test.py can add later"}
 SHOWN = 4  # differences in a message
 RESULTS = "metrics.json"
 # what train.py, test.py and export.py write into a run folder
@@ -41,7 +43,7 @@ def config_hash(config: Config) -> str:
 def identity_of(config: Config, data: Tree) -> Tree:
     """What a run is: every setting that changes its results, the seed, and its data.
 
-    data: as `datasets.fingerprint.data_identity` gives it.
+    data: as `datasets.build.data_identity` gives it.
     """
     return {"settings": _relevant(config), "data": data}
 
@@ -87,10 +89,8 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
     changed = differences(found, own)
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-        raise RunError(
-            f"{source} is of another run, which differs in {', '.join(changed[:SHOWN])}{more}; give what it "
-            f"was made with, or {ways_out}"
-        )
+        found = f"{source} is of another run, which differs in {', '.join(changed[:SHOWN])}{more}"
+        raise RunError(f"{found}; give what it was made with, or {ways_out}")
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
@@ -102,10 +102,8 @@ def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
     name = own.replace("/", "_") if name is None else name
     for flag, part in (("--name", name), ("--category", config.data.category)):
         if not part or part.startswith(".") or "/" in part or "\\" in part:
-            raise ConfigError(
-                f"{flag} is {part!r}; expected the name of one folder, without / or \\ and no dot at its "
-                "start (--output says where)"
-            )
+            expected = "the name of one folder, without / or \\ and no dot at its start (--output says where)"
+            raise ConfigError(f"{flag} is {part!r}; expected {expected}")
     return output / config.data.name / model.setting / printable(config.data.category) / name
 
 
@@ -115,8 +113,7 @@ def place_of(
     """Fix what precision `auto` stands for, as it is part of a run, and name the run's folder.
 
     A run that is there keeps the precision it began with; another one, or one that starts anew, takes that of
-    this machine (`machine`; None: tried out). Raises ConfigError if `select: best` has nothing to select
-    from, or as `run_folder`; ValueError for a device that is not there.
+    this machine (`machine`; None: tried out).
     """
     if config.eval.select == "best" and config.eval.every == 0:
         raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
@@ -160,19 +157,15 @@ def locked(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     mark = folder / LOCK
     unmarked = not mark.is_file() and any(p.suffix != PARTIAL for p in folder.iterdir())
     if unmarked and (overwrite or not (folder / FILE).is_file()):
-        raise RunError(
-            f"{folder} holds files and was not made by this program (it has no {LOCK}); choose another "
-            "--name or --output"
-        )
+        found = f"{folder} holds files and was not made by this program (it has no {LOCK})"
+        raise RunError(f"{found}; choose another --name or --output")
     try:
         with FileLock(mark, timeout=0):
             for left in folder.glob(f".*{PARTIAL}"):
                 left.unlink()
             yield folder
     except Timeout as error:
-        raise RunError(
-            f"{folder} is in use by another process; wait for it or choose another --name"
-        ) from error
+        raise RunError(f"{folder} is in use by another process; wait, or choose another --name") from error
     except BaseException:
         if unmarked:  # and still not known to be ours
             mark.unlink(missing_ok=True)
@@ -199,9 +192,7 @@ def clear_run(folder: Path) -> None:
 
 
 def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
-    """Results of a finished run, None if it is not finished. Raises RunError if they are of another run than
-    `identity`.
-    """
+    """Results of a finished run, None if it is not finished; a RunError if they are of another."""
     path = folder / RESULTS
     if not path.is_file():
         return None
@@ -213,21 +204,17 @@ def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
 def earlier(
     folder: Path, identity: Tree, *, resume: bool
 ) -> tuple[dict[str, Results] | None, Checkpoint | None, float | None]:
-    """What the folder holds of this very run. Raises RunError if what is there is of another run, or
-    unfinished without `resume`.
+    """What the folder holds of this very run: its results if it is finished; else the state to go on from if
+    there is one, whatever the model; and the value of the best state that `select: best` has kept.
 
-    Returns:
-        Its results if it is finished; else the state to go on from if there is one, whatever the model; and
-        the value of the best state that `select: best` has kept.
+    Raises RunError if what is there is of another run, or unfinished without `resume`.
     """
     done = distributed.broadcast_object(finished_results(folder, identity))
     if done is not None:
         return done, None, None
     there = distributed.broadcast_object([name for name in (FILE, BEST) if (folder / name).is_file()])
     if there and not resume:
-        raise RunError(
-            f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts again"
-        )
+        raise RunError(f"{folder} holds an unfinished run; --resume goes on with it, --overwrite starts anew")
     states = {name: load_checkpoint(folder / name) for name in there}
     for name, state in states.items():
         check_same(state.identity, identity, folder / name)

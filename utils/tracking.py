@@ -17,10 +17,11 @@ from utils.runs import Results
 
 LOG = "log.jsonl"
 LOG_EVERY = 20  # steps between its lines
+Panel = np.ndarray | None  # a picture (H, W, 3) uint8
 
 
 def show_final(
-    folder: Path, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray | None
+    folder: Path, iteration: int, results: dict[str, Results], *, split: str, panel: Panel
 ) -> None:
     """Add the last evaluation of a run to its TensorBoard events; `panel` (H, W, 3) uint8 if there is one."""
     with SummaryWriter(str(folder)) as writer:
@@ -33,7 +34,7 @@ def _show(
     results: dict[str, Results],
     *,
     split: str,
-    panel: np.ndarray | None,
+    panel: Panel,
 ) -> None:
     for category, values in results.items():
         for name, value in values.items():
@@ -51,12 +52,8 @@ def _lines(folder: Path) -> list[str]:
 
 def validation_curve(folder: Path) -> list[dict[str, object]]:
     """Evaluations during training from log.jsonl: iteration, split, and the mean results."""
-    entries = [json.loads(line) for line in _lines(folder)]
-    return [
-        {"iteration": e["iteration"], "split": e["split"], **e["results"]["mean"]}
-        for e in entries
-        if "split" in e
-    ]
+    entries = [entry for entry in map(json.loads, _lines(folder)) if "split" in entry]
+    return [{"iteration": e["iteration"], "split": e["split"], **e["results"]["mean"]} for e in entries]
 
 
 class NullTracker:
@@ -76,17 +73,12 @@ class Tracker:
 
     def __init__(self, folder: Path, *, start: int, stop: int, quiet: bool) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=start)
-        write_text(
-            folder / LOG, "".join(line for line in _lines(folder) if json.loads(line)["iteration"] <= start)
-        )
+        kept = [line for line in _lines(folder) if json.loads(line)["iteration"] <= start]
+        write_text(folder / LOG, "".join(kept))
         self.lines = (folder / LOG).open("a", encoding="utf-8")
-        self.began, self.images = time.perf_counter(), 0
-        self.bar = tqdm(
-            initial=start, total=stop, desc="training", unit="step", disable=True if quiet else None
-        )
-        self.quiet = quiet
+        self.bar = tqdm(initial=start, total=stop, desc="training", unit="step", disable=quiet or None)
+        self.began, self.quiet, self.images, self.count = time.perf_counter(), quiet, 0, 0
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
 
     def step(
         self,
@@ -112,11 +104,8 @@ class Tracker:
         means = {name: float(value) / self.count for name, value in self.sums.items()}  # the one sync
         rate = self.images / (time.perf_counter() - self.began)
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()} | {"images/s": f"{rate:.1f}"})
-        for name, value in means.items():
-            self.writer.add_scalar(f"loss/{name}", value, iteration)
-        for name, value in lr.items():
-            self.writer.add_scalar(f"lr/{name}", value, iteration)
-        for name, value in diagnostics.items():
+        curves = {f"loss/{name}": value for name, value in means.items()} | diagnostics
+        for name, value in (curves | {f"lr/{name}": value for name, value in lr.items()}).items():
             self.writer.add_scalar(name, value, iteration)
         self.line({"iteration": iteration, **means, "lr": lr, "images_per_s": round(rate, 2)})
         self.sums, self.count = {}, 0

@@ -113,9 +113,7 @@ def nested(overrides: Mapping[str, object]) -> Tree:
     for dotted, value in overrides.items():
         section, dot, key = dotted.partition(".")
         if not dot or not key:
-            raise ConfigError(
-                f"'{dotted}' is no setting; write section.key=value, such as train.iterations=200"
-            )
+            raise ConfigError(f"'{dotted}' is no setting; write section.key=value, as train.iterations=200")
         tree.setdefault(section, {})[key] = value
     return tree
 
