@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.loader import ImageSet
+from datasets.loader import ImageSet, evenly_spread
 from evaluation.scoring import Scores
 from utils.files import write_atomically
 
@@ -90,12 +90,6 @@ def choose_examples(scores: Scores, count: int) -> list[int]:
     spread = [evenly_spread(found, share) for found in kinds.values()]
     defects = [found[k] for k in range(share) for found in spread if k < len(found)]
     return sorted([*chosen, *defects[: count - len(chosen)]])
-
-
-def evenly_spread(indices: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the indices, the first and the last among them."""
-    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
-    return [int(indices[i]) for i in places]
 
 
 def heatmap_page(

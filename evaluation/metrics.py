@@ -113,14 +113,15 @@ def pixel_metrics(
     n_normal, n_anomalous = pixels.n_normal, pixels.anomalous.size
     if not (n_normal and n_anomalous):
         return dict.fromkeys(names)
-    counts = _curve(pixels, maps, masks)
-    tp, fp, fp_before, _ = counts
+    tp, fp, fp_before, covered = _curve(pixels, maps, masks)
     new_tp = np.diff(tp, prepend=0)
     # Mann-Whitney in integers: each anomalous pixel against the normal ones below it, ties count half
     auroc = float(new_tp @ (2 * n_normal - fp - fp_before)) / (2 * n_normal * n_anomalous)
     ap = float(new_tp @ (tp / (tp + fp))) / n_anomalous
     f1 = float(np.max(2 * tp / (tp + fp + n_anomalous)))
-    fpr, overlap = _overlap_curve(counts, n_normal)
+    # K + 1 flat pieces of the PRO curve, from one score to the next, joined by straight lines over ties
+    fpr = np.stack([np.append(0, fp), np.append(fp_before, n_normal)], axis=1).reshape(-1) / n_normal
+    overlap = np.repeat(np.append(0, covered), 2)
     if curve is not None:
         curve += few_points(fpr, overlap, PRO_LIMITS[0])
     return dict(zip(names, [auroc, ap, f1, *(_area(fpr, overlap, x) for x in pro_limits)], strict=True))
@@ -246,12 +247,6 @@ def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray, most: int | Non
     # where neighbours were merged, all above the next kept score counts as tied with it
     before = pixels.n_normal - at_most[::-1] if step == 1 else np.append(0, fp[:-1])
     return _Curve(last + 1, fp, before, overlap / overlap[-1])
-
-
-def _overlap_curve(curve: _Curve, n_normal: int) -> tuple[np.ndarray, np.ndarray]:
-    """K + 1 flat pieces of the PRO curve, from one score to the next, joined by straight lines over ties."""
-    flat = np.stack([np.append(0, curve.fp), np.append(curve.fp_before, n_normal)], axis=1)
-    return flat.reshape(-1) / n_normal, np.repeat(np.append(0, curve.overlap), 2)
 
 
 def _area(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:

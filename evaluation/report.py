@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from sklearn.metrics import roc_curve
 
-from datasets.loader import ImageSet
+from datasets.loader import ImageSet, evenly_spread
 from evaluation import figures
 from evaluation.metrics import Curve, Results, few_points
 from evaluation.metrics_by_task import segmentation_metrics
@@ -115,7 +115,7 @@ def page(report: Report) -> str:
         notes=[*marks, *report.notes],
         plots=_plots(report),
         mistakes=[(heading, _cards(report, chosen)) for heading, chosen in _mistakes(report)],
-        gallery=_cards(report, figures.evenly_spread(range(len(values)), GALLERY)),
+        gallery=_cards(report, evenly_spread(range(len(values)), GALLERY)),
         count=len(values),
         what=what,
         facts=report.facts,

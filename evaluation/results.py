@@ -234,19 +234,15 @@ def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list
     names, places = ", ".join(path.name for path in there), [path.resolve() for path in there]
     lost = next((p for p in images if any(p.resolve().is_relative_to(place) for place in places)), None)
     if lost is not None:
-        raise RunError(
-            f"{printable(lost)} is where an output goes, and one of the images; choose another --output"
-        )
+        what = f"{printable(lost)} is where an output goes, and one of the images"
+        raise RunError(f"{what}; choose another --output")
     stopped = folder / UNFINISHED in there
     if folder / SCORES not in there and not stopped:
-        raise RunError(
-            f"{printable(folder)} holds {names}, but no {SCORES}: choose another --output, or remove them"
-        )
+        raise RunError(f"{printable(folder)} holds {names}, but no {SCORES}: choose another --output")
     if not overwrite:
-        raise RunError(
-            f"{printable(folder)} holds {names} of {'a stopped' if stopped else 'an earlier'} call: choose "
-            "another --output, or replace all of it with --overwrite"
-        )
+        whose = "a stopped call" if stopped else "an earlier call"
+        where = f"{printable(folder)} holds {names} of {whose}"
+        raise RunError(f"{where}: choose another --output, or replace all of it with --overwrite")
     return there
 
 
