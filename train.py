@@ -39,7 +39,7 @@ from evaluation.scoring import Scores, calibrate, join_scores, results_by_catego
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
-from model.inference import inputs_of, to_device
+from model.inference import ScoringOptions, inputs_of, to_device
 from utils import cli, distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
 from utils.config import Config
@@ -330,15 +330,9 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
 
 def score(run: Run, data: ImageSet, model: AnomalyModel | None = None) -> Scores | None:
     """Score a set with the run's model, or with a copy of it; None in processes that do not lead."""
-    part = score_images(
-        model or run.model,
-        data,
-        batch_size=run.config.run.eval_batch_size,
-        device=run.device,
-        precision=run.config.run.eval_precision,
-        indices=distributed.shard(len(data)),
-        quiet=run.quiet,
-    )
+    how = run.config.run
+    options = ScoringOptions(how.eval_batch_size, run.device, how.eval_precision, run.quiet)
+    part = score_images(model or run.model, data, options, indices=distributed.shard(len(data)))
     parts = distributed.gather(part)
     return None if parts is None else join_scores(parts)
 

@@ -26,6 +26,7 @@ from datasets.samples import Sample  # noqa: E402
 from datasets.transforms import Decode, Normalise  # noqa: E402
 from evaluation.scoring import results_by_category, score_images  # noqa: E402
 from model.decision import Prediction  # noqa: E402
+from model.inference import ScoringOptions  # noqa: E402
 from utils.cli import new_parser, print_result, run_command  # noqa: E402
 from utils.device import peak_memory_gb  # noqa: E402
 from utils.layers import load_config  # noqa: E402
@@ -72,14 +73,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     options = load_config(CONFIGS / "mvtec.yaml", {}).run
     data, before = GeneratedSet(args.images, args.size), peak_memory_gb(CPU)
-    scores = score_images(
-        Brightness(),
-        data,
-        batch_size=16,
-        device=CPU,
-        precision="fp32",
-        quiet=args.quiet,
-    )
+    scores = score_images(Brightness(), data, ScoringOptions(16, CPU, "fp32", args.quiet))
     scored, start = peak_memory_gb(CPU), time.perf_counter()
     mean = results_by_category(scores, options)["mean"]
     seconds = time.perf_counter() - start

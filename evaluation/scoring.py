@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from datasets.loader import ImageSet
 from datasets.samples import Sample
@@ -17,8 +16,8 @@ from evaluation.metrics import Curve, Results, evaluate, mean_results
 from evaluation.metrics_by_task import aupimo, frame_metrics, segmentation_metrics, unias_dice
 from model.base import AnomalyModel
 from model.detector import Calibration
-from model.inference import Predicted, predictions
-from utils.config import RunOptions
+from model.inference import Predicted, ScoringOptions, predictions
+from utils.config import EvalConfig
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory
@@ -43,20 +42,10 @@ class Scores:
 
 
 def score_images(
-    model: AnomalyModel,
-    data: ImageSet,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    indices: range | None = None,
-    quiet: bool = False,
+    model: AnomalyModel, data: ImageSet, options: ScoringOptions, *, indices: range | None = None
 ) -> Scores:
     """Predict as `predictions` and keep maps and masks."""
-    predicted = predictions(
-        model, data, batch_size=batch_size, device=device, precision=precision, indices=indices, quiet=quiet
-    )
-    return collect_scores(predicted, data, indices)
+    return collect_scores(predictions(model, data, options, indices=indices), data, indices)
 
 
 def collect_scores(predicted: Iterable[Predicted], data: ImageSet, indices: range | None = None) -> Scores:

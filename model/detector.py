@@ -21,7 +21,7 @@ from datasets.transforms import Decode, Normalise
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
 from model.build import build_model
-from model.inference import Predicted, for_inference, predictions
+from model.inference import Predicted, ScoringOptions, for_inference, predictions
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.config import Config
 from utils.device import choose_device, choose_precision
@@ -145,14 +145,8 @@ class Detector:
 
     def predictions(self, data: ImageSet, *, quiet: bool = False) -> Iterator[Predicted]:
         """The function `predictions` with the deployed model."""
-        return predictions(
-            self.deployed,
-            data,
-            batch_size=self.batch_size,
-            device=self.device,
-            precision=self.precision,
-            quiet=quiet,
-        )
+        options = ScoringOptions(self.batch_size, self.device, self.precision, quiet)
+        return predictions(self.deployed, data, options)
 
 
 def load_detector(

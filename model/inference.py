@@ -105,27 +105,30 @@ class Predicted:
         return self.batch["frames"][:, -1] if "frames" in self.batch else self.batch["image"]
 
 
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How images are scored; precision is fp32 or bf16."""
+
+    batch_size: int
+    device: torch.device
+    precision: str
+    quiet: bool = False
+
+
 @torch.inference_mode()
 def predictions(
-    model: AnomalyModel,
-    data: ImageSet,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    indices: Sequence[int] | None = None,
-    quiet: bool = False,
+    model: AnomalyModel, data: ImageSet, options: ScoringOptions, *, indices: Sequence[int] | None = None
 ) -> Iterator[Predicted]:
     """Predict every image of `data` (or those of `indices`) once, in order; nothing is kept. Raises
     FloatingPointError naming the first image whose score or map is not finite.
     """
     was_training = model.training
     model.eval()
-    loader = batches(data, batch_size, indices=indices)
-    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=quiet or None):
-        images = inputs_of(to_device(batch, device))
+    loader = batches(data, options.batch_size, indices=indices)
+    for batch in tqdm(loader, desc="scoring", unit="batch", leave=False, disable=options.quiet or None):
+        images = inputs_of(to_device(batch, options.device))
         start = time.perf_counter()
-        with autocast(device, precision):
+        with autocast(options.device, options.precision):
             prediction = model.predict(images)
         score = prediction.score.double().cpu().numpy()  # waits for the device
         seconds = time.perf_counter() - start

@@ -20,6 +20,7 @@ from evaluation.metrics import pixel_metrics
 from evaluation.published_protocol import legacy_pro
 from evaluation.scoring import Scores, results_by_category, score_images
 from model.decision import Prediction
+from model.inference import ScoringOptions
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.errors import DatasetError
 from utils.runs import config_hash
@@ -82,7 +83,7 @@ def generated_set(count):
     return data
 
 
-OPTIONS = {"batch_size": 3, "device": torch.device("cpu"), "precision": "fp32", "quiet": True}
+OPTIONS = ScoringOptions(3, torch.device("cpu"), "fp32", quiet=True)
 
 
 def test_maps_of_a_large_set_are_in_a_temporary_file(make_config, monkeypatch, tmp_path, caplog):
@@ -92,16 +93,16 @@ def test_maps_of_a_large_set_are_in_a_temporary_file(make_config, monkeypatch, t
         generated_set(8),
         dataclasses.replace(make_config().run, extra_metrics=("aupimo", "dsc_unias")),
     )
-    small = score_images(Brightness(), data, **OPTIONS)
+    small = score_images(Brightness(), data, OPTIONS)
     monkeypatch.setattr(evaluation.scoring, "IN_MEMORY", 1000)
-    large = score_images(Brightness(), data, **OPTIONS)
+    large = score_images(Brightness(), data, OPTIONS)
     assert not isinstance(small.maps, np.memmap) and not caplog.records
     assert isinstance(large.maps, np.memmap) and isinstance(large.masks, np.memmap)
     assert results_by_category(large, every) == results_by_category(small, every)
     assert np.array_equal(large.score, small.score) and not list(tmp_path.iterdir())
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
     caplog.clear()
-    assert not isinstance(score_images(Brightness(), data, **OPTIONS).maps, np.memmap)
+    assert not isinstance(score_images(Brightness(), data, OPTIONS).maps, np.memmap)
     assert "lacks room for" in caplog.text
 
 
@@ -115,7 +116,7 @@ def test_the_next_images_are_decoded_while_the_model_works():
             assert ahead.wait(10)
             return super().predict(images)
 
-    score_images(Waiting(), data, **OPTIONS)
+    score_images(Waiting(), data, OPTIONS)
 
 
 def test_batches_that_wait_are_bounded(monkeypatch):
@@ -135,7 +136,7 @@ def test_an_error_in_a_thread_is_the_users_own():
     data = generated_set(8)
     data.sample = lambda draw: (_ for _ in ()).throw(DatasetError("cannot read 0.png"))
     with pytest.raises(DatasetError, match=r"cannot read 0\.png"):
-        score_images(Brightness(), data, **OPTIONS)
+        score_images(Brightness(), data, OPTIONS)
 
 
 def test_memory_beyond_the_maps_does_not_grow(make_config, monkeypatch):

@@ -26,7 +26,7 @@ from evaluation.scoring import Scores, calibrate, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.detector import Calibration
-from model.inference import Predicted
+from model.inference import Predicted, ScoringOptions
 from predict import score_and_write
 from utils.checkpoint import load_checkpoint, restore_model
 from utils.cli import run_command
@@ -116,7 +116,7 @@ class TestGuaranteeOnRealImages:
         model, cpu = build_model(config).eval(), torch.device("cpu")
         model.fit((b["image"] for b in batches(ImageSet(third, decode, normalise), 16)), seed=0)
         data = ImageSet([*rest, *(s for s in normals if s.split == "test")], decode, normalise)
-        found = score_images(model, data, batch_size=16, device=cpu, precision="fp32", quiet=True).score
+        found = score_images(model, data, ScoringOptions(16, cpu, "fp32", quiet=True)).score
         return found[: len(rest)], found[len(rest) :]
 
     @pytest.mark.parametrize("rate", RATES)
@@ -190,7 +190,7 @@ def test_held_out_scores_are_those_of_the_model_that_predicts(mvtec_like, tmp_pa
     model = build_model(state.config, pretrained=False)
     restore_model(model, state.model, source=tmp_path)
     model = for_inference(model)
-    found = score_images(model, data, batch_size=16, device=torch.device("cpu"), precision="fp32", quiet=True)
+    found = score_images(model, data, ScoringOptions(16, torch.device("cpu"), "fp32", quiet=True))
     assert tuple(found.score.tolist()) == tuple(state.calibration["scores"])
 
 

@@ -24,6 +24,7 @@ from evaluation.results import write_results
 from evaluation.scoring import calibrate, score_images
 from model import build_model
 from model.decision import Prediction
+from model.inference import ScoringOptions
 from model.peers.memory_bank import MemoryBank
 from utils.checkpoint import Checkpoint, load_checkpoint, load_trained
 from utils.cli import run_command
@@ -425,12 +426,12 @@ class TestWhatIsNotFinite:
                 maps[-1, 3, 3] = float(self.value)
                 return Prediction(maps, torch.zeros(len(images)))
 
-        about = {"batch_size": 4, "device": torch.device("cpu"), "precision": "fp32", "quiet": True}
+        options = ScoringOptions(4, torch.device("cpu"), "fp32", quiet=True)
         for Broken.value in ("nan", "inf"):
             with pytest.raises(FloatingPointError, match=f"{data.samples[3].path.name} is not finite"):
-                score_images(Broken(), data, **about)
+                score_images(Broken(), data, options)
         Broken.value = "0"
-        scores = score_images(Broken(), data, **about)
+        scores = score_images(Broken(), data, options)
         calibrate(scores)
         scores.score[2] = np.nan
         with pytest.raises(FloatingPointError, match="held-out normals are not finite"):
