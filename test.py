@@ -64,7 +64,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="fair",
         help=f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}",
     )
-    cli.SKIP.add(how, "skip-unreadable")
+    cli.SKIP.add(how, "skip-unreadable", default="as the run did")
+    cli.EXTRA.add(how, "extra-metrics", default="the run's")
     how.add_argument(
         "--set",
         action="append",
@@ -102,10 +103,9 @@ def main(argv: Sequence[str]) -> None:
     config, state = detector.config, detector.state
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
-    results = results_by_category(scores, config.eval, defects)
-    cli.print_result(
-        results_table(results, notes=[*protocol_notes(config, state.iteration), str(detector.path)])
-    )
+    results = results_by_category(scores, config.run, defects)
+    notes = [*protocol_notes(config, state.iteration), str(detector.path)]
+    cli.print_result(results_table(results, notes=notes))
     begin(output, earlier)
     root, command = dataset_root(config), shlex.join(["python", "test.py", *argv])
     write_skipped(output, skipped, root)

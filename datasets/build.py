@@ -91,7 +91,7 @@ def categories_of(config: Config) -> list[str]:
 
 
 def list_samples(config: Config) -> tuple[list[Sample], Skipped]:
-    """The dataset's samples, and with `skip_unreadable` the files that were left out of them."""
+    """The dataset's samples, and with `run.skip_unreadable` the files that were left out of them."""
     data, samples = config.data, _collect(config)
     if data.stack_frames:
         samples = with_earlier_frames(samples, data.stack_frames)
@@ -137,7 +137,7 @@ def split_samples(config: Config) -> Parts:
     do not go together.
     """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
-    if data.frame_offset and (data.train_limit or data.num_train_anomalies or data.skip_unreadable):
+    if data.frame_offset and (data.train_limit or data.num_train_anomalies or config.run.skip_unreadable):
         keys = "data.train_limit, data.num_train_anomalies and --skip-unreadable"
         raise ConfigError(f"{keys} leave gaps between frames; they need data.frame_offset=0")
     if data.stack_frames and not spec.video:

@@ -178,7 +178,8 @@ def _labels(root: Path, clips: Sequence[dict[Path, int]]) -> list[np.ndarray]:
             raise DatasetError(f"{file} has {numbers}; expected 0 or 1 for each")
         return np.split(found, np.cumsum(frames)[:-1])
     if len(found) != len(clips):
-        raise DatasetError(f"{file} has {len(found)} intervals for {len(clips)} clips; complete the copy")
+        numbers = f"{len(found)} intervals for {len(clips)} test clips"
+        raise DatasetError(f"{file} has {numbers}; complete the copy")
     labels = [np.zeros(number, bool) for number in frames]
     for of_clip, intervals in zip(labels, found, strict=True):
         for first, last in intervals:

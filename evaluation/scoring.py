@@ -17,7 +17,7 @@ from evaluation.metrics_by_task import aupimo, frame_metrics, segmentation_metri
 from model.base import AnomalyModel
 from model.detector import Calibration
 from model.inference import Predicted, ScoringOptions, predictions
-from utils.config import EvalConfig
+from utils.config import RunOptions
 
 _log = logging.getLogger("uninet")
 IN_MEMORY = 2 << 30  # bytes of maps, and as much of masks, that are kept in memory

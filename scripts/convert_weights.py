@@ -18,8 +18,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from datasets.fingerprint import content_digest
 from datasets.registry import SPECS
+from datasets.splits import content_digest
 from model import build_model
 from utils.checkpoint import FILE, Checkpoint, load_trained, not_finite
 from utils.cli import WHAT, log, new_parser, overrides, print_result, run_command, user_path

@@ -237,7 +237,7 @@ class TestSingleDatasets:
         assert {s.defect for s in samples if s.split == "test"} == {"good", "bad", "bad_unseen_defects"}
         (root / "train/bad/000.png").unlink()
         with pytest.raises(
-            DatasetError, match=r"6 \(and 1 anomalous\) training.* are 6 \(and 2 anomalous\), 3"
+            DatasetError, match=r"6 \(and 1 anomalous\) training.* are 6 \(and 2 anomalous\) training, 3"
         ):
             collect(spec, root, "vad")
 

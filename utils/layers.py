@@ -109,7 +109,7 @@ def _check_same_layers(path: str | Path, tree: Tree, overrides: Mapping[str, obj
         own = (tree.get(section) or {}).get(name)
         if key in overrides and str(overrides[key]) != str(own):
             holds = f"{path} holds every setting of a run, with {key} {own}"
-            raise ConfigError(f"{holds}; leave that out, or start from a dataset's file of configs/")
+            raise ConfigError(f"{holds}. Leave that out, or start from a dataset's file of configs/")
 
 
 def _optional(folder: str, name: object) -> Tree:

@@ -20,8 +20,6 @@ from utils.files import PARTIAL, printable
 from utils.yaml_io import CONFIGS, Tree, read_yaml
 
 Results = dict[str, float | int | None]
-# settings that do not change a run's results, and why; all others are part of its identity
-NO_EFFECT = {"eval.extra_metrics": "adds metrics, which test.py can add later"}
 SHOWN = 4  # differences in a message
 RESULTS = "metrics.json"
 # what train.py, test.py and export.py write into a run folder
