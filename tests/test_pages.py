@@ -90,6 +90,13 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: {link}"
 
 
+def test_named_programs_and_configs_exist():
+    for page, text in DOCS.items():
+        for name in set(re.findall(r"`([\w./-]+\.(?:py|yaml|sh))`", text)) if page != LOG else ():
+            found = [ROOT / name, ROOT / "configs" / name, *ROOT.glob(f"*/**/{name}")]
+            assert "NAME" in name or any(path.exists() for path in found), f"{page} names {name}"
+
+
 def test_quoted_entries_of_the_log_exist():
     titles = set(re.findall(r"^### (.*)$", DOCS[LOG], re.M))
     for name, text in DOCS.items():
