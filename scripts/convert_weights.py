@@ -1,6 +1,6 @@
 """Convert weights of UniNet and ReContrast, other programs' to a run folder, or a run's to the authors' file.
 
-python -m scripts.convert_weights FILE --from uninet --dataset mvtec --category bottle --output RUN
+python scripts/convert_weights.py FILE --from uninet --dataset mvtec --category bottle --output RUN
 
 A folder that is laid out as the authors' own is converted whole, one run per file. docs/PUBLISHED_WEIGHTS.md
 says where the files are and how to read the results.
@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 import yaml
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.registry import SPECS
 from datasets.splits import content_digest

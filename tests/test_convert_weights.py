@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from their_networks import (
     RESTORE,
     TABLES,
@@ -303,3 +307,15 @@ def test_other_networks_do_not_open_there(tmp_path, make_config, settings, probl
     ):
         to_uninet(tmp_path, tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
+
+
+@pytest.mark.slow
+def test_from_any_folder(tmp_path):
+    """As a file, without the repository on the path."""
+    words = [sys.executable, "-B", ROOT / "scripts/convert_weights.py", "--help"]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--from" in done.stdout

@@ -5,7 +5,7 @@ The rule: tensors of the state in the order of their names, each drawn from one 
 numbers n. Matrices and kernels are n / sqrt(fan-in), running variances 1 + 0.1 |n|, norms' weights 1 + 0.1 n,
 all else 0.1 n. Theta and the feature scale are not drawn: they stay 1, as UniNet's authors have them. The
 images are normal numbers of seed 1. All is in eval mode: no number depends on a batch.
-`python -m scripts.convert_weights RUN --to uninet` writes such a state for the authors' code. v0.1.0 (commit
+`python scripts/convert_weights.py RUN --to uninet` writes such a state for the authors' code. v0.1.0 (commit
 4a74ab6) gives the same.
 """
 
