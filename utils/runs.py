@@ -87,8 +87,8 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
     changed = differences(found, own)
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-        found = f"{source} is of another run, which differs in {', '.join(changed[:SHOWN])}{more}"
-        raise RunError(f"{found}; give what it was made with, or {ways_out}")
+        other = f"{source} is of another run, which differs in {', '.join(changed[:SHOWN])}{more}"
+        raise RunError(f"{other}; give what it was made with, or {ways_out}")
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
