@@ -77,9 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_size(model: AnomalyModel) -> None:
-    """Stop before the long work if the weights do not fit into one ONNX file. Raises ExportError with their
-    size, and what to do.
-    """
+    """Stop before the long work if the weights do not fit into one ONNX file."""
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if size > LARGEST_FILE:
         sizes = f"the model holds {size / 2**30:.2f} GiB, an ONNX file at most {LARGEST_FILE / 2**30:.2f}"
@@ -136,7 +134,6 @@ def to_onnx(model: Deployed, image: Tensor, about: dict[str, str]) -> Exported:
     """Export by torch.export, and open the result in onnxruntime on the CPU.
 
     image: a sample input of at least two images. `about` becomes the file's metadata_props.
-    Raises ExportError if onnx, onnxscript or onnxruntime is not installed.
     """
     try:
         import onnx  # noqa: F401 (what torch needs)

@@ -113,9 +113,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
-    """The images at or below `where` as samples of unknown label; what is below `output` is left alone.
-    Raises DatasetError if there is none, or if `output` is the folder of the images.
-    """
+    """The images at or below `where` as samples of unknown label, without what is below `output`."""
     if where.is_dir() and where.resolve() == output.resolve():
         raise DatasetError(f"--output {output} is the folder of the images; choose another one")
     found = find_images(where)

@@ -135,9 +135,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
-    """The run's configuration with what the command line changes; always on the test set. Raises ConfigError
-    for a --set of what a trained model has fixed.
-    """
+    """The run's configuration with what the command line changes; always on the test set."""
     flags = {
         "run.data_root": args.data_root,
         "data.category": args.category,

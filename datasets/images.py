@@ -81,9 +81,7 @@ def to_rgb(picture: Image.Image | np.ndarray, *, name: str = "this") -> Image.Im
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation, from the header alone. Raises UnreadableImageError as
-    `read_image`, as far as the header tells.
-    """
+    """(width, height) after the EXIF orientation, from the header alone; errors as of `read_image`."""
 
     def size(picture: Picture) -> tuple[int, int]:
         if isinstance(picture, Tiff):
@@ -96,9 +94,7 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def check_not_across(mask: Path, image: Path) -> None:
-    """Stop if a mask lies across its image, as it does if it was drawn on a photograph before it was turned.
-    Raises DatasetError naming both and their sizes.
-    """
+    """DatasetError if a mask lies across its image, as one drawn on a photograph before it was turned."""
     (width, height), size = upright_size(mask), upright_size(image)
     if width != height and size == (height, width):
         sizes = f"{mask} is {width} x {height}, but its image {image} is {height} x {width}"
@@ -106,10 +102,10 @@ def check_not_across(mask: Path, image: Path) -> None:
 
 
 def use_image(path: Path, use: Callable[[Picture], T], *, decode: bool = True) -> T:
-    """What `use` makes of the opened file.
+    """What `use` makes of the opened file; an UnreadableImageError for whatever it or the file's decoders
+    raise.
 
     decode: check what the decoders do not look at, too.
-    Raises UnreadableImageError for whatever is raised for a refused or damaged file.
     """
     tiff, head = None, b""
     try:
@@ -226,8 +222,8 @@ def _scaled(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def highest_value(values: np.ndarray, bits: int) -> int:
-    """The highest value that samples of this kind may have: 1 of floating-point ones. Raises RefusedError for
-    integers of unknown range, and for floating-point values outside of [0, 1].
+    """The highest value that samples of this kind may have: 1 of floating-point ones, which must be in [0,
+    1]. A RefusedError for integers of unknown range.
     """
     if values.dtype.kind == "f":
         low, high = values.min(), values.max()

@@ -107,9 +107,7 @@ def _unmasked(name: str) -> str:
 
 
 def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
-    """The folder of a defect's masks: where it should be, else in one of another name (masks, Ground_Truth).
-    Raises DatasetError if there is more than one such folder.
-    """
+    """The folder of a defect's masks: where it should be, else one of another name (masks, Ground_Truth)."""
     expected = base / pattern.format(defect=defect)
     if expected.is_dir() or pattern != Tree.masks:
         return expected
@@ -123,9 +121,7 @@ def _mask_folder(base: Path, pattern: str, defect: str) -> Path:
 
 
 def by_name(files: Iterable[Path]) -> dict[str, Path]:
-    """Files by their names without suffix. Raises DatasetError if two have the same name, so that an image
-    would have two masks or a mask two images.
-    """
+    """Files by their names without suffix; a DatasetError if two have the same one."""
     found: dict[str, Path] = {}
     for path in files:
         _check_one([found.setdefault(path.stem, path), path])
@@ -163,9 +159,7 @@ class Masks:
             self.numbered.update(list_images(inside))
 
     def of(self, image: Path) -> tuple[Path | None, tuple[Path, ...]]:
-        """The first mask of `image`, and further ones; the path where a needed one is missing, or None.
-        Raises DatasetError if there are several that are not numbered, or if another image has one already.
-        """
+        """The first mask of `image`, and further ones; the path where a needed one is missing, or None."""
         expected = [self.folder / f"{image.stem}_mask.png"] if self.folder and self.needed else []
         masks = self.files.get(image.stem) or expected
         if not self.numbered.issuperset(masks) or len({mask.stem for mask in masks}) < len(masks):

@@ -24,8 +24,7 @@ _log = logging.getLogger("uninet")
 def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
     """Each path to the first path whose file has the same bytes; to itself where there is none before it.
 
-    Only files of equal size are opened, and only those are read whole whose pieces agree, too. Raises OSError
-    if a file cannot be read.
+    Only files of equal size are opened, and only those are read whole whose pieces agree, too.
     """
     first = {path: path for path in paths}
     groups = [list(first)]

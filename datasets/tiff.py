@@ -88,9 +88,7 @@ class Tiff:
         return True
 
     def samples(self) -> Samples:
-        """Decode what is not `for_pillow`. Raises RefusedError for a layout that is not read rightly, and for
-        missing or overlapping data.
-        """
+        """Decode what is not `for_pillow`; a RefusedError where that cannot be done rightly."""
         if len(self.depths) > 1 or len(self.formats) > 1:
             raise self.not_read()
         (bits,), (kind,) = self.depths, self.formats

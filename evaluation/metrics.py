@@ -39,8 +39,7 @@ def evaluate(
 ) -> Results:
     """`image_metrics` and `pixel_metrics` of one category, the latter None without maps or masks.
 
-    Scores and labels are (N,), maps and masks (N, H, W), all in the same order. Raises ValueError as both, or
-    if they disagree on N.
+    Scores and labels are (N,), maps and masks (N, H, W), all in the same order, else a ValueError.
     """
     results = image_metrics(scores, labels)
     if maps is None or masks is None:
@@ -54,7 +53,6 @@ def mean_results(results: Sequence[Results]) -> Results:
     """Mean over categories, each counted once; `n_normal` and `n_anomalous` are summed.
 
     A category whose metric is None is left out of that metric's mean, which is None if no category has it.
-    Raises ValueError if there is no category.
     """
     if not results:
         raise ValueError("no results to average: give at least one category")
@@ -147,9 +145,7 @@ def counts_by_score(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
 
 
 def region_labels(masks: np.ndarray) -> np.ndarray:
-    """Number the 8-connected regions of a set: (N, H, W) of {0, 1} to (N, H, W) int32, 0 normal, else 1 to R.
-    Raises ValueError for empty input, other than three dimensions, or values other than 0 and 1.
-    """
+    """The 8-connected regions of a set, numbered: (N, H, W) of {0, 1} to int32, 0 normal, else 1 to R."""
     masks = check_binary(_three_dimensional(masks), "masks")
     regions = np.zeros(masks.shape, np.int32)
     count_before = 0

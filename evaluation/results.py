@@ -222,9 +222,8 @@ def _short(path: Path, suffix: str) -> Path:
 
 
 def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list[Path]:
-    """What an earlier call of test.py or predict.py wrote to `folder`, for `begin`; none if nothing did.
-    Raises RunError if there is something and it was not asked to replace it, if it is not such a call's, or
-    if one of `images` would go with it.
+    """What an earlier call of test.py or predict.py wrote to `folder`, for `begin`; none if nothing did. A
+    RunError if it may not be replaced, is not such a call's, or if one of `images` would go with it.
     """
     if (folder / CHECKPOINT).exists():
         raise RunError(f"{printable(folder)} is the folder of a run; choose another --output")

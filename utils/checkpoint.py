@@ -106,9 +106,8 @@ def find_checkpoint(run: str | Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint on the CPU; nothing in the file is executed. Raises CheckpointError if it is
-    truncated, holds anything but plain types and tensors, is of another program, or has values that are not
-    finite.
+    """Read a checkpoint on the CPU; nothing in the file is executed. A CheckpointError if it is damaged,
+    holds anything but plain types and tensors, is of another program, or has values that are not finite.
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)

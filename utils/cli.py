@@ -186,9 +186,7 @@ def choices(datasets: Mapping[str, Iterable[str]]) -> str:
 
 
 def overrides(args: argparse.Namespace) -> dict[str, object]:
-    """Settings given on the command line, as dotted keys; --set comes last. Raises ConfigError for a --set
-    that is not section.key=value.
-    """
+    """Settings given on the command line, as dotted keys; --set comes last."""
     chosen = {setting: getattr(args, flag, None) for flag, setting in SETTING_OF.items()}
     chosen = {setting: value for setting, value in chosen.items() if value is not None}
     given = dict(map(parse_override, getattr(args, "set", [])))

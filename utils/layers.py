@@ -29,14 +29,13 @@ NO_HEAD: Tree = {
 
 
 def load_config(path: str | Path, overrides: Mapping[str, object], *, category: str | None = None) -> Config:
-    """Merge the layers for one run. Raises ConfigError for an unknown key (the nearest one is named), a wrong
-    type, a value out of range, or an override that chooses another layer where the file is complete.
+    """Merge the layers for one run; a ConfigError for what is unknown, of a wrong type or out of range, and
+    for an override that chooses another layer where the file is complete.
 
-    Args:
-        path: the dataset's file in `configs/`, or a config.yaml saved by a run.
-        overrides: dotted keys of the command line, such as {"train.iterations": 200}, which win over every
-            file; those of `RunOptions` begin with "run.".
-        category: the category to train, for the blocks by category (None: none of them applies).
+    path: the dataset's file in `configs/`, or a config.yaml saved by a run.
+    overrides: dotted keys of the command line, such as {"train.iterations": 200}, which win over every file;
+    those of `RunOptions` begin with "run.". category: for the blocks by category (None: none of them
+    applies).
     """
     dataset, base, chosen = read_yaml(path), read_yaml(CONFIGS / "base.yaml"), nested(overrides)
     if "run" in dataset:

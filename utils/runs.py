@@ -92,9 +92,7 @@ def check_same(found: Tree | None, own: Tree, source: Path) -> None:
 
 
 def run_folder(config: Config, output: Path, name: str | None = None) -> Path:
-    """<output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>. Raises ConfigError
-    for a name or category that is not the name of one folder.
-    """
+    """<output>/<dataset>/<setting>/<category>/<model>-<flavor>-<backbone>-<hash>-s<seed>."""
     model = config.model
     own = f"{model.name}-{model.flavor}-{model.backbone}-{config_hash(config)}-s{config.train.seed}"
     name = own.replace("/", "_") if name is None else name

@@ -62,9 +62,7 @@ for _name, _pattern, _first in (
 
 
 def read_yaml(path: str | Path) -> Tree:
-    """Read one YAML file of plain values. Raises ConfigError if it is missing, larger than 256 KiB, not YAML,
-    or not a mapping.
-    """
+    """Read one YAML file of plain values; a ConfigError if it is none, or larger than 256 KiB."""
     path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml") if p.stem != "base"))
@@ -81,9 +79,7 @@ def read_yaml(path: str | Path) -> Tree:
 
 
 def parse_override(text: str) -> tuple[str, object]:
-    """Parse 'section.key=value' of the command line; the value is read as YAML. Raises ConfigError if there
-    is no '=' or the value is not YAML.
-    """
+    """Parse 'section.key=value' of the command line; the value is read as YAML, or a ConfigError."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"'{text}' has no '='; write section.key=value, such as train.iterations=200")
@@ -94,9 +90,7 @@ def parse_override(text: str) -> tuple[str, object]:
 
 
 def merge(layers: Sequence[Tree]) -> Tree:
-    """Merge trees; a later value replaces an earlier one, sections are merged key by key (none: no keys).
-    Raises ConfigError for a value in place of a section.
-    """
+    """Merge trees: a later value replaces an earlier one, sections are merged key by key (none: no keys)."""
     result: Tree = {}
     for layer in layers:
         for key, value in layer.items():
@@ -119,9 +113,7 @@ def nested(overrides: Mapping[str, object]) -> Tree:
 
 
 def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
-    """Turn a tree into the frozen dataclass `cls`; every key must be there and known. Raises ConfigError
-    naming the key, what was found, and what is allowed.
-    """
+    """Turn a tree into the frozen dataclass `cls`; a ConfigError for keys or values that do not fit."""
     hints = get_type_hints(cls)
     known = {f.name: f for f in fields(cast(Any, cls))}
     for key in tree:
