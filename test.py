@@ -25,7 +25,6 @@ from evaluation.results import (
     claim,
     finish,
     names_of,
-    parameter_counts,
     protocol_notes,
     results_table,
     write_results,
@@ -39,7 +38,6 @@ from utils.config import Config
 from utils.device import peak_memory_gb
 from utils.errors import ConfigError
 from utils.files import relative_to
-from utils.runs import git_sha
 from utils.yaml_io import build, merge, nested, parse_override
 
 APRIL = "april-2025"
@@ -116,8 +114,7 @@ def main(argv: Sequence[str]) -> None:
         config=config,
         command=command,
         timing={"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(detector.device)},
-        parameters=parameter_counts(detector.model),
-        code=git_sha(),
+        model=detector.model,
         identity=state.identity,
         step=state.iteration,
     )

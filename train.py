@@ -28,7 +28,6 @@ from evaluation.metrics import Results, mean_results
 from evaluation.report import write_pages
 from evaluation.results import (
     SCORES,
-    parameter_counts,
     protocol_notes,
     results_table,
     short,
@@ -319,9 +318,8 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
     if not distributed.is_main_process():
         return {}
     timing["peak_memory_gb"] = peak_memory_gb(run.device)
-    about: Tree = {"command": run.command, "code": git_sha(), "identity": run.identity, "step": step}
-    sizes, curve = parameter_counts(run.model), validation_curve(folder)
-    write_results(folder, config, results, timing=timing, parameters=sizes, curve=curve, **about)
+    about: Tree = {"command": run.command, "identity": run.identity, "step": step, "model": run.model}
+    write_results(folder, config, results, timing=timing, curve=validation_curve(folder), **about)
     if scores is not None:
         page = write_pages(folder, config, data, scores, results, command=run.command, step=step)
         show_final(folder, config.train.iterations, results, split=config.eval.split, panel=page)

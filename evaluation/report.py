@@ -65,23 +65,22 @@ def write_pages(
     results: dict[str, Results],
     *,
     command: str,
-    step: int | None = None,
+    step: int,
 ) -> figures.Picture | None:
     """Write the pictures and the report, after the numbers; return the page of heatmaps.
 
-    `step` as in `evaluation.results.protocol`. A failure here is a warning and returns None: it must not cost
-    a finished training.
+    The model is as of `step`. A failure here is a warning and returns None: it must not cost a training.
     """
     try:
         heatmaps = figures.example_page(data, scores, 8)
         figures.write_png(folder / "heatmaps.png", heatmaps)
         if scores.kind == "video":
             figures.write_png(folder / "clips.png", figures.clip_page(scores))
-        model, steps = config.model, config.train.iterations if step is None else step
+        model = config.model
         facts = {
             "command": command,
             "backbone": model.backbone,
-            "training": f"{steps} steps of {config.train.batch_size}, {config.train.precision}",
+            "training": f"{step} steps of {config.train.batch_size}, {config.train.precision}",
             "prediction": f"{scores.ms_per_image:.1f} ms per image",
             "code": git_sha(),
             "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

@@ -20,7 +20,7 @@ from utils.config import Config
 from utils.device import versions
 from utils.errors import DatasetError, RunError
 from utils.files import printable, relative_to, write_json, write_text
-from utils.runs import RESULTS
+from utils.runs import RESULTS, git_sha
 from utils.yaml_io import Tree
 
 LONGEST_NAME = 255  # bytes, of most file systems
@@ -33,7 +33,7 @@ WRITTEN = (  # by test.py and predict.py, below --output
 
 
 def protocol_notes(config: Config, step: int | None = None) -> list[str]:
-    """What a reader must know about the numbers of the table; `step` as in `protocol`."""
+    """What a reader must know about the numbers of the table, of the state after `step` (None: the last)."""
     split, select = config.eval.split, config.eval.select
     text = [f"evaluated on: {split}; selection: {select}; nothing shared between images"]
     if select == "best":
@@ -44,20 +44,17 @@ def protocol_notes(config: Config, step: int | None = None) -> list[str]:
         if config.model.setting == "supervised" and not real:
             made = "held-out training images, anomalous ones too where enough are known"
         text.append(f"validation: {made}, for choosing settings only")
-    if _stopped(config, step):
+    if step is not None and _stopped(config, step):
         text.append(f"NOT A FAIR PROTOCOL: the state of step {step} of {config.train.iterations}")
     return text
 
 
-def _stopped(config: Config, step: int | None) -> bool:
-    return step is not None and step < config.train.iterations and config.eval.select == "last"
+def _stopped(config: Config, step: int) -> bool:
+    return step < config.train.iterations and config.eval.select == "last"
 
 
-def protocol(config: Config, across_images: str, step: int | None = None) -> dict[str, object]:
-    """What the numbers depend on besides the model.
-
-    step: that the evaluated state is of; None: the last one.
-    """
+def protocol(config: Config, across_images: str, step: int) -> dict[str, object]:
+    """What the numbers depend on besides the model, which is as of `step`."""
     return {
         "select": config.eval.select,
         "evaluated_on": config.eval.split,
@@ -66,19 +63,13 @@ def protocol(config: Config, across_images: str, step: int | None = None) -> dic
         "image_size": list(config.data.image_size),
         "resize": config.data.resize,
         "center_crop": config.data.center_crop,
-        "iterations": config.train.iterations if step is None else step,
+        "iterations": step,
         "seed": config.train.seed,
         "precision": config.train.precision,
         "scored_in": config.run.eval_precision,
         "score": asdict(config.score),
         "f1_and_acc_threshold": "best on the evaluated images",
     }
-
-
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters of the whole model, and of its bottleneck if it has one (Table 9)."""
-    parts = {"parameters": model, "bottleneck_parameters": getattr(model, "bottleneck", None)}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part}
 
 
 def write_results(
@@ -88,29 +79,27 @@ def write_results(
     *,
     command: str,
     timing: Mapping[str, float | None],
-    parameters: Mapping[str, int],
-    code: str,
+    model: nn.Module,
     identity: Tree | None,
-    step: int | None = None,
+    step: int,
     across_images: str = "none",
     curve: Sequence[dict[str, object]] = (),
 ) -> None:
     """Write metrics.json in one step; metrics are fractions, null where undefined.
 
-    parameters: as `parameter_counts` gives them.
-    identity: of the run that the model is of, as `utils.runs.identity_of` gives it.
-    step: that the evaluated state is of; None: the last one.
-    curve: evaluations during training, each with its iteration, split and mean results.
+    model: as of `step`, of the run with this `identity`; its parameters are counted, those of its bottleneck,
+    too (Table 9). curve: evaluations during training, each with its iteration, split and mean results.
     """
+    parts = {"parameters": model, "bottleneck_parameters": getattr(model, "bottleneck", None)}
     tree = {
         "format": 1,
         "command": command,
         "protocol": protocol(config, across_images, step),
         "results": results,
         "timing": {key: round(value, 4) for key, value in timing.items() if value is not None},
-        **parameters,
+        **{name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part},
         **({"curve": list(curve)} if curve else {}),
-        "versions": {**versions(), "code": code},
+        "versions": {**versions(), "code": git_sha()},
         "identity": identity,
     }
     write_json(folder / RESULTS, tree)

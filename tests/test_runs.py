@@ -216,7 +216,13 @@ class TestEarlierRuns:
 
     def write(self, kind, folder, config, identity):
         if kind == "metrics.json":
-            about = {"command": "", "timing": {}, "parameters": {}, "code": "", "identity": identity}
+            about = {
+                "command": "",
+                "timing": {},
+                "model": torch.nn.Identity(),
+                "identity": identity,
+                "step": 1,
+            }
             write_results(folder, config, {"part": {}}, **about)
         else:
             value = 0.5 if kind == "best.pt" else None
