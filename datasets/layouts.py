@@ -1,7 +1,5 @@
 """Folder layouts that datasets share: one folder per class, masks paired with images by name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -85,7 +83,7 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
 
 
 def _list_class(
-    base: Path, category: str, tree: Tree, masks: Masks, *, split: str, name: str
+    base: Path, category: str, tree: Tree, masks: "Masks", *, split: str, name: str
 ) -> list[Sample]:
     label = NORMAL if name == tree.normal else ANOMALOUS
     samples, images = [], list_images(base / split / name / tree.images)

@@ -1,7 +1,5 @@
 """From samples to batches: a bounded cache of decoded images, a data order that can be resumed anywhere."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections import deque
@@ -50,7 +48,7 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def fill_cache(self, *, quiet: bool = False) -> ImageSet:
+    def fill_cache(self, *, quiet: bool = False) -> "ImageSet":
         """Decode what fits, in threads (Pillow releases the GIL); loader processes started later share it."""
         todo = [i for i in range(self.cached) if i not in self._cache]
         with ThreadPoolExecutor() as pool:

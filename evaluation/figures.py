@@ -1,7 +1,5 @@
 """Pictures: image, anomaly map and mask side by side on one colour scale; and the style of all plots."""
 
-from __future__ import annotations
-
 import io
 import unicodedata
 from collections.abc import Sequence
@@ -163,7 +161,7 @@ def clip_page(scores: Scores) -> Picture:
 
 def subplots(
     count: int = 1, *, columns: int = 3, size: tuple[float, float] = (3.6, 2.8)
-) -> tuple[Figure, list[Axes]]:
+) -> "tuple[Figure, list[Axes]]":
     """A figure of `count` panels in rows of `columns`; `size` of a panel is in inches."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, no state
@@ -180,14 +178,14 @@ def subplots(
     return figure, panels[:count]
 
 
-def svg(figure: Figure, title: str = "") -> str:
+def svg(figure: "Figure", title: str = "") -> str:
     """The figure as SVG, its text as text, the same for the same figure. Screen readers read `title` out."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Title": title, "Date": None})
     return file.getvalue().decode()
 
 
-def rgb(figure: Figure) -> Picture:
+def rgb(figure: "Figure") -> Picture:
     """The figure as pixels (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

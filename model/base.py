@@ -1,7 +1,5 @@
 """What every model answers, so that training, scoring and export need not know which one it is."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 
@@ -66,7 +64,7 @@ class AnomalyModel(nn.Module):
         noise = torch.randn(1, 3, *self.info.image_size, generator=torch.Generator().manual_seed(0))
         return noise.to(next(self.parameters()), memory_format=torch.channels_last)
 
-    def deploy(self) -> AnomalyModel:
+    def deploy(self) -> "AnomalyModel":
         """A copy for inference: parallel kernels merged, batch norms folded (Eq. 3).
 
         It predicts the same, which is checked part by part on `example`, and cannot be trained.
@@ -81,7 +79,7 @@ class AnomalyModel(nn.Module):
         model.deployed = True
         return model
 
-    def train(self, mode: bool = True) -> AnomalyModel:
+    def train(self, mode: bool = True) -> "AnomalyModel":
         """As of any module, but frozen parts stay in eval. Raises RuntimeError for a deployed model."""
         if mode and self.deployed:
             raise RuntimeError("this model was folded by deploy(); load the checkpoint to train on")

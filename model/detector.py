@@ -1,7 +1,5 @@
 """A trained model for use: `load_detector(RUN).predict(image)`."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -134,7 +132,7 @@ class Detector:
             found = list(self._detections(_GivenImages(given, decode, self.normalise), false_alarm_rate))
         return found if given is images else found[0]
 
-    def _detections(self, data: _GivenImages, rate: float) -> Iterator[Detection]:
+    def _detections(self, data: "_GivenImages", rate: float) -> Iterator[Detection]:
         for part in self.predictions(data, quiet=True):
             p_values = [None] * len(part.score)
             if self.calibration:

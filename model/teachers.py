@@ -1,7 +1,5 @@
 """The teachers: a frozen source (ImageNet) network and a trainable copy, the target (Sec. 3, 4.1)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 
@@ -72,7 +70,7 @@ class Teachers(nn.Module):
             source = self.scale(self.source(images))
         return source, self.scale(self.target(images))
 
-    def train(self, mode: bool = True) -> Teachers:
+    def train(self, mode: bool = True) -> "Teachers":
         """Switch the target's batch norms; the source stays in eval."""
         super().train(mode)
         self.source.eval()
