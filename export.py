@@ -204,8 +204,8 @@ def compare(exported: Exported, model: AnomalyModel, images: Tensor, raw: Tensor
             spread = max(float(np.ptp(ours)), float(np.abs(ours).max()) / 100)
             off = np.abs(ours - theirs).max() / spread if ours.shape == theirs.shape else np.inf
             if not off <= TOLERANCE:
-                found = f"the exported model's {name} differs from PyTorch's by {off:.2g} of the range"
-                raise ExportError(f"{found} (batch {size}, allowed: {TOLERANCE:g}); nothing was written")
+                problem = f"the exported model's {name} differs from PyTorch's by {off:.2g} of the range"
+                raise ExportError(f"{problem} (batch {size}, allowed: {TOLERANCE:g}); nothing was written")
             texts.append(f"{name} {off:.1e} (batch {size})")
     return f"largest difference on {len(raw)} images, of the range: {', '.join(texts)}"
 
