@@ -65,3 +65,14 @@ def test_tasks_share_the_runs_and_survive_a_failure(slurm, tmp_path):
 def test_wrong_use_is_told_in_a_line(slurm, flags, message):
     done = slurm(*flags)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_help_states_the_defaults(slurm):
+    done = slurm("--help")
+    assert done.returncode == 0 and not done.stderr
+    text = (ROOT / "scripts/tables/slurm.sh").read_text()
+    for line, words in (
+        ("seeds=0 tasks=100", "seed 0, 100 tasks"),
+        ("--cpus-per-task=8 --mem=32G", "8 cores, 32 GB"),
+    ):
+        assert line in text and words in done.stdout

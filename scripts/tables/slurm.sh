@@ -15,10 +15,13 @@ run_task() { # LIST TASKS: the share of this task of the array; a failure does n
     return "$failed"
 }
 
+usage="usage: bash scripts/tables/slurm.sh --data DIR [--tables \"01 06\"] [--seeds \"0 1\"] [--tasks N] [-- flags of sbatch]
+(default: all tables, seed 0, 100 tasks of one GPU, 8 cores, 32 GB and 24 hours)"
 usage() {
-    echo "error: $1; usage: bash scripts/tables/slurm.sh --data DIR [--tables \"01 06\"] [--seeds \"0 1\"] [--tasks N] [-- flags of sbatch]" >&2
+    echo "error: $1; ${usage%%$'\n'*}" >&2
     exit 2
 }
+[[ " -h --help " != *" ${1:-} "* ]] || { echo "$usage"; exit; }
 
 if [[ "${1:-}" == --task ]]; then # called by Slurm
     prepare requirements.txt
