@@ -4,20 +4,19 @@ Legend: B images, C_i channels of level i of n, w width. Input: one (B, C_i, H_i
 coarse. Output: (B, 2 w C_n, H_n / 2, W_n / 2).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import conv_bn, folded_weights, init_weights
 
+Kernels = tuple[int, int] | None  # of MEM; None: the block of reverse distillation
+
 
 class LargeKernelConv(nn.Module):
     """k x k convolution with batch norm, trained beside a small one (RepLKNet, the paper's reference [15]).
 
-    `deploy` pads the folded small kernel into the folded large one: exact, unlike a 7 x 7 turned into a 3 x
-    3.
+    `deployed` pads the folded small kernel into the folded large one: exact, unlike a 7 x 7 made a 3 x 3.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, large: int, small: int, stride: int) -> None:
@@ -45,9 +44,8 @@ class MEM(nn.Module):
     """Multi-scale embedding module: the channels split in two halves, one kernel size each.
 
     Each half: k x k conv, BN, ReLU, k x k conv, BN. Both concatenated, 1 x 1 conv, BN, residual, ReLU.
-    `reparam`: none trains the second kernel as it is; parallel trains a small one beside it, and `deploy`
-    merges both; construct replaces it by the first size with a bias before training, as the released code
-    does.
+    reparam: none trains the second kernel as it is; parallel trains a small one beside it, and `deploy`
+    merges both; construct trains the first size with a bias in its place, as the released code does.
     """
 
     def __init__(
@@ -79,21 +77,14 @@ class MEM(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """The residual block of reverse distillation's bottleneck: 1x1, 3x3, 1x1.
-
-    UniNet without MEM (Table 4).
-    """
+    """The block of reverse distillation's bottleneck, 1x1, 3x3, 1x1: UniNet without MEM (Table 4)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
         inner = out_channels // 2
-        self.body = nn.Sequential(
-            conv_bn(in_channels, inner, 1),
-            nn.ReLU(inplace=True),
-            conv_bn(inner, inner, 3, stride=stride),
-            nn.ReLU(inplace=True),
-            conv_bn(inner, out_channels, 1),
-        )
+        first, second = conv_bn(in_channels, inner, 1), conv_bn(inner, inner, 3, stride=stride)
+        third = conv_bn(inner, out_channels, 1)
+        self.body = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True), third)
         same = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same else conv_bn(in_channels, out_channels, 1, stride=stride)
 
@@ -109,12 +100,7 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: tuple[int, ...],
-        *,
-        width: float = 1,
-        kernels: tuple[int, int] | None = (3, 7),
-        reparam: str = "none",
+        self, channels: tuple[int, ...], *, width: float = 1, kernels: Kernels = (3, 7), reparam: str = "none"
     ) -> None:
         super().__init__()
         wide = [round(c * width) for c in channels]
