@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import utils  # noqa: F401  # isort: skip  # before PyTorch
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import utils  # noqa: F401  # isort: skip  # before PyTorch
 import torch
 import yaml
 from torch import Tensor, nn

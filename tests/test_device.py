@@ -1,6 +1,8 @@
 """Device and precision choices, learning-rate schedules."""
 
 import dataclasses
+import os
+import shlex
 import subprocess
 import sys
 
@@ -153,3 +155,21 @@ def test_copied_process_has_one_thread():
     program = "import torch; print(torch.get_num_threads()); raise SystemExit(0)"
     done = processes.run("train.py", before=program)
     assert (done.returncode, done.stdout) == (0, "1\n")
+
+
+@pytest.mark.parametrize("command", [
+    "train.py", "test.py", "predict.py", "export.py", "-m datasets.check",
+    "-m scripts.tables.accuracy", "-c import\\ model",
+])  # fmt: skip
+def test_threads_that_wait_sleep(tmp_path, command):
+    """Each command says so before it loads PyTorch, for which a stub stands here."""
+    (tmp_path / "torch.py").write_text(
+        "import os; print(os.environ['OMP_WAIT_POLICY'], flush=True); os._exit(0)"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
+    words = [sys.executable, *shlex.split(command), "--help"]
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active")):
+        env = env | {"PYTHONPATH": str(tmp_path)} | given
+        assert (
+            subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True).stdout == f"{expected}\n"
+        )
