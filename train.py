@@ -40,6 +40,7 @@ from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
 from model.inference import ScoringOptions, inputs_of, to_device
+from model.time_budget import TimeBudget
 from utils import cli, distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
 from utils.config import Config
@@ -94,24 +95,25 @@ def main(argv: Sequence[str]) -> None:
     """Train one run, or one per category, and print the results table."""
     args = parse_arguments(argv)
     if args.list:
-        categories = {name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}
-        cli.print_result(cli.choices(categories))
+        cli.print_result(cli.choices({n: s.counts for n, s in SPECS.items()} | {"demo": DEMO_CATEGORIES}))
         return
     with distributed.processes():
         train_all(args, command=shlex.join(["python", "train.py", *argv]))
 
 
-def train_all(args: argparse.Namespace, *, command: str) -> None:
-    """Train the runs that the command line asks for, one after the other."""
+def train_all(args: argparse.Namespace, *, command: str) -> list[Path]:
+    """Train the runs that the command line asks for, one after the other; return their folders."""
     chosen = cli.overrides(args)
     config = load_config(args.config, chosen)
+    budget = None if args.minutes is None else TimeBudget(args.minutes, chosen, args.config)
     with distributed.main_process_first():
         dataset_root(config)  # the demo is written where it is missing
     names = [config.data.category] if config.model.setting == "multi-class" else categories_of(config)
     results: dict[str, Results] = {}
     folders: list[Path] = []
-    for name in names:
+    for place, name in enumerate(names):
         config = load_config(args.config, chosen | {"data.category": name}, category=name)
+        config = budget.fit(config, args, runs=len(names) - place) if budget else config
         config, folder = place_of(config, args.output, args.name, anew=args.overwrite)
         folders.append(folder)
         with locked(folder, overwrite=args.overwrite) if distributed.is_main_process() else nullcontext():
@@ -122,6 +124,7 @@ def train_all(args: argparse.Namespace, *, command: str) -> None:
         cli.print_result(results_table(results, notes=protocol_notes(config)))
     for folder in folders if distributed.is_main_process() else []:
         cli.print_result(f"report.html, scores.csv and all else: {folder}" if results else str(folder))
+    return folders
 
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
@@ -155,8 +158,9 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
 def contents(config: Config) -> tuple[Config, RunData, Tree]:
     """The data of a run, its configuration with the length that follows from it, and the run's identity."""
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
-    train = replace(config.train, iterations=count_steps(config.train, len(data.train)))
-    config = replace(config, train=train)
+    config = replace(
+        config, train=replace(config.train, iterations=count_steps(config.train, len(data.train)))
+    )
     content = data_identity(config, data) if distributed.is_main_process() else {}
     return config, data, identity_of(config, distributed.broadcast_object(content))
 
@@ -201,8 +205,7 @@ def optimise(run: Run) -> float:
     optimizer, schedule = make_optimizer(model.parameter_groups(config.optim), config)
     start, seconds = 0, 0.0
     if run.state is None:
-        sample = statistics_sample(run.data.train)
-        model.fit_statistics(image_batches(run, sample, "feature statistics"))
+        model.fit_statistics(image_batches(run, statistics_sample(run.data.train), "feature statistics"))
     else:
         run.state.resume(optimizer, schedule)
         start, seconds = run.state.iteration, run.state.seconds

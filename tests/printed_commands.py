@@ -187,6 +187,10 @@ class Runner:
         words = [self.named(word) for word in flags]
         if program == "train.py":
             words += [*SMALL, "--output", str(self.scratch / "runs"), "--overwrite"]
+            if "--minutes" in words:
+                words[words.index("--minutes") + 1] = "0.01"
+                at = words.index("--iterations")
+                del words[at : at + 2]
         if program in ("predict.py", "test.py"):
             words += ["--overwrite", "--output", str(self.scratch / program[:-3])]
         if "--tile" in flags:

@@ -26,6 +26,7 @@ def start(tmp_path):
     """Start a tiny training with a name; it resumes what is there."""
     write_demo(tmp_path / "demo", size=64)
     command = ["--config", "configs/folder.yaml", "--data-root", tmp_path / "demo", "--category", "gravel"]
+    command += ["--model", "uninet"]
     command += ["--output", tmp_path / "runs", "--iterations", "5", "--device", "cpu", "--precision", "fp32"]
     command += ["--quiet", "--resume", "--save-every", "1", *(f for s in SETTINGS for f in ("--set", s))]
     return lambda name: processes.start("train.py", *command, "--name", name)

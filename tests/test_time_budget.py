@@ -1,0 +1,108 @@
+"""`--minutes`: the length that fits, the size of own images, what is kept, what is refused."""
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, write_image
+
+import train as train_command
+from model import time_budget
+from utils.cli import run_command
+from utils.yaml_io import read_yaml
+
+SMALL = ["--config", "configs/folder.yaml", "--backbone", TINY, "--weights", "random", "--device", "cpu"]
+SMALL += ["--precision", "fp32", "--quiet", "--set", "train.batch_size=2"]
+
+
+@pytest.fixture
+def call(mvtec_like, tmp_path, monkeypatch):
+    """train.py on tiny own images; the settings of the runs there are, oldest first."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*flags, data=mvtec_like, code=0):
+        words = [*SMALL, "--data-root", str(data), "--output", str(tmp_path / "runs"), *map(str, flags)]
+        assert run_command(train_command.main, words) == code
+        found = (tmp_path / "runs").rglob("config.yaml")
+        return [read_yaml(path) for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+    return call
+
+
+def measured(monkeypatch, step):
+    """Take the seconds of a step as given."""
+    monkeypatch.setattr(time_budget, "measure", lambda config, device: (step, 0))
+
+
+def test_the_length_is_recorded_and_repeats_the_run(call, capfd):
+    (first,) = call("--minutes", 0.01)
+    steps = first["train"]["iterations"]
+    assert steps == time_budget.FEWEST and first["data"]["image_size"] == [32, 32]  # images are 48 x 40
+    (again,) = call("--iterations", steps, "--set", "data.image_size=32")  # it is the same run
+    assert again == first
+
+
+def test_resume_keeps_the_length(call, monkeypatch):
+    measured(monkeypatch, step=2.5)
+    (first,) = call("--minutes", 1)
+    measured(monkeypatch, step=1.5)
+    assert call("--minutes", 1, "--resume") == [first]
+    (_, other) = call("--minutes", 1, "--resume", "--seed", 1)
+    assert other["train"]["iterations"] > first["train"]["iterations"]
+
+
+def test_steps_and_size_follow_from_time(tmp_path, monkeypatch, make_config):
+    for i in range(4):
+        write_image(tmp_path / f"tall/train/good/{i}.png", np.random.default_rng(i), size=(512, 256))
+
+    def measure(config, device):  # 10 seconds a megapixel, 30 for the rest
+        height, width = config.data.image_size
+        return height * width / 1e5, 30
+
+    monkeypatch.setattr(time_budget, "measure", measure)
+
+    def chosen(seconds, **settings):
+        config = make_config("configs/folder.yaml", run__data_root=str(tmp_path / "tall"), **settings)
+        return time_budget.choose(config, seconds, free=True)
+
+    # 352 x 160 pixels: 0.563 s a step; 256 x 128: 0.328 s; 160 x 64: 0.102 s
+    assert chosen(30 + 0.563 * 500) == (pytest.approx(499, abs=2), (352, 160))
+    assert chosen(30 + 0.563 * 300) == (pytest.approx(515, abs=3), (256, 128))
+    assert chosen(30 + 0.102 * 100) == (pytest.approx(98, abs=3), (160, 64))
+    assert chosen(0.1)[0] == time_budget.FEWEST and chosen(10**6) == (time_budget.MOST, (352, 160))
+
+
+def test_a_given_size_stays(call, monkeypatch):
+    measured(monkeypatch, step=1)
+    (found,) = call("--minutes", 0.1, "--set", "data.image_size=64")
+    assert found["data"]["image_size"] == [64, 64]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--minutes", "0"), "--minutes is 0; expected the minutes"),
+    (("--minutes", "-3"), "--minutes is -3; expected"),
+    (("--minutes", "nan"), "--minutes is nan; expected"),
+    (("--minutes", "inf"), "--minutes is inf; expected"),
+    (("--minutes", "3", "--iterations", "5"), "--iterations gives it; leave one out"),
+    (("--minutes", "3", "--set", "train.epochs=5"), "--iterations gives it; leave one out"),
+])  # fmt: skip
+def test_one_line_says_what_is_wrong(call, capfd, flags, message):
+    assert call(*flags, code=2) == []
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_several_categories_share_the_time(monkeypatch, make_config):
+    budget = time_budget.TimeBudget(2, {}, ROOT / "configs/folder.yaml")
+    given = []
+    monkeypatch.setattr(
+        time_budget, "choose", lambda config, seconds, free: given.append(seconds) or (7, (32, 32))
+    )
+    args = train_command.parse_arguments(SMALL)
+    for runs in (2, 1):
+        config = budget.fit(make_config("configs/folder.yaml"), args, runs=runs)
+        assert (config.train.iterations, config.train.epochs, config.data.image_size) == (7, None, (32, 32))
+    assert given == [pytest.approx(60, abs=1), pytest.approx(120, abs=1)]
+
+
+def test_a_memory_bank_takes_no_steps(call, capfd):
+    (found,) = call("--minutes", 1, "--model", "memory-bank")
+    assert found["train"]["iterations"] == read_yaml(ROOT / "configs/folder.yaml")["train"]["iterations"]
