@@ -95,7 +95,8 @@ def main(argv: Sequence[str]) -> None:
     """Train one run, or one per category, and print the results table."""
     args = parse_arguments(argv)
     if args.list:
-        cli.print_result(cli.choices({n: s.counts for n, s in SPECS.items()} | {"demo": DEMO_CATEGORIES}))
+        categories = {name: spec.counts for name, spec in SPECS.items()} | {"demo": DEMO_CATEGORIES}
+        cli.print_result(cli.choices(categories))
         return
     with distributed.processes():
         train_all(args, command=shlex.join(["python", "train.py", *argv]))
@@ -158,9 +159,8 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
 def contents(config: Config) -> tuple[Config, RunData, Tree]:
     """The data of a run, its configuration with the length that follows from it, and the run's identity."""
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
-    config = replace(
-        config, train=replace(config.train, iterations=count_steps(config.train, len(data.train)))
-    )
+    train = replace(config.train, iterations=count_steps(config.train, len(data.train)))
+    config = replace(config, train=train)
     content = data_identity(config, data) if distributed.is_main_process() else {}
     return config, data, identity_of(config, distributed.broadcast_object(content))
 

@@ -1,4 +1,4 @@
-"""Synthetic defects on a normal image, with exact masks: for the demo and for validation without test images.
+"""Synthetic defects on a normal image, with exact masks: for training, and validation without test images.
 
 alpha (H, W): opacity. target (H, W, 3): what a defect looks like where alpha is 1. Both float32. Lengths in
 pixels are meant at 256 x 256 and grow with sqrt(H * W).

@@ -168,7 +168,7 @@ class Runner:
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
-        demo = write_demo(scratch / "demo", size=64) / "brick"
+        demo = write_demo(scratch / "demo", size=64) / "flange"
         self.names = {"mypart": demo, "new_images": demo / "test", "checkpoints": scratch / "run"}
         words = ["--config", "configs/folder.yaml", "--data-root", demo, "--model", "memory-bank"]
         processes.run("train.py", *words, *SMALL, "--output", scratch / "run")
@@ -203,6 +203,6 @@ class Runner:
 
     def named(self, word: str) -> str:
         """A word with placeholders replaced."""
-        word = re.sub(rf"^({'|'.join(PLACES)})$", str(self.scratch / "demo/brick"), word)
+        word = re.sub(rf"^({'|'.join(PLACES)})$", str(self.scratch / "demo/flange"), word)
         key, equals, value = word.rpartition("=")
         return f"{key}{equals}{self.names.get(value, value)}"

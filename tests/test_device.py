@@ -158,7 +158,7 @@ def test_copied_process_has_one_thread():
 
 
 @pytest.mark.parametrize("command", [
-    "train.py", "test.py", "predict.py", "export.py", "-m datasets.check",
+    "train.py", "test.py", "predict.py", "export.py", "-m datasets.check", "-m scripts.demo",
     "-m scripts.tables.accuracy", "-c import\\ model",
 ])  # fmt: skip
 def test_threads_that_wait_sleep(tmp_path, command):

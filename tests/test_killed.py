@@ -25,7 +25,7 @@ SETTINGS = (
 def start(tmp_path):
     """Start a tiny training with a name; it resumes what is there."""
     write_demo(tmp_path / "demo", size=64)
-    command = ["--config", "configs/folder.yaml", "--data-root", tmp_path / "demo", "--category", "gravel"]
+    command = ["--config", "configs/folder.yaml", "--data-root", tmp_path / "demo", "--category", "flange"]
     command += ["--model", "uninet"]
     command += ["--output", tmp_path / "runs", "--iterations", "5", "--device", "cpu", "--precision", "fp32"]
     command += ["--quiet", "--resume", "--save-every", "1", *(f for s in SETTINGS for f in ("--set", s))]

@@ -1,4 +1,4 @@
-"""Every model learns: trained on the demo's bricks for seconds, it finds defects better than chance."""
+"""Every model learns: trained on the demo's flanges for seconds, it finds defects better than chance."""
 
 import json
 
@@ -10,7 +10,7 @@ from datasets.demo import write_demo
 from utils.cli import run_command
 
 COMMON = (
-    "--config configs/demo.yaml --category brick --device cpu --precision fp32 --quiet --name learnt "
+    "--config configs/demo.yaml --category flange --device cpu --precision fp32 --quiet --name learnt "
     "--set data.image_size=64 --set train.batch_size=8 --save-every 1000"
 )
 MODELS = {
@@ -36,5 +36,5 @@ def test_better_than_chance(demo, tmp_path, monkeypatch, name):
     where = ["--data-root", str(demo), "--output", str(tmp_path)]
     assert run_command(train_command.main, [*COMMON.split(), *MODELS[name].split(), *where]) == 0
     (found,) = tmp_path.rglob("metrics.json")
-    results = json.loads(found.read_text())["results"]["brick"]
+    results = json.loads(found.read_text())["results"]["flange"]
     assert results["pixel_auroc"] > 0.65, results  # image scores take longer than seconds

@@ -63,7 +63,7 @@ def test_no_file_claims_a_package():
             "--data mvtec={}/d kolektor=/k --runs {}/r",
         ),
         ("figures/figure_smoothing", "--output f", "smoothing --output {}/f"),
-        ("demo", "--output o --iterations 3", "--resume --output {}/o --iterations 3"),
+        ("demo", "--output o --iterations 3", "-m scripts.demo --output {}/o --iterations 3"),
     ],
 )
 def test_paths_of_flags(call, tmp_path, script, flags, expected):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from photographs import read_photograph
 from PIL import Image
 
 import predict as predict_command
 import test as test_command
 import train as train_command
-from datasets.demo import read_photograph
 from datasets.transforms import augment_batch, random_tile
 from model import build_model
 from model.base import AnomalyModel
