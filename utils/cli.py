@@ -146,7 +146,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(title)
         for name, flag in flags.items():
             flag.add(group, name, default=_default_of(flag))
-    text = "choose the steps, and of own images the size, by time: of all runs together"
+    text = "time for all runs; sets the steps, and of own images the size (default: the config's steps)"
     group.add_argument("--minutes", type=float, metavar="N", help=text)
     shown, text = "SECTION.KEY=VALUE", "any setting of configs/base.yaml"
     group.add_argument("--set", action="append", default=[], metavar=shown, help=text)
