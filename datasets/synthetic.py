@@ -49,7 +49,9 @@ def add_defect(
     }[kind]  # fmt: skip
     scene = _look_at(image, image[..., ::-1] if texture is None else texture)
     if kind in MOTION_KINDS:
-        scene = scene._replace(deviation=_motion(scene, kind), foreground=np.ones_like(scene.foreground))
+        # what moves is what the faster frame changes, or where the channels differ
+        moving = abs(scene.texture - scene.image).max(2) if kind == "speed" else np.ptp(scene.image, axis=2)
+        scene = scene._replace(deviation=moving, foreground=np.ones_like(scene.foreground))
     for attempt in range(60):
         spot = _pick_spot(scene, rng)
         target, alpha = make(scene, spot, rng, 1 + 0.2 * attempt)
@@ -186,13 +188,6 @@ def _cut(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
     area = max(0.001 * 40 ** rng.random() * scene.deviation.size, 1.6 * MIN_PIXELS)
     box = cv2.boxPoints(((spot.x, spot.y), (np.sqrt(area * aspect), np.sqrt(area / aspect)), -turn))
     return target, cv2.fillConvexPoly(np.zeros_like(scene.deviation), np.int32(np.rint(box)), 1.0)
-
-
-def _motion(scene: _Scene, kind: str) -> np.ndarray:
-    """Where something moves (H, W): what the faster frame changes, or where the channels differ."""
-    if kind == "speed":
-        return abs(scene.texture - scene.image).max(axis=2)
-    return np.ptp(scene.image, axis=2)
 
 
 def _speed(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:

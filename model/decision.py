@@ -122,7 +122,10 @@ class Decision:
             total = reduce(torch.add, resized)[:, 0]
             total = total if factor is None else total * factor
             share, limit = self._share(maps, highest)
-            score = top_mean(self._scored(total), share, limit=limit)
+            scored = total
+            if self.score_map == "legacy_exp":  # the top values are the low distances
+                scored = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
+            score = top_mean(gaussian_blur(scored, self.score_sigma, self.blur_size), share, limit=limit)
             anomaly_map = gaussian_blur(total, self.map_sigma, self.blur_size)
         if head_score is not None:
             score = score + self.head_weight * head_score.float()
@@ -137,10 +140,3 @@ class Decision:
         share = decision_weight(maps, values=values, alpha=self.alpha, beta=self.beta)
         averaged = 1.0 if values == "probability" else highest
         return share, min(max(self.alpha * averaged, self.beta), 1.0) if self.alpha else self.beta
-
-    def _scored(self, total: Tensor) -> Tensor:
-        """The map (B, H, W) whose highest values are averaged."""
-        if self.score_map == "legacy_exp":
-            # public code before May 2025: the top values are the low distances
-            total = 1 - torch.exp(total - total.amax(dim=(1, 2), keepdim=True))
-        return gaussian_blur(total, self.score_sigma, self.blur_size)

@@ -97,16 +97,14 @@ class Student(nn.Module):
         outputs, x = [], embedding
         for i, stage in enumerate(self.stages):
             x = stage(x)
-            outputs.append(self._output(i, x))
+            if self.second_heads:
+                first, second = chunk(x)
+                outputs.append(torch.cat([self.heads[i](first), self.second_heads[i](second)]))
+            else:
+                outputs.append(self.heads[i](x))
             if i < len(self.skips):
                 x = x + self.skips[i](teacher[-1 - i])
         return outputs[::-1]
-
-    def _output(self, i: int, x: Tensor) -> Tensor:
-        if not self.second_heads:
-            return self.heads[i](x)
-        first, second = chunk(x)
-        return torch.cat([self.heads[i](first), self.second_heads[i](second)])
 
 
 def build_bottleneck_and_student(
