@@ -4,9 +4,11 @@ import json
 
 import pytest
 from conftest import ROOT
+from distributed_worker import SMALL_UNIAS
 
 import train as train_command
 from datasets.demo import write_demo
+from model.peers import unias
 from utils.cli import run_command
 
 COMMON = (
@@ -25,7 +27,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    return write_demo(tmp_path_factory.mktemp("demo"))
+    return write_demo(tmp_path_factory.mktemp("demo"), size=64)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,8 @@ def demo(tmp_path_factory):
 )
 def test_better_than_chance(demo, tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
+    for constant, value in SMALL_UNIAS.items():
+        monkeypatch.setattr(unias, constant, value)
     where = ["--data-root", str(demo), "--output", str(tmp_path)]
     assert run_command(train_command.main, [*COMMON.split(), *MODELS[name].split(), *where]) == 0
     (found,) = tmp_path.rglob("metrics.json")
