@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 MIN_CHANGE = 10  # grey levels; less is not seen, so it is not masked
-MAT = (0.17, 0.18, 0.20)  # colour of what lies below the parts
+MAT = np.array([0.17, 0.18, 0.20])  # colour of what lies below the parts
 
 
 class View(NamedTuple):
@@ -90,9 +90,8 @@ def _lit(surface: Surface, mat: np.ndarray, view: View) -> np.ndarray:
     diffuse = np.clip((lamp[2] - lamp[0] * right - lamp[1] * down) * up, 0, None)
     highlight = np.clip((half[2] - half[0] * right - half[1] * down) * up, 0, None) ** 60
     lit = surface.colour * (0.25 + 0.85 * diffuse)[..., None] + (surface.shine * highlight)[..., None]
-    shift = np.float32(
-        [[1, 0, -0.05 * np.cos(view.light) / view.pixel], [0, 1, -0.05 * np.sin(view.light) / view.pixel]]
-    )
+    along, across = (-0.05 * f(view.light) / view.pixel for f in (np.cos, np.sin))
+    shift = np.array([[1, 0, along], [0, 1, across]], np.float32)
     shadow = cv2.warpAffine(surface.cover, shift, surface.cover.shape[::-1])
     shadow = cv2.GaussianBlur(shadow, (0, 0), 0.025 / view.pixel)
     cover = surface.cover[..., None]
@@ -105,13 +104,13 @@ def _lit(surface: Surface, mat: np.ndarray, view: View) -> np.ndarray:
 def inside(distance: np.ndarray, width: float) -> np.ndarray:
     """1 inside a shape and 0 outside, from the distance to its border (negative inside), `width` wide."""
     level = np.clip(0.5 - distance / width, 0, 1)
-    return np.float32(level * level * (3 - 2 * level))
+    return (level * level * (3 - 2 * level)).astype(np.float32)
 
 
 def smooth_noise(rng: Generator, size: int, grains: int) -> np.ndarray:
     """(size, size): noise with `grains` grains along a side, standard deviation about 1."""
-    noise = rng.standard_normal((grains + 3, grains + 3)).astype(np.float32)
-    noise = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+    coarse = rng.standard_normal((grains + 3, grains + 3)).astype(np.float32)
+    noise = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return noise / noise.std()
 
 
@@ -145,7 +144,7 @@ def flange(view: View, rng: Generator, flaw: Flaw) -> Surface:
     # along a ring steel shines where the ring's tangent is at right angles to the light
     streak = np.abs(np.cos(angle + view.turn - view.light)) ** 8 * (1 + 0.3 * rings)
     tone = 0.50 + 0.035 * rings + 0.22 * streak + 0.02 * smooth_noise(rng, len(r), 6)
-    colour = tone[..., None] * np.float32([0.97, 1.0, 1.05]) * rng.uniform(0.92, 1.08)
+    colour = tone[..., None] * np.array([0.97, 1.0, 1.05], np.float32) * rng.uniform(0.92, 1.08)
     if flaw.kind == "chip":
         at = polar(flaw.rng.uniform(0.82, 0.88), flaw.rng.uniform(-np.pi, np.pi))
         gap = blob(view, flaw.rng, at, flaw.rng.uniform(0.09, 0.16))
@@ -162,7 +161,7 @@ def flange(view: View, rng: Generator, flaw: Flaw) -> Surface:
         at = polar(flaw.rng.uniform(0.3, 0.75), flaw.rng.uniform(-np.pi, np.pi))
         spot = inside(blob(view, flaw.rng, at, flaw.rng.uniform(0.08, 0.15), 0.45), 0.06)[..., None]
         grain = 1 + 0.2 * smooth_noise(flaw.rng, len(r), 60)[..., None]
-        colour = colour + 0.85 * spot * (np.float32([0.42, 0.22, 0.10]) * grain - colour)
+        colour = colour + 0.85 * spot * (np.array([0.42, 0.22, 0.10], np.float32) * grain - colour)
     return Surface(height, colour, cover, np.full_like(r, 0.25))
 
 
@@ -175,7 +174,9 @@ def blister(view: View, rng: Generator, flaw: Flaw) -> Surface:
     beyond = np.hypot(np.maximum(np.abs(x) - 0.76, 0), np.maximum(np.abs(y) - 0.48, 0)) - 0.1
     knurl = np.sin(70 * (x + y)) * np.sin(70 * (x - y))
     glint = 0.06 * knurl * (1 + 0.5 * smooth_noise(rng, len(x), 8))
-    colour = (0.58 + glint + 0.05 * smooth_noise(rng, len(x), 5))[..., None] * np.float32([1, 0.99, 0.96])
+    colour = (0.58 + glint + 0.05 * smooth_noise(rng, len(x), 5))[..., None] * np.array(
+        [1, 0.99, 0.96], np.float32
+    )
     height = 0.004 * knurl - 0.02 * inside(-beyond - 0.05, 0.03)
     # four by two pockets: each pixel belongs to the nearest
     column, row = np.clip(np.int32((x + 0.76) / 0.38), 0, 3), np.int32(y > 0)
@@ -196,9 +197,9 @@ def blister(view: View, rng: Generator, flaw: Flaw) -> Surface:
     body = inside(edge, view.pixel * 1.5)
     groove = inside(np.abs(dx * np.sin(way) - dy * np.cos(way)) - 0.008, 0.012)
     height = height * (1 - body) + 0.07 * inside(edge + 0.02, 0.06) - 0.02 * groove * body
-    paint = np.float32([0.86, 0.52, 0.42]) * (1 + 0.025 * smooth_noise(rng, len(x), 100)[..., None])
+    paint = np.array([0.86, 0.52, 0.42], np.float32) * (1 + 0.025 * smooth_noise(rng, len(x), 100)[..., None])
     if kind == "mixed":
-        paint = np.where(odd[..., None], np.float32([0.45, 0.62, 0.80]), paint)
+        paint = np.where(odd[..., None], np.array([0.45, 0.62, 0.80], np.float32), paint)
     colour = colour + body[..., None] * (paint * rng.uniform(0.93, 1.05) - colour)
     if kind == "puncture":
         at = (flaw.rng.uniform(-0.7, 0.7), flaw.rng.uniform(-0.06, 0.06) + flaw.rng.choice([-0.48, 0, 0.48]))

@@ -76,7 +76,9 @@ def test_imports_point_downwards():
 
 
 def test_no_script_looks_for_the_repository():
-    assert [name for name, path in FILES.items() if "sys.path" in path.read_text()] == []
+    """But for the one that people call as a file; the others are called with -m, by their shell scripts."""
+    looking = [name for name, path in FILES.items() if "sys.path" in path.read_text()]
+    assert looking == ["scripts.convert_weights"]
 
 
 def test_no_file_imports_itself_through_others():
