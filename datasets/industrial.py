@@ -195,4 +195,10 @@ FOLDER = DatasetSpec(
     layout="train/good or <category>/train/good",
     needs_test=False,
 )
-DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={})
+DEMO = DatasetSpec(
+    "demo",
+    list_categories,
+    list_mvtec,
+    counts={},
+    read_for_labels=("demo.json", "new/*/*.png"),  # of no split, and so on purpose
+)

@@ -47,14 +47,14 @@ def main(argv: Sequence[str]) -> None:
     baseline = train_quietly(bank)
     stage(3, f"{args.model}, a model for each kind of part: about 2 minutes on two cores", trained)
     runs = train_quietly(trained)
-    new = root / "new" / runs[0].parent.name
-    words = ["--checkpoint", str(runs[0]), "--output", str(runs[0] / "new"), "--overwrite"]
+    new = root / "new" / runs[-1].parent.name
+    words = ["--checkpoint", str(runs[-1]), "--output", str(runs[-1] / "new"), "--overwrite"]
     words += ["--false-alarm-rate", str(RATE), str(new if new.is_dir() else new.parent)]
     stage(4, "decisions about new images, which no split holds: some seconds", words, program="predict.py")
     predict.main(words)
     print_result(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all. On test images, percent:\n")
     print_result(table([*baseline, *runs]))
-    print_result(NEXT.format(report=runs[0] / "report.html", heatmaps=runs[0] / "new" / "heatmaps"))
+    print_result(NEXT.format(report=runs[-1] / "report.html", heatmaps=runs[-1] / "new" / "heatmaps"))
 
 
 def stage(number: int, text: str, words: Sequence[str] = (), program: str = "train.py") -> None:
