@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the four stages, with a line before each, and say what came out and what comes next."""
     began = time.monotonic()
     again = [] if "--overwrite" in argv else ["--resume"]
-    bank = ["--config", "configs/demo.yaml", *again, *argv, "--model", "memory-bank"]
+    rest = [w for before, w in zip(["", *argv], argv, strict=False) if "--flavor" not in (before, w[:8])]
+    bank = ["--config", "configs/demo.yaml", *again, *rest, "--model", "memory-bank"]
     trained = ["--config", "configs/demo.yaml", *again, "--model", "remind", *argv]
     args = train.parse_arguments(trained)  # a wrong flag is said at once
     number = sum(len(demo_pictures(category)) for category in DEMO_CATEGORIES)

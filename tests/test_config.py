@@ -93,6 +93,7 @@ def test_the_command_line_wins():
     ({"model__mem_kernels": [3, 5, 7]}, "2 values are needed"),
     ({"loss__kd": "both"}, "choose one of global, pointwise"),
     ({"model__flavor": "papper"}, "unknown flavor 'papper'"),
+    ({"model__flavor": "paper", "model__name": "remind"}, "--flavor is of uninet and the model is 'remind'"),
     ({"optim__lr": float("nan")}, "allowed are"),
     ({"optim__lr": float("inf")}, "allowed are"),
     ({"train__iterations": float("inf")}, "expected int"),
@@ -370,4 +371,5 @@ class TestCompleteFiles:
     def test_files_of_the_repository_are_not_complete(self):
         for path in CONFIGS.glob("*.yaml"):
             if path.stem != "base":
-                assert load_config(path, {"model.flavor": "released"}).loss.reduction == "released"
+                config = load_config(path, {"model.flavor": "released"})
+                assert (config.model.name, config.loss.reduction) == ("uninet", "released")

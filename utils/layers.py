@@ -57,10 +57,15 @@ def config_file(dataset: str) -> Path:
 
 def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> list[Tree]:
     """The five layers, each with its chosen blocks merged into it."""
+    asked = mapping(chosen.get("model"), "model")
+    if asked.get("flavor") == "tuned":
+        raise ConfigError("the recipe tuned is a model of its own: --model remind in place of --flavor tuned")
+    if "flavor" in asked:  # it chooses uninet where the dataset's file has another model
+        if (name := asked.get("name", "uninet")) != "uninet":
+            raise ConfigError(f"--flavor is of uninet and the model is {shown(name)}; leave one of them out")
+        chosen = merge([chosen, {"model": {"name": "uninet"}}])
     given = [mapping(tree.get("model"), "model") for tree in (dataset, chosen)]
     names = merge([base["model"], *given])
-    if names["flavor"] == "tuned":
-        raise ConfigError("the recipe tuned is a model of its own: --model remind in place of --flavor tuned")
     for key, known in (("name", MODELS), ("flavor", FLAVORS), ("setting", SETTINGS)):
         if names[key] not in known:
             raise ConfigError(f"unknown {key} {shown(names[key])}; choose one of {', '.join(known)}")
