@@ -68,6 +68,7 @@ def test_one_cell_end_to_end_and_the_second_call_skips_it(
     assert capfd.readouterr().out == out
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_told_and_the_others_run(masters, tmp_path, capfd, copied_processes):
     argv = ["--data", f"btad={masters['btad']}", "--datasets", "btad", "--categories", "01", "--jobs", "2"]
     argv += ["--models", "memory-bank", "--runs", str(tmp_path / "runs"), "--csv", str(tmp_path / "a.csv")]

@@ -30,9 +30,8 @@ def demo(tmp_path_factory):
     return write_demo(tmp_path_factory.mktemp("demo"), size=64)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "memory-bank" else pytest.mark.slow) for n in MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_better_than_chance(demo, tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     for constant, value in SMALL_UNIAS.items():

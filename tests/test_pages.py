@@ -90,6 +90,7 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{path.name}: {link}"
 
 
+@pytest.mark.slow
 def test_named_programs_and_configs_exist():
     for page, text in DOCS.items():
         for name in set(re.findall(r"`([\w./-]+\.(?:py|yaml|sh))`", text)) if page != LOG else ():

@@ -40,6 +40,7 @@ def test_the_length_is_recorded_and_repeats_the_run(call, capfd):
     assert again == first
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_length(call, monkeypatch):
     measured(monkeypatch, step=2.5)
     (first,) = call("--minutes", 1)
