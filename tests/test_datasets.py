@@ -332,6 +332,7 @@ class TestCheckCommand:
         code, _, err = check("btad", root / "01")
         assert code == 1 and "did you mean" in err and err.count("\n") == 1
 
+    @pytest.mark.slow
     def test_as_a_module(self, root):
         assert processes.run("datasets.check", "--dataset", "btad", "--data-root", root).returncode == 0
 

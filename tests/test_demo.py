@@ -94,6 +94,7 @@ def test_an_interrupted_demo_is_completed(root, tmp_path, monkeypatch, stop_at):
     assert contents(write_demo(tmp_path / "c", size=64)) == contents(root)
 
 
+@pytest.mark.slow
 def test_a_lost_file_or_another_recipe_is_written_anew(root, tmp_path, monkeypatch):
     copy = write_demo(tmp_path / "d", size=64)
     (copy / "flange/test/dent/003.png").unlink()
@@ -128,6 +129,7 @@ def test_held_out_parts_support_the_rate():
     assert 1 / (held_out + 1) <= script.RATE
 
 
+@pytest.mark.slow
 def test_from_images_to_decisions(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     flags = ["--data-root", str(root), "--output", str(tmp_path), "--category", "flange", "--device", "cpu"]

@@ -49,6 +49,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_losses_and_weights_are_those_of_one_process(two, monkeypatch, name):
     prepare(monkeypatch.setattr)
     try:

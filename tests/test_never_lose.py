@@ -71,6 +71,7 @@ def interrupt_at(step):
 
 
 class TestResources:
+    @pytest.mark.slow
     def test_no_space_for_the_next_checkpoint(self, mvtec_like, folder, tmp_path):
         """A process that may write files of 8 MB only: the checkpoint of step 2 stays, the last one fails."""
         program = """

@@ -260,6 +260,7 @@ def test_real_masks_replace_synthetic_defects(make_config):
     assert one_class.data.augment == "none"
 
 
+@pytest.mark.slow
 def test_train_kill_resume(mvtec_like, tmp_path, monkeypatch):
     """A run that stops and goes on ends with the weights of one that does not."""
     common = [

@@ -186,6 +186,7 @@ class TestPolyps:
         assert code == 0 and "DSC" in out and "I-AUROC" not in out, err
         assert results_of(tmp_path / "runs")["sequence"]["n_anomalous"] == 2
 
+    @pytest.mark.slow
     def test_a_kill_in_the_middle_of_the_sizes(self, run, tmp_path, monkeypatch):
         flags = ["--category", "random", "--iterations", "5", "--save-every", "1"]
         assert run("clinicdb", *flags, output="whole")[0] == 0

@@ -29,6 +29,7 @@ def slurm(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_an_array_over_categories_and_seeds(slurm):
     flags = ("--data", "DATA", "--tables", "01b library", "--seeds", "0 1", "--tasks", 4)
     done = slurm(*flags, "--", "--partition=p")

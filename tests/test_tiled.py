@@ -146,6 +146,7 @@ class TestTraining:
         assert not torch.equal(tiles[0], tiles[2]) and tiles[1].shape[2:] == (32, 32)  # same tile, other size
         assert torch.allclose(tiles[1].mean(), tiles[0].mean(), rtol=1e-3)
 
+    @pytest.mark.slow
     def test_commands_and_exact_resume(self, mvtec_like, tmp_path, capfd):
         flags = [
             "--config", "configs/mvtec.yaml", "--data-root", str(mvtec_like), "--category", "part",

@@ -284,7 +284,9 @@ class TestSameCommandSameResult:
 
 
 class TestResume:
-    @pytest.mark.parametrize("model", ["uninet", "recontrast", "unias"])  # memory-bank: tests/test_runs.py
+    @pytest.mark.parametrize(  # memory-bank: tests/test_runs.py
+        "model", ["uninet", "recontrast", pytest.param("unias", marks=pytest.mark.slow)]
+    )
     def test_interrupted_equals_undisturbed(self, run, tmp_path, monkeypatch, model):
         for name, value in {"D": 32, "G": 4, "FFN": 64, "NEIGHBOURS": 3}.items():
             monkeypatch.setattr(unias, name, value)
