@@ -23,7 +23,8 @@ from utils.yaml_io import read_yaml
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "results/measured"
 PUBLISHED = ROOT / "results/published"
-PAGES = ("README.md", "docs/RESULTS.md", "docs/RECIPE.md", "docs/ABLATIONS.md", "docs/LOG.md")
+PAGES = ("README.md", "docs/RESULTS.md", "docs/RESULTS_MORE.md", "docs/RECIPE.md", "docs/ABLATIONS.md",
+         "docs/LOG.md")  # fmt: skip
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
 GROUP = ("category", "model", "flavor", "image_size", "iterations", "options")
 Rows = list[Row]
