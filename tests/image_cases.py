@@ -483,8 +483,8 @@ def mask_rows() -> Iterator[Row]:
 
 def table(of: Sequence[Row]) -> str:
     """Rows as the table of docs/IMAGES.md."""
-    lines = [f"| {row.file} | {row.happens} |" for row in of]
-    return "\n".join(["| file | what happens |", "| --- | --- |", *lines])
+    lines = [f"{row.file} | {row.happens}" for row in of]
+    return "\n".join(["file | what happens", "--- | ---", *lines])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """scripts/tables/backbones.py, and the table that it made."""
 
+import re
+
 from conftest import ROOT
 
 from scripts.tables.backbones import NAMES, row
@@ -7,11 +9,11 @@ from scripts.tables.backbones import NAMES, row
 
 def test_the_table_has_every_backbone():
     lines = (ROOT / "docs/BACKBONES.md").read_text().splitlines()
-    assert [line.split("`")[1] for line in lines if line.startswith("| `")] == list(NAMES)
+    assert [line.split("`")[1] for line in lines if re.match(r"`\w+` \| ", line)] == list(NAMES)
     assert len(NAMES) == 40
 
 
 def test_rows_are_as_printed():
-    text = (ROOT / "docs/BACKBONES.md").read_text()
+    lines = (ROOT / "docs/BACKBONES.md").read_text().splitlines()
     for name in ("mambaout_femto", "inception_v3"):
-        assert f"| {' | '.join(row(name, 256))} |" in text
+        assert " | ".join(filter(None, row(name, 256))) in lines

@@ -35,11 +35,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, default=256, metavar="N", help="side of the images, pixels")
     args = parser.parse_args(argv)
     if args.table:
-        print_result("| backbone | channels at strides 4, 8, 16 | both signs | its own weights file |")
-        print_result("| --- | --- | --- | --- |")
+        print_result("backbone | channels at strides 4, 8, 16 | both signs | its own weights file")
+        print_result("--- | --- | --- | ---")
     for name in args.names or NAMES:
         cells = row(name, args.size)
-        print_result(f"| {' | '.join(cells)} |" if args.table else "  ".join(cells))
+        print_result(" | ".join(filter(None, cells)) if args.table else "  ".join(cells))
 
 
 def row(name: str, size: int) -> tuple[str, str, str, str]:
