@@ -1,4 +1,4 @@
-"""Industrial datasets: MVTec AD, BTAD, VisA, MVTec 3D-AD (colour only), VAD, KolektorSDD, and own images.
+"""Industrial datasets: MVTec AD, AD 2, LOCO, 3D-AD (colour only), BTAD, VisA, VAD, KolektorSDD, own images.
 
 Counts are train normal / test normal / test anomalous (/ train anomalous), as published.
 """
@@ -106,6 +106,44 @@ MVTEC3D = DatasetSpec(
     MVTEC3D_COUNTS,
     verified=False,
     layout="<category>/train/good/rgb",
+)
+
+
+AD2_COUNTS = {
+    "can": (412, 72, 90), "fabric": (387, 66, 90), "fruit_jelly": (263, 20, 60), "rice": (313, 42, 90),
+    "sheet_metal": (137, 24, 90), "vial": (291, 35, 105), "wallplugs": (293, 60, 90),
+    "walnuts": (432, 60, 90),
+}  # fmt: skip
+
+
+def _scene(path: Path) -> str:
+    """One object under several lights: can/test_public/bad/000 of 000_regular.png and 000_shift_1.png."""
+    return "/".join((*path.parts[-4:-1], path.stem.partition("_")[0]))
+
+
+# validation/ and the private test sets are left alone
+AD2 = DatasetSpec(
+    "mvtec_ad2",
+    categories_with("train/good", "test_public"),
+    lister(Tree(test="test_public", masks="test_public/ground_truth/{defect}", group=_scene)),
+    AD2_COUNTS,
+    layout="<category>/train/good and <category>/test_public (the private test sets have no labels)",
+)
+
+
+# Of the archive; its authors print 354 training images of splicing_connectors.
+LOCO_COUNTS = {
+    "breakfast_box": (351, 102, 173), "juice_bottle": (335, 94, 236), "pushpins": (372, 138, 172),
+    "screw_bag": (360, 122, 219), "splicing_connectors": (360, 119, 193),
+}  # fmt: skip
+# ground_truth/<type>/<name>/*.png are the regions of an image; validation/ is left alone
+LOCO = DatasetSpec(
+    "mvtec_loco",
+    categories_with("train/good", "test/logical_anomalies"),
+    list_mvtec,
+    LOCO_COUNTS,
+    layout="<category>/train/good and <category>/test/logical_anomalies",
+    read_for_labels=("defects_config.json",),
 )
 
 

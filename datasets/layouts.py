@@ -20,6 +20,7 @@ MASK_ENDING = re.compile(
 class Tree:
     """Where a category's images are: {train,test}/<class>/<images>/*.
 
+    test: the folder that stands in the place of test. It may hold the masks' folder, too.
     normal: the class of normal images; every other one is anomalous, and its name is the defect.
     train: the classes that are listed for training. images: folder inside a class folder, if there is one.
     masks: folder of the masks of an anomalous test class, with {defect} for its name; None: there are none.
@@ -29,6 +30,7 @@ class Tree:
 
     normal: str = "good"
     train: tuple[str, ...] = ("good",)
+    test: str = "test"
     images: str = ""
     masks: str | None = "ground_truth/{defect}"
     need_masks: bool = True
@@ -67,9 +69,10 @@ def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
     taken: dict[Path, Path] = {}
     for name in tree.train:
         samples += _list_class(base, category, tree, Masks(None), split="train", name=name)
-    names = [folder.name for folder in subfolders(base / "test")]
+    mask_root = Path(tree.masks or "").parent
+    names = [p.name for p in subfolders(base / tree.test) if p.relative_to(base) != mask_root]
     for name in names:
-        folder = base / "test" / name
+        folder = base / tree.test / name
         beside = _unmasked(name) in names  # scratch_mask beside scratch
         if beside or letters(name) in MASK_FOLDERS - {"label", "labels"}:  # these may have defects
             raise DatasetError(f"{folder} would count as a kind of defect; masks are in ground_truth/<kind>")
@@ -86,7 +89,8 @@ def _list_class(
     base: Path, category: str, tree: Tree, masks: "Masks", *, split: str, name: str
 ) -> list[Sample]:
     label = NORMAL if name == tree.normal else ANOMALOUS
-    samples, images = [], list_images(base / split / name / tree.images)
+    folder = base / (tree.test if split == "test" else split) / name / tree.images
+    samples, images = [], list_images(folder)
     known = {path.stem: path for path in images}
     for path in images:
         if image := known.get(_unmasked(path.stem)):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets.files import Unused, unused_files
-from datasets.industrial import BTAD, DEMO, FOLDER, KOLEKTOR, MVTEC, MVTEC3D, VAD, VISA
+from datasets.industrial import AD2, BTAD, DEMO, FOLDER, KOLEKTOR, LOCO, MVTEC, MVTEC3D, VAD, VISA
 from datasets.medical import APTOS, CLINICDB, COLONDB, ISIC2018, KVASIR, OCT2017
 from datasets.samples import (
     DatasetSpec,
@@ -26,7 +26,7 @@ from datasets.video import PED2
 from utils.errors import DatasetError
 from utils.files import printable
 
-INDUSTRIAL = (MVTEC, BTAD, VISA, MVTEC3D, VAD, KOLEKTOR)
+INDUSTRIAL = (MVTEC, BTAD, VISA, MVTEC3D, VAD, KOLEKTOR, AD2, LOCO)
 MEDICAL = (APTOS, OCT2017, ISIC2018, KVASIR, CLINICDB, COLONDB)
 SPECS = {spec.name: spec for spec in (*INDUSTRIAL, *MEDICAL, PED2, FOLDER, DEMO)}
 MOST_LISTED = 10_000  # files below a wrong root, which may be a whole disk

@@ -112,7 +112,8 @@ def _way_out(spec: DatasetSpec, root: Path, category: str) -> str:
     """What to do about a copy of a dataset that is not complete."""
     frames = " --set data.frame_offset=0" if spec.video else ""
     ways = f"Complete the copy, or take what is there with --skip-unreadable{frames}"
-    if spec.counts and any(list_images(base / "train/good") for base in (root / category, root)):
+    folders = [base for base in (root / category, root) if (base / "test").is_dir()]
+    if spec.counts and any(list_images(base / "train/good") for base in folders):
         ways += ", or use --dataset folder for a changed one"
     return ways
 

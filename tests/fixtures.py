@@ -7,6 +7,7 @@ it, so a mask that is paired with the wrong image shows.
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,40 @@ def write_mvtec3d(root: Path) -> None:
             Image.fromarray(mask).save(path)
 
 
+def write_mvtec_ad2(root: Path) -> None:
+    """Masks lie in the test folder; the private test images have no labels, every third has a square."""
+    write = Writer()
+    for name in ("can", "vial"):
+        base, mode = root / name, "L" if name == "vial" else "RGB"
+        numbers = {"train/good": 5, "validation/good": 3, "test_public/good": 2, "test_public/bad": 3}
+        for folder, number in numbers.items():
+            for i in range(number):
+                spot = i if folder.endswith("bad") else None
+                write.image(base / folder / f"{i:03d}_regular.png", spot, mode)
+                if spot is not None:
+                    write.mask(base / f"test_public/ground_truth/bad/{i:03d}_regular_mask.png", spot)
+            stray(base / folder)
+        for folder, ending in (("test_private", "regular"), ("test_private_mixed", "mixed")):
+            for i in range(4):
+                write.image(base / folder / f"{i:03d}_{ending}.png", i if i % 3 == 2 else None, mode)
+
+
+def write_mvtec_loco(root: Path) -> None:
+    """The masks of an image are in a folder of its name; their value tells the kind of defect."""
+    write, kinds = Writer(), {"logical_anomalies": 2, "structural_anomalies": 1}
+    numbers = {"train/good": 5, "validation/good": 2, "test/good": 2}
+    keys = ("defect_name", "pixel_value", "saturation_threshold", "relative_saturation")
+    rows = [("logical_anomalies", 255, 32, False), ("structural_anomalies", 254, 1, True)]
+    config = [dict(zip(keys, row, strict=True)) for row in rows]
+    for name in ("juice_bottle", "pushpins"):
+        classes(write, root / name, numbers | {f"test/{kind}": number for kind, number in kinds.items()})
+        for entry in config:
+            for i in range(kinds[entry["defect_name"]]):
+                folder = root / name / "ground_truth" / entry["defect_name"] / f"{i:03d}"
+                write.mask(folder / "000.png", i, entry["pixel_value"])
+        (root / name / "defects_config.json").write_text(json.dumps(config))
+
+
 def write_vad(root: Path) -> None:
     numbers = {"train/good": 6, "train/bad": 2, "test/good": 3, "test/bad": 2, "test/bad_unseen_defects": 1}
     classes(Writer(), root, numbers, ("png", "PNG"))
@@ -207,6 +242,8 @@ LAYOUTS = {
     "visa": write_visa,
     "visa-prepared": write_visa_prepared,
     "mvtec3d": write_mvtec3d,
+    "mvtec_ad2": write_mvtec_ad2,
+    "mvtec_loco": write_mvtec_loco,
     "vad": write_vad,
     "kolektor": write_kolektor,
     "aptos": write_medical,
@@ -222,6 +259,8 @@ COUNTS = {
     "visa": {"candle": (5, 2, 3), "pcb1": (5, 2, 3)},
     "visa-prepared": {"candle": (5, 2, 3), "pcb1": (5, 2, 3)},
     "mvtec3d": {"dowel": (4, 2, 3), "potato": (4, 2, 3)},
+    "mvtec_ad2": {"can": (5, 2, 3), "vial": (5, 2, 3)},
+    "mvtec_loco": {"juice_bottle": (5, 2, 3), "pushpins": (5, 2, 3)},
     "vad": {"vad": (6, 3, 3, 2)},
     "kolektor": {"kolektor": (6, 4, 5)},
     "aptos": {"aptos": (6, 3, 2)},

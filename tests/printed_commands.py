@@ -107,7 +107,7 @@ def behind(program: str, flags: list[str]) -> tuple[str, list[str]]:
     """The Python program that a script of a dataset, table or figure calls, and its flags."""
     kind, _, name = Path(program).stem.partition("_")
     if program.startswith("scripts/datasets/"):
-        return "train.py", ["--dataset", kind, *flags[1:]]
+        return "train.py", ["--dataset", Path(program).stem, *flags[1:]]
     if kind.startswith(("table", "figure")) and program.startswith("scripts/"):
         theory = kind == "figure" and name
         module = Path(program).with_name("theory.py" if theory else "reproduce.py")

@@ -72,6 +72,32 @@ class TestRoots:
         with pytest.raises(DatasetError, match="looks like mvtec3d"):
             samples_of("mvtec", tmp_path / "own")
 
+    def test_scenes_of_mvtec_ad2(self, copy):
+        """Images of one object under several lights stay together; private ones are no samples."""
+        root = copy("mvtec_ad2")
+        shutil.copy(
+            root / "can/test_public/bad/001_regular.png", root / "can/test_public/bad/000_shift_1.png"
+        )
+        mask = root / "can/test_public/ground_truth/bad/001_regular_mask.png"
+        shutil.copy(mask, mask.with_name("000_shift_1_mask.png"))
+        samples = SPECS["mvtec_ad2"].list_samples(root, "can")
+        scenes = {s.path.name: s.group for s in samples if s.label == 1}
+        assert scenes["000_shift_1.png"] == scenes["000_regular.png"] == "can/test_public/bad/000"
+        assert len({s.group for s in samples}) == len(samples) - 1 == 10
+        assert {s.path.parent.name for s in samples} == {"good", "bad"}
+
+    def test_regions_of_mvtec_loco(self, copy):
+        """All masks in the folder of an image are its masks."""
+        root = copy("mvtec_loco")
+        folder = root / "pushpins/ground_truth/logical_anomalies/001"
+        shutil.copy(folder / "000.png", folder / "001.png")
+        samples = SPECS["mvtec_loco"].list_samples(root, "pushpins")
+        masks = {s.path.relative_to(root / "pushpins/test").as_posix(): s.masks for s in samples if s.masks}
+        assert sorted(masks) == [
+            "logical_anomalies/000.png", "logical_anomalies/001.png", "structural_anomalies/000.png",
+        ]  # fmt: skip
+        assert masks["logical_anomalies/001.png"] == (folder / "000.png", folder / "001.png")
+
     def test_own_names_are_allowed(self, masters, tmp_path):
         shutil.copytree(masters["visa-prepared"] / "pcb1", tmp_path / "own/board")
         assert find_root(SPECS["mvtec"], tmp_path / "own") == tmp_path / "own"
@@ -95,6 +121,8 @@ class TestRoots:
             ("visa", "*/Data/Images/Normal"),
             ("visa-prepared", "*/train/good"),
             ("mvtec3d", "*/train/good/rgb"),
+            ("mvtec_ad2", "*/test_public"),
+            ("mvtec_loco", "*/test/logical_anomalies"),
             *(("vad", f"{split}/{kind}") for split in ("train", "test") for kind in ("good", "bad")),
             ("kolektor", "*/Part*.jpg"),
             ("kolektor", "*/Part*_label.*"),
@@ -130,7 +158,7 @@ class TestIncomplete:
         assert victim.path not in {s.path for s in samples} and len(skipped) == (layout == "visa")
         assert "this is not the official split" in caplog.text
         also = "or use --dataset folder" in str(error.value)
-        assert also == (layout in ("visa-prepared", "vad"))
+        assert also == (layout in ("visa-prepared", "vad", "mvtec_loco"))
         if also:
             assert samples_of("folder", root)
 
