@@ -121,7 +121,7 @@ def _scene(path: Path) -> str:
     return "/".join((*path.parts[-4:-1], path.stem.partition("_")[0]))
 
 
-# validation/ and the private test sets are left alone
+# validation/ and the private test sets are scripts/submit_mvtec_ad2.py's
 AD2 = DatasetSpec(
     "mvtec_ad2",
     categories_with("train/good", "test_public"),
