@@ -122,7 +122,7 @@ def pixel_metrics(
     overlap = np.repeat(np.append(0, covered), 2)
     if curve is not None:
         curve += few_points(fpr, overlap, PRO_LIMITS[0])
-    return dict(zip(names, [auroc, ap, f1, *(_area(fpr, overlap, x) for x in pro_limits)], strict=True))
+    return dict(zip(names, [auroc, ap, f1, *(area_up_to(fpr, overlap, x) for x in pro_limits)], strict=True))
 
 
 def few_points(x: np.ndarray, y: np.ndarray, limit: float = 1.0) -> Curve:
@@ -245,7 +245,8 @@ def _curve(pixels: _Pixels, maps: np.ndarray, masks: np.ndarray, most: int | Non
     return _Curve(last + 1, fp, before, overlap / overlap[-1])
 
 
-def _area(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
+def area_up_to(fpr: np.ndarray, overlap: np.ndarray, limit: float) -> float:
+    """Area under a curve (fpr ascending) from 0 to a limit, divided by the limit."""
     end = np.searchsorted(fpr, limit, side="right")
     share = np.append(overlap[:end], np.interp(limit, fpr, overlap))
     return float(auc(np.append(fpr[:end], limit), share)) / limit
