@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
+from datasets.files import is_hidden
 from utils.errors import DatasetError
 from utils.yaml_io import read_yaml
 
 log = logging.getLogger("uninet")
 
 Ring = np.ndarray  # (N, 2), x and y in pixels
+T = TypeVar("T")
 
 
 class LabelError(ValueError):
@@ -64,24 +67,22 @@ def read_labels(
     """
     if not where.exists():
         raise DatasetError(f"--labels {where} is missing")
-    files = (
-        [where] if where.is_file() else sorted(p for p in where.rglob("*") if p.suffix in (".json", ".txt"))
-    )
-    trees = {p: read_json(p) for p in files if p.suffix == ".json"}
+    files = [where] if where.is_file() else label_files(where)
+    trees = {p: read_json(p) for p in files if p.suffix.lower() == ".json"}
     if kind == "auto":
         found = {
             "coco" if "annotations" in t else "labelme"
             for t in trees.values()
             if {"annotations", "shapes"} & t.keys()
         }
-        found |= {"yolo"} if not found and any(p.suffix == ".txt" for p in files) else set()
+        found |= {"yolo"} if not found and any(p.suffix.lower() == ".txt" for p in files) else set()
         if len(found) != 1:
             there = " and ".join(sorted(found)) or "none of COCO json, labelme json and YOLO text"
             raise DatasetError(f"--labels {where} holds {there}; name one kind with --format")
         (kind,) = found
     if kind == "yolo":
         known = class_names(where, names)
-        texts = [p for p in files if p.suffix == ".txt" and p.name != "classes.txt"]
+        texts = [p for p in files if p.suffix.lower() == ".txt" and p.name.lower() != "classes.txt"]
         return [yolo(p, where, known, boxes=boxes) for p in texts]
     chosen = {p: t for p, t in trees.items() if ("annotations" if kind == "coco" else "shapes") in t}
     if not chosen:
@@ -89,6 +90,18 @@ def read_labels(
     if kind == "labelme":
         return [labelme(p, t) for p, t in chosen.items()]
     return [one for p, t in chosen.items() for one in coco(p, t, boxes=boxes)]
+
+
+def label_files(folder: Path) -> list[Path]:
+    """All json and text files below a folder but hidden ones: macOS puts its own data into ._a.json."""
+    inside = ((p, p.relative_to(folder).parts) for p in folder.rglob("*"))
+    seen = (p for p, parts in inside if not any(map(is_hidden, parts)))
+    return sorted(p for p in seen if p.suffix.lower() in (".json", ".txt") and p.is_file())
+
+
+def why(error: Exception) -> str:
+    """What is wrong with a label, for people."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_json(path: Path) -> dict:
@@ -107,33 +120,54 @@ def read_json(path: Path) -> dict:
 def coco(path: Path, tree: dict, *, boxes: bool) -> list[Labelled]:
     """The images of a COCO file with their annotations."""
     try:
-        kinds = {c["id"]: str(c["name"]) for c in tree.get("categories", [])}
-        images = {i["id"]: i for i in tree["images"]}
-        found = {
-            key: Labelled(
-                str(i["file_name"]),
-                path,
-                size=(int(i["width"]), int(i["height"])) if "width" in i and "height" in i else None,
-            )
-            for key, i in images.items()
-        }
+        kinds = by_id("categories", [(c["id"], str(c["name"])) for c in tree.get("categories") or []])
+        listed = [(i["id"], Labelled(str(i["file_name"]), path, size=coco_size(i))) for i in tree["images"]]
+        found = by_id("images", listed)
+    except LabelError as error:
+        raise DatasetError(f"{path} cannot be used: {error}") from error
     except DAMAGED as error:
-        raise DatasetError(f"{path} is no COCO file: its images or categories lack {error}") from error
+        raise DatasetError(f"{path} is no COCO file, by its images or categories: {why(error)}") from error
     annotations = tree["annotations"]
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
         raise DatasetError(f"{path} is no COCO file: its annotations are no list of objects")
+    lost = []
     for number, annotation in enumerate(annotations):
-        image = found.get(annotation.get("image_id"))
+        image = found.get(str(annotation.get("image_id")))
         if image is None:
-            name = annotation.get("image_id")
-            log.warning("%s: annotation %d is of image_id %r, which is not listed", path, number, name)
+            lost.append(number)
             continue
-        label = kinds.get(annotation.get("category_id"), str(annotation.get("category_id")))
         try:
-            image.shapes.append(coco_shape(annotation, label, boxes=boxes))
+            image.shapes.append(coco_shape(annotation, coco_label(annotation, kinds), boxes=boxes))
         except DAMAGED as error:
-            image.problems.append(f"annotation {number}: {error}")
+            image.problems.append(f"annotation {number}: {why(error)}")
+    if lost:
+        first = annotations[lost[0]].get("image_id")
+        many = f"{len(lost)} annotations are of images that are not listed"
+        log.warning("%s: %s, as annotation %d of image_id %r", path, many, lost[0], first)
     return list(found.values())
+
+
+def by_id(what: str, pairs: Sequence[tuple[object, T]]) -> dict[str, T]:
+    """Entries by their id as text, as some tools write 1 and some "1"; a LabelError if two have one id."""
+    found: dict[str, T] = {}
+    for key, entry in pairs:
+        if found.setdefault(str(key), entry) != entry:
+            raise LabelError(f"two of its {what} have the id {key}; number them apart")
+    return found
+
+
+def coco_size(image: dict) -> tuple[int, int] | None:
+    """Width and height, where both are given: some tools write null or 0."""
+    size = int(image.get("width") or 0), int(image.get("height") or 0)
+    return size if all(size) else None
+
+
+def coco_label(annotation: dict, kinds: Mapping[str, str]) -> str:
+    """The name of an annotation's category; its number in a file without categories."""
+    key = annotation.get("category_id")
+    if kinds and str(key) not in kinds:
+        raise LabelError(f"its category_id {key} is not among the categories")
+    return kinds.get(str(key), "defect" if key is None else str(key))
 
 
 def coco_shape(annotation: dict, label: str, *, boxes: bool) -> Shape:
@@ -191,13 +225,13 @@ def labelme(path: Path, tree: dict) -> Labelled:
         try:
             image.shapes.append(labelme_shape(shape))
         except DAMAGED as error:
-            image.problems.append(f"shape {number}: {error}")
+            image.problems.append(f"shape {number}: {why(error)}")
     return image
 
 
 def labelme_shape(shape: dict) -> Shape:
     """The region of one shape: polygon, rectangle, circle or mask."""
-    label, kind, points = str(shape["label"]), shape.get("shape_type") or "polygon", shape["points"]
+    label, kind, points = str(shape["label"] or ""), shape.get("shape_type") or "polygon", shape["points"]
     if kind == "mask":
         data = np.frombuffer(base64.b64decode(shape["mask"]), np.uint8)
         bitmap = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
@@ -206,14 +240,14 @@ def labelme_shape(shape: dict) -> Shape:
         x, y = (round(float(v)) for v in points[0])
         return Shape(label, bitmap=(bitmap > 0).astype(np.uint8), offset=(x, y))
     corners = ring([float(v) for point in points for v in point], least=2)
-    if kind == "rectangle":
+    if kind == "rectangle" and len(corners) == 2:
         (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
         return Shape(label, [box_ring(x0, y0, x1, y1)])
     if kind == "circle":
         radius = float(np.linalg.norm(corners[1] - corners[0]))
         angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
         return Shape(label, [corners[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)])
-    if kind == "polygon" and len(corners) > 2:
+    if kind in ("polygon", "rectangle", "rotation") and len(corners) > 2:  # two are X-AnyLabeling's
         return Shape(label, [corners])
     raise LabelError(f"a {kind} with {len(corners)} points has no area")
 
@@ -230,8 +264,12 @@ def yolo(path: Path, root: Path, names: Sequence[str], *, boxes: bool) -> Labell
             continue
         try:
             first, *rest = line.split()
+            if not first.lstrip("-").isdecimal():
+                raise LabelError(f"its class {first[:20]!r} is no whole number")
             index, values = int(first), [float(v) for v in rest]
-            label = names[index] if 0 <= index < len(names) else str(index)
+            if names and not 0 <= index < len(names):
+                raise LabelError(f"class {index} has no name; there are {len(names)} (--names)")
+            label = names[index] if names else str(index)
             if len(values) == 4:
                 if not boxes:
                     raise LabelError("a box, no outline (--boxes fills it)")
@@ -255,12 +293,16 @@ def class_names(where: Path, names: str | None) -> list[str]:
     for near in (folder, *folder.parents[:3]):
         if (near / "data.yaml").is_file():
             found = read_yaml(near / "data.yaml").get("names")
-            if isinstance(found, dict):
-                return [str(found.get(i, i)) for i in range(1 + max(map(int, found), default=-1))]
+            if isinstance(found, dict) and all(isinstance(key, int) for key in found):
+                return [str(found.get(i, i)) for i in range(1 + max(found, default=-1))]
             if isinstance(found, list):
                 return [str(name) for name in found]
+            if found is not None:
+                where_found = f"names in {near / 'data.yaml'}"
+                raise DatasetError(f"{where_found} are neither a list nor names by their numbers")
         if (near / "classes.txt").is_file():
-            return (near / "classes.txt").read_text().splitlines()
+            text = (near / "classes.txt").read_text(encoding="utf-8-sig")
+            return [line.strip() for line in text.rstrip().splitlines()]
     log.warning("no class names (--names, data.yaml, classes.txt): kinds are named by their numbers")
     return []
 
@@ -268,8 +310,8 @@ def class_names(where: Path, names: str | None) -> list[str]:
 def ring(flat: Sequence[float], least: int = 3) -> Ring:
     """Corners (N, 2) from x, y, x, y, ..."""
     values = np.asarray(flat, dtype=np.float64)
-    if values.ndim != 1 or len(values) % 2 or len(values) < 2 * least or not np.isfinite(values).all():
-        raise LabelError(f"an outline needs {least} or more pairs of numbers")
+    if values.ndim != 1 or len(values) % 2 or len(values) < 2 * least or not (abs(values) < 1e9).all():
+        raise LabelError(f"an outline needs {least} or more pairs of finite numbers")
     return values.reshape(-1, 2)
 
 

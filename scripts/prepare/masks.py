@@ -16,7 +16,7 @@ import argparse
 import csv
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,9 +24,11 @@ import cv2
 import numpy as np
 from skimage.draw import polygon2mask
 
-from datasets.files import find_images
+from datasets.files import MASK_FOLDERS, NORMAL_NAMES, find_images, letters
 from datasets.images import read_image
-from scripts.prepare.labels import DAMAGED, LabelError, Labelled, Ring, Shape, read_labels, rle_bitmap
+from datasets.layouts import MASK_ENDING
+from scripts.prepare.labels import DAMAGED, LabelError, Labelled, Ring, Shape, read_labels, rle_bitmap, why
+from scripts.prepare.matching import match, output_names
 from scripts.text import csv_text
 from utils.cli import new_parser, print_result, run_command, user_path
 from utils.errors import DatasetError
@@ -35,6 +37,7 @@ from utils.files import write_atomically, write_text
 TABLE = "masks.csv"
 COLUMNS = ("image", "labels", "kind", "shapes", "pixels", "written", "skipped")
 SAFE = "-_.+ "  # beside letters and digits, in names that are written
+LONGEST = 200  # bytes of a folder's name; systems allow 255
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,8 +48,9 @@ def main(argv: Sequence[str]) -> None:
         raise DatasetError(f"no image below {args.images}")
     found = read_labels(args.labels, args.format, args.names, boxes=args.boxes)
     labels, unmatched = match(found, images, args.images.resolve())
+    check_labels(found, labels.values(), args)
     clear(args.output, overwrite=args.overwrite, inputs=[args.images, args.labels])
-    rows = [*unmatched]
+    rows = [row(one.name, one, skipped=reason) for one, reason in unmatched]
     names = output_names(images, args.images.resolve())
     for path in images:
         rows.append(convert(path, names[path], labels.get(path), args))
@@ -104,14 +108,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_labels(found: Sequence[Labelled], used: Iterable[Labelled], args: argparse.Namespace) -> None:
+    """Stop where labels are lost that make images count as good, or holes as defects.
+
+    Raises:
+        DatasetError: if no labelled image is there, or no shape has a label of --hole.
+    """
+    drawn = [one.name for one in found if one.shapes or one.problems]
+    if drawn and not any(one.shapes or one.problems for one in used):
+        labelled = f"{len(drawn)} labelled images, as {drawn[0][:100]!r}"
+        raise DatasetError(f"none of the {labelled}, is below {args.images}")
+    known = sorted({shape.label for one in found for shape in one.shapes})
+    if wrong := [label for label in args.hole if label not in known]:
+        raise DatasetError(
+            f"no shape has the label {wrong[0]!r} of --hole; there are {', '.join(known)[:200]}"
+        )
+
+
 # --- drawing ------------------------------------------------------------------------------------------------
 
 
 def draw(shapes: Iterable[Shape], width: int, height: int) -> np.ndarray:
-    """The union of shapes as a mask (H, W) of 0 and 255."""
+    """The union of shapes as a mask (H, W) of 0 and 255. Raises LabelError if one of them covers no pixel."""
     mask = np.zeros((height, width), np.uint8)
     for shape in shapes:
-        mask |= bitmap_of(shape, width, height)
+        part = bitmap_of(shape, width, height)
+        if not part.any():  # a part of the defects would count as normal
+            raise LabelError(f"a shape of '{shape.label}' covers no pixel")
+        mask |= part
     return mask
 
 
@@ -125,7 +149,7 @@ def bitmap_of(shape: Shape, width: int, height: int) -> np.ndarray:
         return 255 * rle_bitmap(counts, height, width)
     if shape.bitmap is not None:
         x, y = shape.offset
-        part = shape.bitmap[max(0, -y) : height - y, max(0, -x) : width - x]
+        part = shape.bitmap[max(0, -y) : max(0, height - y), max(0, -x) : max(0, width - x)]
         mask[max(0, y) : max(0, y) + part.shape[0], max(0, x) : max(0, x) + part.shape[1]] = 255 * part
         return mask
     factor = (width, height) if shape.relative else (1, 1)
@@ -168,54 +192,22 @@ def is_hole(i: int, rings: Sequence[Ring], filled: Sequence[np.ndarray], area: f
 # --- images and files ---------------------------------------------------------------------------------------
 
 
-def match(
-    labels: Iterable[Labelled], images: Sequence[Path], root: Path
-) -> tuple[dict[Path, Labelled], list[dict[str, object]]]:
-    """Each image's labels, those of several files united, and a row of the table for each that has no image.
-
-    A name is looked for as a path from the folder's root, from the label file's folder, then by its end: the
-    image whose path ends in it, with the suffix or (YOLO, labelme) without. Several such images are refused.
-    """
-    by_end: dict[str, list[Path]] = defaultdict(list)
-    for path in images:
-        parts = path.relative_to(root).parts
-        for n in range(1, len(parts) + 1):
-            end = "/".join(parts[-n:])
-            by_end[end].append(path)
-            by_end[end.removesuffix(path.suffix)].append(path)
-    known = set(images)
-    found: dict[Path, Labelled] = {}
-    rows: list[dict[str, object]] = []
-    for one in labels:
-        named = [p for p in one.name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
-        ends = ["/".join(named[i:]) for i in range(len(named))]
-        exact = [p for p in (root / one.name, one.source.parent / one.name) if p.resolve() in known]
-        hits = [exact[0].resolve()] if exact else next((by_end[e] for e in ends if e in by_end), [])
-        if len(hits) != 1:
-            reason = f"{len(hits)} images end in this name" if hits else "no such image below --images"
-            rows.append(row(one.name, one, skipped=reason))
-        elif hits[0] in found:
-            found[hits[0]].shapes += one.shapes
-            found[hits[0]].problems += one.problems
-        else:
-            found[hits[0]] = one
-    return found, rows
-
-
-def output_names(images: Sequence[Path], root: Path) -> dict[Path, str]:
-    """A name without suffix for each image: its own, or where several would share it its path with `_`."""
-    inside = {p: p.relative_to(root) for p in images}
-    stems = Counter(p.stem.casefold() for p in images)
-    joined = {p: "_".join(i.with_suffix("").parts) for p, i in inside.items()}
-    names = {p: p.stem if stems[p.stem.casefold()] == 1 else joined[p] for p in images}
-    again = Counter(name.casefold() for name in names.values())
-    return {p: n if again[n.casefold()] == 1 else f"{joined[p]}_{p.suffix[1:]}" for p, n in names.items()}
-
-
 def safe(name: str) -> str:
-    """A label as the name of a folder."""
+    """A label as the name of a folder that is a kind of defect."""
     text = "".join(c if c.isalnum() or c in SAFE else "_" for c in name).strip(" .")
-    return text or "defect"
+    text = re.sub("^__+", "_", text) or "defect"  # hidden otherwise
+    return f"{text}_defect" if letters(text) in MASK_FOLDERS or MASK_ENDING.search(text) else text
+
+
+def kind_of(shapes: Iterable[Shape]) -> str:
+    """The kind of defect of these shapes. Raises LabelError if a label names none, or for a long name."""
+    labels = sorted({safe(s.label) for s in shapes})
+    if good := [label for label in labels if letters(label) in NORMAL_NAMES]:
+        raise LabelError(f"the label '{good[0]}' names no defect")
+    kind = "+".join(labels)
+    if len(kind.encode()) > LONGEST:
+        raise LabelError(f"its labels make a name of {len(kind.encode())} bytes, above {LONGEST}")
+    return kind
 
 
 def convert(path: Path, name: str, labels: Labelled | None, args: argparse.Namespace) -> dict[str, object]:
@@ -224,6 +216,8 @@ def convert(path: Path, name: str, labels: Labelled | None, args: argparse.Names
     if labels is not None and labels.problems:  # a part of its defects would count as normal
         return row(shown, labels, skipped="; ".join(labels.problems[:3]))
     shapes = [s for s in labels.shapes if s.label not in args.hole] if labels else []
+    if labels is not None and labels.shapes and not shapes:
+        return row(shown, labels, skipped=f"it has holes ({', '.join(args.hole)}) alone")
     if not shapes:
         if args.good == "skip":
             return row(shown, labels, skipped="no defect is labelled (--good skip)")
@@ -239,16 +233,14 @@ def convert(path: Path, name: str, labels: Labelled | None, args: argparse.Names
         their_width, their_height = labels.size or (0, 0)
         reason = f"its labels are for {their_width}x{their_height}, it has {width}x{height}"
         return row(shown, labels, skipped=reason)
-    kind = "+".join(sorted({safe(s.label) for s in shapes}))
-    if kind.casefold() in ("good", "ok", "normal"):
-        return row(shown, labels, skipped=f"the label '{kind}' names no defect")
     holes = [s for s in labels.shapes if s.label in args.hole]
     try:
+        kind = kind_of(shapes)
         mask = draw(shapes, width, height) & ~draw(holes, width, height)
     except DAMAGED as error:
-        return row(shown, labels, skipped=str(error))
+        return row(shown, labels, skipped=why(error))
     if not mask.any():
-        return row(shown, labels, skipped="its shapes cover no pixel")
+        return row(shown, labels, skipped="its holes leave no pixel")
     target = f"test/{kind}/{name}{path.suffix}"
     encoded = cv2.imencode(".png", mask)[1].tobytes()
     write_atomically(args.output / f"ground_truth/{kind}/{name}_mask.png", lambda file: file.write(encoded))
@@ -301,7 +293,9 @@ def summary(rows: Sequence[dict[str, object]], output: Path) -> str:
     """How many images of each kind were written, and why others were not."""
     kinds = Counter(str(r["kind"]) for r in rows if r["written"])
     reasons = Counter(re.sub(r"^\w+ \d+: ", "", str(r["skipped"])) for r in rows if r["skipped"])
-    lines = [f"{number:6} {kind}" for kind, number in sorted(kinds.items())]
+    unlabelled = sum(r["kind"] == "good" and not r["labels"] for r in rows)
+    note = {"good": f", {unlabelled} of them in no label file"} if unlabelled else {}
+    lines = [f"{number:6} {kind}{note.get(kind, '')}" for kind, number in sorted(kinds.items())]
     lines += [f"{number:6} skipped: {reason}" for reason, number in reasons.most_common()]
     return "\n".join([*lines, f"{output / TABLE} has a line for each image"])
 
