@@ -166,7 +166,7 @@ def region_of(path: Path, saturation: Saturation) -> Region:
 
 def saturated(drawn: np.ndarray, threshold: float, share: bool) -> Region:
     """A region that is found at `threshold` pixels, or at that share of its own area, rounded down."""
-    area = np.count_nonzero(drawn)
+    area = int(np.count_nonzero(drawn))
     return Region(drawn, max(1, int(threshold * area)) if share else min(threshold, area))
 
 
