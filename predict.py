@@ -22,7 +22,7 @@ from evaluation.figures import overlay, write_map, write_png
 from evaluation.results import begin, claim, finish, names_of, write_scores
 from evaluation.scoring import Scores
 from model import load_detector
-from model.detector import Calibration
+from model.detector import Calibration, Detector
 from model.inference import Predicted
 from utils import cli
 from utils.config import Config
@@ -40,47 +40,50 @@ KINDS = {  # of --save: folder below --output, suffix
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.new_parser(__doc__.split("\n")[0])
-    parser.add_argument(
-        "images", type=cli.user_path, metavar="IMAGE_OR_FOLDER", help="folders are searched below, too"
-    )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
-    )
+    add_flags(parser, "IMAGE_OR_FOLDER", "folders are searched below, too")
+    cli.SKIP.add(parser, "skip-unreadable")
     parser.add_argument(
         "--output", type=cli.user_path, default=Path("predictions"), metavar="DIR", help="where results go"
     )
     cli.add_overwrite_flag(parser)
-    parser.add_argument(
-        "--false-alarm-rate",
-        type=float,
-        default=0.01,
-        metavar="R",
-        help="share of normal images that may be flagged",
-    )
     parser.add_argument(
         "--save",
         default="overlay",
         metavar="KINDS",
         help="overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none",
     )
-    cli.SKIP.add(parser, "skip-unreadable")
-    cli.add_device_flags(parser)
     return parser.parse_args(argv)
+
+
+def add_flags(parser: argparse.ArgumentParser, shown: str, text: str) -> None:
+    """What calibrate.py takes, too: images, a model for them, a rate."""
+    parser.add_argument("images", type=cli.user_path, metavar=shown, help=text)
+    text = "a run folder or a checkpoint file"
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help=text)
+    text = "share of normal images that may be flagged"
+    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="R", help=text)
+    cli.add_device_flags(parser)
+
+
+def detector_of(args: argparse.Namespace) -> Detector:
+    """The model that `add_flags` was given. Raises ConfigError for a wrong rate, or if it takes clips."""
+    if not 0 < args.false_alarm_rate < 1:
+        found = f"--false-alarm-rate is {args.false_alarm_rate}"
+        raise ConfigError(f"{found}; choose a value between 0 and 1")
+    detector = load_detector(
+        args.checkpoint, device=args.device, precision=args.precision, batch_size=args.eval_batch_size
+    )
+    if detector.config.data.frame_offset:
+        reads = "predict.py reads single images: train with data.frame_offset=0"
+        raise ConfigError(f"this model predicts a frame from an earlier one; {reads}")
+    return detector
 
 
 def main(argv: Sequence[str]) -> None:
     """Write scores.csv and the pictures of each image, and print the most anomalous ones."""
     args = parse_arguments(argv)
-    rate = args.false_alarm_rate
-    if not 0 < rate < 1:
-        raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
-    detector = load_detector(
-        args.checkpoint, device=args.device, precision=args.precision, batch_size=args.eval_batch_size
-    )
+    detector, rate = detector_of(args), args.false_alarm_rate
     config, calibration = detector.config, detector.calibration
-    if config.data.frame_offset:
-        reads = "predict.py reads single images: train with data.frame_offset=0"
-        raise ConfigError(f"this model predicts a frame from an earlier one; {reads}")
     kinds = [] if args.save == "none" else args.save.split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--save {args.save}: '{unknown[0]}' is none of {', '.join(KINDS)}, none")
@@ -92,11 +95,7 @@ def main(argv: Sequence[str]) -> None:
     samples, skipped = filter_unreadable(samples) if args.skip_unreadable else (samples, {})
     if not samples:
         raise DatasetError(f"none of the {len(skipped)} images at {args.images} can be read")
-    inside = [s.path.relative_to(root) for s in samples]
-    files = {}
-    for kind in kinds:
-        folder, suffix = KINDS[kind]
-        files[kind] = [args.output / folder / name for name in names_of(inside, suffix)]
+    files = files_of(kinds, [s.path.relative_to(root) for s in samples], args.output)
     data = image_set(config, detector.normalise, samples)
     begin(args.output, earlier)
     found = score_and_write(detector.predictions(data, quiet=args.quiet), data, files, calibration)
@@ -110,6 +109,12 @@ def main(argv: Sequence[str]) -> None:
     say_why = cli.log.info if decides else cli.log.warning
     say_why("%s", about_decisions(calibration, rate, finished=detector.state.finished))
     cli.log.info("written to %s", args.output)
+
+
+def files_of(kinds: Sequence[str], inside: Sequence[Path], output: Path) -> dict[str, list[Path]]:
+    """The files of each kind for images, given by their paths below the root."""
+    where = {kind: (output / KINDS[kind][0], names_of(inside, KINDS[kind][1])) for kind in kinds}
+    return {kind: [folder / name for name in names] for kind, (folder, names) in where.items()}
 
 
 def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:

@@ -18,6 +18,7 @@ from utils.yaml_io import CONFIGS, Tree, build, merge, read_yaml
 
 FORMAT = 2
 FILE, BEST = "last.pt", "best.pt"
+RECALIBRATED = "recalibrated.pt"  # calibrate.py's
 _log = logging.getLogger("uninet")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils import distributed
-from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint
+from utils.checkpoint import BEST, FILE, RECALIBRATED, Checkpoint, load_checkpoint
 from utils.config import Config
 from utils.device import choose_device, choose_precision
 from utils.errors import ConfigError, RunError
@@ -22,9 +22,9 @@ from utils.yaml_io import CONFIGS, Tree, read_yaml
 Results = dict[str, float | int | None]
 SHOWN = 4  # differences in a message
 RESULTS = "metrics.json"
-# what train.py, test.py and export.py write into a run folder
+# what train.py, test.py, export.py and calibrate.py write into a run folder
 WRITTEN = (
-    "config.yaml", "log.jsonl", FILE, BEST, RESULTS, "scores.csv", "skipped.csv", "report.html",
+    "config.yaml", "log.jsonl", FILE, BEST, RECALIBRATED, RESULTS, "scores.csv", "skipped.csv", "report.html",
     "heatmaps.png", "clips.png", "events.out.tfevents.*", "model.onnx*", "model.ts",
 )  # fmt: skip
 LOCK = ".lock"
