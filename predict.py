@@ -1,12 +1,15 @@
 """Score new images: an image or a folder -> scores.csv, heatmaps, maps, masks.
 
 python predict.py --checkpoint RUN IMAGE_OR_FOLDER
+python predict.py --checkpoint RUN --watch FOLDER
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +22,9 @@ from datasets.images import upright_size
 from datasets.loader import THREADS, ImageSet
 from datasets.samples import Sample, log_unused
 from evaluation.figures import overlay, write_map, write_png
-from evaluation.results import begin, claim, finish, names_of, write_scores
+from evaluation.results import SCORES, begin, claim, finish, names_of, write_scores
 from evaluation.scoring import Scores
+from evaluation.watch import Watch, watched
 from model import load_detector
 from model.detector import Calibration, Detector
 from model.inference import Predicted
@@ -52,6 +56,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="KINDS",
         help="overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none",
     )
+    text = "score what arrives in the folder, until stopped; the same command goes on with its scores.csv"
+    parser.add_argument("--watch", action="store_true", help=text)
     return parser.parse_args(argv)
 
 
@@ -89,6 +95,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--save {args.save}: '{unknown[0]}' is none of {', '.join(KINDS)}, none")
     if "mask" in kinds and calibration is None:
         raise ConfigError("--save mask needs a level: train with data.calibration_fraction above 0")
+    if args.watch:
+        watch(args, detector, kinds)
+        return
     root = (args.images if args.images.is_dir() else args.images.parent).resolve()
     samples = samples_at(root if args.images.is_dir() else root / args.images.name, args.output, config)
     earlier = claim(args.output, overwrite=args.overwrite, images=[s.path for s in samples])
@@ -109,6 +118,36 @@ def main(argv: Sequence[str]) -> None:
     say_why = cli.log.info if decides else cli.log.warning
     say_why("%s", about_decisions(calibration, rate, finished=detector.state.finished))
     cli.log.info("written to %s", args.output)
+
+
+def watch(args: argparse.Namespace, detector: Detector, kinds: Sequence[str]) -> None:
+    """Score what arrives in a folder until interrupted, each image once, over restarts, too."""
+    config, calibration, rate = detector.config, detector.calibration, args.false_alarm_rate
+    if calibration is None:
+        ways_out = "take calibrate.py's file, or train with data.calibration_fraction above 0"
+        raise ConfigError(f"--watch needs a model with p-values: {ways_out}")
+    if config.data.stack_frames:
+        raise ConfigError("--watch reads single images: train with data.stack_frames=0")
+    root, output = args.images.resolve(), args.output.resolve()
+    if not root.is_dir() or root == output:
+        raise DatasetError(f"--watch needs a folder of images that is not --output; found {args.images}")
+    model = hashlib.sha256(detector.path.read_bytes()).hexdigest()
+    about = {"images": str(root), "model": model, "precision": detector.precision, "false-alarm rate": rate}
+
+    def score(paths: list[Path]) -> np.ndarray:
+        data = image_set(config, detector.normalise, new_samples(paths, root, config))
+        inside = [path.relative_to(root) for path in paths]
+        # all keep their ending, in whatever chunk a second one of that name comes
+        files = files_of(kinds, [path.with_name(f"{path.name}.x") for path in inside], output)
+        return score_and_write(detector.predictions(data, quiet=True), data, files, calibration)
+
+    with watched(output, about, overwrite=args.overwrite):
+        log_unused(root, unused_files(root, find_images(root), apart=[output]))
+        say_why = cli.log.info if calibration.smallest_rate() <= rate else cli.log.warning
+        say_why("%s", about_decisions(calibration, rate, finished=True))
+        with suppress(KeyboardInterrupt):
+            Watch(root, output, calibration, rate, printable(config.data.category)).run(score)
+    cli.log.info("stopped; the same command goes on with %s", output / SCORES)
 
 
 def files_of(kinds: Sequence[str], inside: Sequence[Path], output: Path) -> dict[str, list[Path]]:

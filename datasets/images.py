@@ -41,10 +41,10 @@ T = TypeVar("T")
 
 
 class UnreadableImageError(DatasetError):
-    """A file that is not read; `reason` says why, the message also which and what to do."""
+    """A file that is not read; `reason` says why `path` is not, the message also what to do."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        self.reason = reason
+        self.path, self.reason = path, reason
         super().__init__(
             f"{printable(path)} is no readable image: {reason}; replace or remove it, "
             "or leave out all such files with --skip-unreadable"

@@ -26,9 +26,10 @@ from utils.yaml_io import Tree
 LONGEST_NAME = 255  # bytes, of most file systems
 SCORES = "scores.csv"
 UNFINISHED = "unfinished"  # this file is there while a call writes
+WATCH = "watch.json"  # of predict.py --watch: what its rows go with
 WRITTEN = (  # by test.py and predict.py, below --output
     SCORES, "skipped.csv", "metrics.json", "report.html", "heatmaps.png", "clips.png", "heatmaps", "maps",
-    "masks", "april-2025", UNFINISHED,
+    "masks", "april-2025", WATCH, UNFINISHED,
 )  # fmt: skip
 
 

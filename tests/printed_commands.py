@@ -170,6 +170,7 @@ class Runner:
         self.scratch = scratch
         demo = write_demo(scratch / "demo", size=64) / "flange"
         self.names = {"mypart": demo, "new_images": demo / "test", "checkpoints": scratch / "run"}
+        self.names["new_good_images"] = demo / "test/good"
         words = ["--config", "configs/folder.yaml", "--data-root", demo, "--model", "memory-bank"]
         processes.run("train.py", *words, *SMALL, "--output", scratch / "run")
         (last,) = (scratch / "run").rglob("last.pt")
@@ -182,7 +183,8 @@ class Runner:
         if program == "-m":
             program, *flags = flags
         needs_data = any(place in command.text for place in PLACES) and program != "test.py"
-        if needs_data or "--category" in flags or any(name in program for name in LONG):
+        endless = "--watch" in flags
+        if needs_data or endless or "--category" in flags or any(name in program for name in LONG):
             return "skipped"
         words = [self.named(word) for word in flags]
         if program == "train.py":
