@@ -24,10 +24,10 @@ from datasets.check import write_skipped
 from datasets.files import is_image, walk
 from datasets.images import UnreadableImageError
 from datasets.samples import UNKNOWN
-from evaluation.results import SCORES, WATCH, begin, claim, finish
+from evaluation.results import SCORES, WATCH, WRITTEN, begin, claim, finish
 from model.detector import Calibration
 from utils.errors import RunError
-from utils.files import printable, write_json, write_text
+from utils.files import PARTIAL, printable, write_json, write_text
 
 INTERVAL = 1.0  # seconds between two looks; a file that is the same at both is ready
 PAUSE = 10.0  # seconds after an error of the system
@@ -94,6 +94,9 @@ def watched(output: Path, about: Mapping[str, object], *, overwrite: bool) -> It
                 if earlier.get(key) != value:
                     other = printable(f"{output} is of a watch with {key} {earlier.get(key)}, not {value}")
                     raise RunError(f"{other}; choose another --output, or replace all of it with --overwrite")
+            places = [output.glob, *((output / name).rglob for name in WRITTEN)]
+            for left in [path for find in places for path in find(f".*{PARTIAL}")]:  # of a killed process
+                left.unlink()
             yield
     except Timeout as error:
         held = f"another process watches into {printable(output)}"

@@ -26,6 +26,7 @@ from model.detector import Calibration
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.errors import RunError
+from utils.files import PARTIAL
 
 
 def rows_of(folder):
@@ -387,6 +388,17 @@ class TestOutput:
         (tmp_path / "watch.json").unlink()
         (tmp_path / "scores.csv").write_text("of a single prediction")
         self.refused(tmp_path, self.ABOUT, "of an earlier call")
+
+    def test_what_a_killed_process_left_is_removed(self, tmp_path):
+        left = [tmp_path / f".scores.csv.x{PARTIAL}", tmp_path / f"heatmaps/a/.x.png.x{PARTIAL}"]
+        others = tmp_path / f"new/.of_another_program{PARTIAL}"
+        with watched(tmp_path, self.ABOUT, overwrite=False):
+            pass
+        for path in (*left, others):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("half")
+        with watched(tmp_path, self.ABOUT, overwrite=False):
+            assert others.exists() and not any(path.exists() for path in left)
 
 
 FAST = """
