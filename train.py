@@ -7,6 +7,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 import utils  # noqa: F401  # isort: skip  # before PyTorch
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.build import RunData, build_data, categories_of, data_identity, dataset_root
@@ -23,6 +24,7 @@ from datasets.check import write_skipped
 from datasets.demo import DEMO_CATEGORIES
 from datasets.loader import ImageSet, TrainingOrder, batches, count_steps, statistics_sample, training_batches
 from datasets.registry import SPECS
+from datasets.samples import ANOMALOUS
 from datasets.transforms import Normalise, augment_batch
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
@@ -40,16 +42,17 @@ from model import build_model, for_inference
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
 from model.inference import ScoringOptions, inputs_of, to_device
+from model.step import TrainingStep
 from model.time_budget import TimeBudget
 from utils import cli, distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
 from utils.config import Config
-from utils.device import autocast, choose_device, peak_memory_gb, reset_peak_memory, seed_everything
+from utils.device import choose_device, peak_memory_gb, reset_peak_memory, seed_everything
 from utils.files import write_text
 from utils.layers import config_file, load_config
 from utils.optim import make_optimizer
 from utils.runs import clear_run, earlier, git_sha, identity_of, locked, place_of
-from utils.tracking import NullTracker, Tracker, show_final, validation_curve
+from utils.tracking import LOG_EVERY, NullTracker, Tracker, show_final, validation_curve
 from utils.yaml_io import Tree
 
 CRITERIA = ("dsc", "frame_auroc_micro", "pro", "image_auroc")  # of --select best, as in the released code
@@ -202,7 +205,8 @@ def optimise(run: Run) -> float:
     run.data.train.fill_cache(quiet=run.quiet)
 
     # --- restore, or start ----------------------------------------------------------------------------------
-    optimizer, schedule = make_optimizer(model.parameter_groups(config.optim), config)
+    groups = model.parameter_groups(config.optim)
+    optimizer, schedule = make_optimizer(groups, config)
     start, seconds = 0, 0.0
     if run.state is None:
         model.fit_statistics(image_batches(run, statistics_sample(run.data.train), "feature statistics"))
@@ -229,27 +233,28 @@ def optimise(run: Run) -> float:
         Tracker(run.folder, start=start, stop=train.iterations, quiet=run.quiet) if main else NullTracker()
     )
     loss = distributed.wrap_ddp(model, model.loss)  # gradients of the whole batch in every process
+    training_step = TrainingStep(model, optimizer, config, loss=loss, start=start)
+    labelled = config.model.head == "label" or any(sample.label == ANOMALOUS for sample in samples)
+    unused = {"index"} if labelled else {"index", "label"}
+    indices: deque[Tensor] = deque(maxlen=LOG_EVERY)  # of the images of the last batches
 
     # --- the loop -------------------------------------------------------------------------------------------
     model.train()
     began = time.perf_counter()
     for step, host_batch in enumerate(loader, start=start):
-        # forward: the model in the run's precision, its losses in float32
         categories = [samples[i].category for i in host_batch["index"].tolist()]
         batch = augment_batch(to_device(host_batch, device), config, step, categories)
-        with autocast(device, train.precision):
-            parts = loss(batch, step / train.iterations)
-        stop_if_not_finite(run, parts, host_batch, step)  # a sync point
-        # backward, and the step
-        parts["total"].backward()
-        if config.optim.grad_clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # here, so that the next forward pass need not hold them
-        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        # forward, the losses, backward, the update: nothing in it waits for a GPU
+        parts = training_step({name: x for name, x in batch.items() if name not in unused})
+        indices.append(host_batch["index"])
+        done, mean_parts = step + 1, distributed.reduce_mean(parts)
+        # before anything is written, and at once where it is no sync point
+        stops = LOG_EVERY, config.run.save_every, config.eval.every or LOG_EVERY, train.iterations
+        if device.type == "cpu" or done == 1 or not all(done % stop for stop in stops):
+            stop_if_not_finite(run, training_step, indices, step)
+        rates = dict(zip((group["name"] for group in groups), schedule.get_last_lr(), strict=True))
         schedule.step()
         # log, evaluate, save
-        done, mean_parts = step + 1, distributed.reduce_mean(parts)
         tracker.step(done, mean_parts, lr=rates, images=train.batch_size, diagnose=model.diagnostics)
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
@@ -262,13 +267,13 @@ def optimise(run: Run) -> float:
     return seconds + time.perf_counter() - began
 
 
-def stop_if_not_finite(run: Run, parts: dict[str, Tensor], batch: dict[str, Tensor], step: int) -> None:
-    """Stop at once on a loss that is no number, naming its parts and the images (a sync point)."""
-    if torch.isfinite(parts["total"]):
+def stop_if_not_finite(run: Run, done: TrainingStep, indices: Sequence[Tensor], step: int) -> None:
+    """Stop on a loss that was no number, and say where; `indices` are of the images of steps up to `step`."""
+    if (bad := done.first_bad()) is None:
         return
-    values = ", ".join(f"{k} {v.item():.4g}" for k, v in parts.items())
-    names = ", ".join(run.data.train.samples[i].path.name for i in batch["index"].tolist())
-    found = f"the loss is not finite at step {step} ({values}; images {names})"
+    names = ", ".join(run.data.train.samples[i].path.name for i in indices[bad[0] - step - 1].tolist())
+    values = ", ".join(f"{name} {value:.4g}" for name, value in bad[1].items())
+    found = f"the loss is not finite at step {bad[0]} ({values}; images {names})"
     raise FloatingPointError(f"{found}; lower optim.lr or use --precision fp32")
 
 

@@ -149,11 +149,11 @@ CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
 
 def flip(batch: Batch, rng: np.random.Generator) -> Batch:
     """Mirror each image, and its mask, left to right and upside down, each with p = 0.5."""
-    flipped = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
+    flipped = {key: batch[key] for key in ("image", "mask") if key in batch}
     for axis in (-1, -2):
-        chosen = torch.from_numpy(_sample(rng.random, len(batch["image"])) < 0.5)
-        for values in flipped.values():
-            values[chosen] = values[chosen].flip(axis)
+        chosen = torch.from_numpy(_sample(rng.random, len(batch["image"])) < 0.5).view(-1, 1, 1, 1)
+        chosen = chosen.to(batch["image"].device, non_blocking=True)
+        flipped = {key: torch.where(chosen, values.flip(axis), values) for key, values in flipped.items()}
     return batch | flipped
 
 
@@ -171,7 +171,7 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
     matrix = torch.zeros(count, 2, 3, dtype=torch.float64)
     matrix[:, 0, 0], matrix[:, 0, 1] = flip_x * cos, -flip_x * sin * aspect
     matrix[:, 1, 0], matrix[:, 1, 1] = flip_y * sin / aspect, flip_y * cos
-    grid = F.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
+    grid = F.affine_grid(matrix.to(images, non_blocking=True), list(images.shape), align_corners=False)
     warp = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
     warped = batch | {"image": warp(images)}
     if "mask" in batch:

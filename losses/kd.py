@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,20 +22,19 @@ def cosine_distance(teacher: Tensor, student: Tensor, *, reading: str) -> Tensor
     return _distance(teacher.flatten(start), student.flatten(start)).mean()
 
 
-def hardest_distance(teacher: Tensor, student: Tensor, normal: Tensor, share: float) -> Tensor:
+def hardest_distance(teacher: Tensor, student: Tensor, normal: Tensor, share: float | Tensor) -> Tensor:
     """Cosine distance averaged over the hardest `share` of a batch's normal positions (ReMIND), a scalar.
 
-    teacher, student: (B, C, H, W). normal: (B, H W) bool. share: in (0, 1]; one position at least, zero if
-    none is normal. Of several processes each gives the part of its own images, times their number.
+    teacher, student: (B, C, H, W). normal: (B, H W) bool. share: in (0, 1], a scalar; one position at least,
+    zero if none is normal. Of several processes each gives the part of its own images, times their number.
+    How many positions count is known to the device alone, so all are sorted: no sync point.
     """
     distance = _distance(teacher.flatten(2), student.flatten(2)).flatten()
     everywhere = all_concat(distance.detach().masked_fill(~normal.flatten(), -math.inf))
-    count = math.ceil(share * int((everywhere != -math.inf).sum()))
-    if count == 0:
-        return distance.sum() * 0
-    index = everywhere.topk(count).indices - rank() * len(distance)
-    local = index[(index >= 0) & (index < len(distance))]
-    return distance[local].sum() * world_size() / count
+    count = (share * (everywhere != -math.inf).sum().double()).ceil()
+    place = everywhere.argsort(descending=True).argsort()[rank() * len(distance) :][: len(distance)]
+    total = torch.where(place < count, distance, 0).sum() * world_size()
+    return total / count.clamp(min=1).to(total)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from utils.distributed import global_count, world_size
+from utils.distributed import global_count
 
 EPS = 1e-8  # epsilon of Eqs. 9 and 10
 Diagonal = tuple[Tensor, Tensor | None]  # d of a pair and which positions are normal (None: all), (B, N)
@@ -177,7 +177,6 @@ def normal_positions(size: Sequence[int], *, label: Tensor | None, mask: Tensor 
     """
     if mask is not None:
         return unmasked_positions(size, mask)
-    # of several processes one may see an anomaly and another none: then both need masks
-    if label is not None and (world_size() > 1 or bool((label == 1).any())):
+    if label is not None:
         return (label != 1)[:, None].expand(-1, size[0] * size[1])
     return None

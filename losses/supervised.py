@@ -80,8 +80,26 @@ def supervised_loss(outputs: Sequence[Tensor], target: Tensor, name: str) -> Ten
     return torch.stack([LOSSES[name](x, target) for x in sized]).sum()
 
 
-def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Phi of Eq. 13: logits (B, C, h, w) at the mask's `size` (H, W)."""
-    if tuple(logits.shape[2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+def upsample(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """Phi of Eq. 13: (B, C, h, w) at `size` (H, W), bilinear."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    if x.requires_grad and x.device.type != "cpu":
+        return _upsample_by_products(x, size, align_corners=align_corners)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def _upsample_by_products(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """The same up to rounding. The gradient of torch's own sums in any order on a GPU, or where it must not,
+    waits for the device, so that no CUDA graph can hold it.
+    """
+    rows, columns = (
+        F.interpolate(
+            torch.eye(before, dtype=x.dtype, device=x.device)[None],
+            size=after,
+            mode="linear",
+            align_corners=align_corners,
+        )[0]
+        for before, after in zip(x.shape[2:], size, strict=True)
+    )
+    return rows.T @ (x @ columns)

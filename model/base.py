@@ -35,8 +35,11 @@ class AnomalyModel(nn.Module):
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,); each result depends on its image alone."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Loss terms of a batch, scalars; `total` has the gradient. `progress`: share of training done."""
+    def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
+        """Loss terms of a batch, scalars; `total` has the gradient. `progress`: share of training done.
+
+        A sync point in it would keep the whole step from being replayed as a CUDA graph (`model.step`).
+        """
         raise NotImplementedError(f"{type(self).__name__} learns by fit(), without a loss")
 
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.supervised import upsample
 from model.layers import conv_bn
 
 
@@ -52,7 +53,8 @@ class FrameHead(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C, h, w) to (B, 3, stride h, stride w), in the normalisation of the input."""
         for step in self.steps:
-            feature = F.interpolate(F.relu(step(feature)), scale_factor=2.0, mode="bilinear")
+            feature = F.relu(step(feature))
+            feature = upsample(feature, [2 * side for side in feature.shape[2:]])
         return self.to_rgb(feature)
 
 
@@ -81,5 +83,5 @@ class DiscriminationHead(nn.Module):
             for mix, teacher, student in zip(self.mix, teachers, students, strict=True):
                 t, s = F.normalize(teacher.float(), dim=1), F.normalize(student.float(), dim=1)
                 mixed = mix(t * s * teacher.shape[1])
-                levels.append(F.interpolate(mixed, size=size, mode="bilinear", align_corners=False))
+                levels.append(upsample(mixed, size))
             return self.out(self.body(self.norm(reduce(torch.add, levels))))

@@ -1,11 +1,8 @@
 """The one loop by which images are scored, and models made ready for it: deployed, on a GPU as CUDA graphs.
 
-A graph is one launch in place of hundreds, for which a GPU would wait at batch 1.
-
 Legend: B images, H x W their working size (data.image_size).
 """
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +17,7 @@ from model.base import AnomalyModel, Batch
 from model.decision import Prediction
 from utils.device import autocast
 from utils.files import printable
-
-log = logging.getLogger("uninet")
-WARM_UP = 3  # calls before a capture, so that libraries have chosen their kernels and made their workspaces
+from utils.graphs import Replayed, Tensors
 
 
 def for_inference(model: AnomalyModel) -> AnomalyModel:
@@ -40,49 +35,25 @@ def replayed(model: AnomalyModel) -> AnomalyModel:
 
 
 class GraphedPredictor(AnomalyModel):
-    """A model whose `predict` is captured once for each kind of input (shape, type, autocast), then replayed.
+    """A model whose `predict` is replayed as CUDA graphs, each kind of input from its second occurrence on.
 
-    A new kind of input runs eagerly first, as the last batch of a folder is seen once only; from its second
-    occurrence on it is captured and replayed. The model's weights must stay where they are.
+    The last batch of a folder is seen once only.
     """
 
     def __init__(self, model: AnomalyModel) -> None:
         super().__init__()
         self.model = model
-        self._seen: set[tuple] = set()
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Prediction] | None] = {}
+        self._predict = Replayed(self._tensors, "the prediction", eager=1)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """As the model's `predict`."""
-        cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        kind = (tuple(images.shape), images.dtype, *cast)
-        if kind in self._seen and kind not in self._graphs:
-            try:
-                self._graphs[kind] = self._capture(images)
-            except RuntimeError as error:
-                log.warning("predictions are not captured as a CUDA graph, which would be faster: %s", error)
-                self._graphs[kind] = None
-        self._seen.add(kind)
-        captured = self._graphs.get(kind)
-        if captured is None:
-            return self.model.predict(images)
-        graph, static_input, output = captured
-        static_input.copy_(images)
-        graph.replay()
-        return Prediction(output.anomaly_map.clone(), output.score.clone())  # the next replay overwrites them
+        found = self._predict({"images": images})
+        return Prediction(found["map"].clone(), found["score"].clone())  # the next replay overwrites them
 
-    def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Prediction]:
-        static_input, side = images.clone(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self.model.predict(static_input)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.model.predict(static_input)
-        return graph, static_input, output
+    def _tensors(self, inputs: Tensors) -> Tensors:
+        found = self.model.predict(inputs["images"])
+        return {"map": found.anomaly_map, "score": found.score}
 
 
 @dataclass(frozen=True)

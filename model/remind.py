@@ -52,14 +52,15 @@ class ReMIND(AnomalyModel):
             teacher = self.scale(self.teacher(images))
         return teacher, self.student(self.bottleneck(teacher), teacher)
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
         """L_KD of the hardest normal positions, summed over levels, and the head's focal and Dice loss.
 
         batch: image (B, 3, H, W) and mask (B, 1, H, W) of its defects. The share of positions that counts
         falls in a line from 1 to `hard_ratio`.
         """
         (teacher, student), mask = self.features(batch["image"]), batch["mask"]
-        share = 1 - (1 - self.loss_config.hard_ratio) * min(1.0, progress / MINED_FROM)
+        mined = torch.as_tensor(progress / MINED_FROM, dtype=torch.float64).clamp(max=1)
+        share = 1 - (1 - self.loss_config.hard_ratio) * mined
         with torch.autocast(batch["image"].device.type, enabled=False):
             distances = [
                 hardest_distance(t.float(), s.float(), unmasked_positions(t.shape[2:], mask), share)

@@ -24,9 +24,10 @@ from datasets.transforms import Normalise, augment_batch
 from model.backbone import input_normalisation
 from model.build import build_model
 from model.inference import inputs_of, to_device
+from model.step import EAGER, TrainingStep
 from utils import distributed
 from utils.config import Config
-from utils.device import autocast, choose_device, choose_precision, seed_everything
+from utils.device import choose_device, choose_precision, seed_everything
 from utils.errors import ConfigError
 from utils.optim import make_optimizer
 from utils.runs import run_folder
@@ -34,7 +35,7 @@ from utils.yaml_io import Tree, read_yaml
 
 SIDES = (256, 192, 128)  # of a square of the image's area; the largest at which WANTED steps fit
 WANTED, FEWEST, MOST = 400, 20, 2000  # steps; more than MOST brought nothing where it was tried
-PROBE = 5  # steps that are timed
+PROBE = EAGER + 3  # steps of which the last three are timed
 WRITING = 5.0  # seconds for metrics, report and pictures
 _log = logging.getLogger("uninet")
 
@@ -140,6 +141,7 @@ def measure(config: Config, device: torch.device) -> tuple[float, float]:
     seed_everything(train.seed)
     model = build_model(config, pretrained=False).to(device).to(memory_format=torch.channels_last)
     optimizer, _ = make_optimizer(model.parameter_groups(config.optim), config)
+    training_step = TrainingStep(model.train(), optimizer, config, start=train.iterations)
     order = TrainingOrder(len(data.train), train.batch_size, seed=train.seed, start=0, stop=PROBE)
     start = time.perf_counter()
     first = list(training_batches(data.train, order, workers=0, pin=False))
@@ -150,16 +152,11 @@ def measure(config: Config, device: torch.device) -> tuple[float, float]:
     for batch in training_batches(data.train, order, workers=0, pin=False):
         categories = [data.train.samples[i].category for i in batch["index"].tolist()]
         batch = augment_batch(to_device(batch, device), config, 0, categories)
-        with autocast(device, train.precision):
-            total = model.train().loss(batch, 1.0)["total"]
-        total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        total.item()  # waits for a GPU
+        training_step(batch)["total"].item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
     with torch.inference_mode():
         model.eval().predict(inputs_of(to_device(first[0], device))).score.sum().item()
     score = (time.perf_counter() - start) / train.batch_size
     later = len(data.calibration) + len(data.test)
-    return float(np.median(seconds[1:])), decode * (data.train.cached + later) + score * later + WRITING
+    return float(np.median(seconds[EAGER:])), decode * (data.train.cached + later) + score * later + WRITING

@@ -63,7 +63,7 @@ class UniNet(AnomalyModel):
         pairs = [(i, t, s) for i, (t, (s, _)) in enumerate(zip(source, restored, strict=True))]
         return pairs + [(i, t, s) for i, (t, (_, s)) in enumerate(zip(target, restored, strict=True))]
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
         """L_U (Eq. 12) of a batch, plus L_S with a head (Eq. 13).
 
         batch: image (B, 3, H, W), or frames (B, F, 3, H, W) with a frame head; where known label (B,) and

@@ -5,6 +5,7 @@ import torch
 
 from model import build_model
 from model.inference import GraphedPredictor, replayed
+from utils.graphs import Replayed
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -23,11 +24,11 @@ def test_recorded_the_second_time(monkeypatch, make_config):
         def replay(self):
             recorded[-1][1] += 1
 
-    def record(self, images):
-        recorded.append([tuple(images.shape), 0])
-        return Graph(), images.clone(), model.predict(images)
+    def record(self, inputs):
+        recorded.append([tuple(inputs["images"].shape), 0])
+        return Graph(), {"images": inputs["images"].clone()}, self.function(inputs)
 
-    monkeypatch.setattr(GraphedPredictor, "_capture", record)
+    monkeypatch.setattr(Replayed, "_capture", record)
     predictor = GraphedPredictor(model)
     for size, batch in ((64, 2), (64, 2), (64, 1), (64, 2), (96, 2)):
         images = torch.randn(batch, 3, size, size)
@@ -38,10 +39,10 @@ def test_recorded_the_second_time(monkeypatch, make_config):
 def test_what_cannot_be_recorded_is_computed_as_it_is(monkeypatch, make_config, caplog):
     model = build_model(make_config(model__width=0.5)).deploy()
 
-    def refuse(self, images):
+    def refuse(self, inputs):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(GraphedPredictor, "_capture", refuse)
+    monkeypatch.setattr(Replayed, "_capture", refuse)
     predictor, images = GraphedPredictor(model), torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         expected = model.predict(images)

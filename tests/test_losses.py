@@ -209,7 +209,8 @@ class TestContrastiveAndMargin:
         assert normal[0].all() and normal[1].logical_not().nonzero().flatten().tolist() == [5]
 
     def test_positions_from_labels(self):
-        assert normal_positions((2, 3), label=torch.tensor([0, -1]), mask=None) is None
+        assert normal_positions((2, 3), label=None, mask=None) is None
+        assert normal_positions((2, 3), label=torch.tensor([0, -1]), mask=None).all()
         normal = normal_positions((2, 3), label=torch.tensor([0, 1]), mask=None)
         assert normal.shape == (2, 6) and normal[0].all() and not normal[1].any()
 

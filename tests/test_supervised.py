@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from datasets.transforms import flip, flip_rotate, rescale
-from losses.supervised import bce_loss, dice_loss, structure_loss, supervised_loss
+from losses.supervised import (
+    _upsample_by_products,
+    bce_loss,
+    dice_loss,
+    structure_loss,
+    supervised_loss,
+    upsample,
+)
 from model import build_model
 from model.heads import FrameHead, LabelHead, MaskHead
 from model.student import Student
@@ -65,6 +72,28 @@ class TestLosses:
         mask = torch.zeros(1, 1, 8, 8)
         outputs = [torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)]
         assert supervised_loss(outputs, mask, "bce").item() == pytest.approx(3 * math.log(2), abs=1e-6)
+
+
+class TestUpsampling:
+    @pytest.mark.parametrize("align_corners", [False, True])
+    @pytest.mark.parametrize("size", [(16, 12), (9, 31), (5, 4)])
+    def test_by_products_is_that_of_torch(self, size, align_corners):
+        """Values and gradients; a GPU takes it where features learn."""
+        found = []
+        for function in (upsample, _upsample_by_products):
+            x = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            x.requires_grad_()
+            y = function(x, size, align_corners=align_corners)
+            y.square().sum().backward()
+            found.append((y.detach(), x.grad))
+        assert found[0][0].shape == (2, 3, *size)
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+    def test_the_same_size_is_left_as_it_is(self):
+        x = torch.randn(1, 2, 4, 5)
+        assert upsample(x, (4, 5)) is x
+        torch.testing.assert_close(_upsample_by_products(x, (4, 5), align_corners=False), x)
 
 
 class TestHeads:

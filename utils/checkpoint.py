@@ -48,9 +48,14 @@ class Checkpoint:
         return self.optimizer is None and self.value is None
 
     def resume(self, optimizer: Optimizer, schedule: LRScheduler) -> None:
-        """Go on from what `training_state` gave; the model is restored by `restore_model`."""
+        """Go on from what `training_state` gave, on any device; the model is restored by `restore_model`."""
         assert self.optimizer is not None and self.schedule is not None and self.rng is not None
-        optimizer.load_state_dict(self.optimizer)
+        groups = []
+        for saved, now in zip(self.optimizer["param_groups"], optimizer.param_groups, strict=True):
+            lr = now["lr"]  # a tensor on a GPU
+            lr = torch.full_like(lr, saved["lr"]) if isinstance(lr, Tensor) else saved["lr"]
+            groups.append({**saved, "lr": lr, "fused": now["fused"], "capturable": now["capturable"]})
+        optimizer.load_state_dict(self.optimizer | {"param_groups": groups})
         schedule.load_state_dict(self.schedule)
         torch.set_rng_state(self.rng["cpu"])
         for i in range(torch.cuda.device_count()):
@@ -157,7 +162,12 @@ def restore_model(model: nn.Module, state: dict[str, Tensor], *, source: Path) -
 
 
 def training_state(optimizer: Optimizer, schedule: LRScheduler) -> Tree:
-    """Fields of a `Checkpoint` to go on from; the data order is a function of seed and iteration."""
+    """Fields of a `Checkpoint` to go on from; the data order is a function of seed and iteration.
+
+    Rates are numbers, as a GPU's are tensors.
+    """
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     rng = {"cpu": torch.get_rng_state(), **{f"cuda{i}": state for i, state in enumerate(gpus)}}
-    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "rng": rng}
+    state, rates = optimizer.state_dict(), {"_last_lr": [float(rate) for rate in schedule.get_last_lr()]}
+    state["param_groups"] = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
+    return {"optimizer": state, "schedule": schedule.state_dict() | rates, "rng": rng}

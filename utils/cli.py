@@ -79,6 +79,7 @@ HOW = {
     "eval-batch-size": Flag("run.eval_batch_size", "images scored at once; changes no result", "N", int),
     "workers": Flag("run.workers", "loader processes (default: up to 4 for a GPU, else 0)", "N", int),
     "cache-gb": Flag("run.cache_gb", "decoded images kept in memory, at most", "GB", float),
+    "graph": Flag("run.graph", "auto: a GPU replays the training step as a graph", choices=("auto", "off")),
     "save-every": Flag("run.save_every", "steps between checkpoints", "N", int),
     "select": Flag("eval.select", "best looks at the test set, and says so", choices=("last", "best")),
     "eval": Flag("eval.split", "what to evaluate on", choices=("test", "validation", "none")),

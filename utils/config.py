@@ -155,6 +155,7 @@ class RunOptions:
     save_every: int = field(default=500, metadata=_number(1, 10**8))
     eval_batch_size: int = field(default=16, metadata=_number(1, 65536))
     eval_precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    graph: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from utils.config import TrainConfig
 from utils.errors import ConfigError
 
 T = TypeVar("T")
-Loss = Callable[[dict[str, Tensor], float], dict[str, Tensor]]
+Loss = Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]
 
 
 @contextmanager
@@ -123,7 +123,7 @@ class _LossModule(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Tensor], progress: Tensor) -> dict[str, Tensor]:
         return self.loss(batch, progress)
 
 
@@ -139,14 +139,14 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        assert self.num_batches_tracked is not None
         count = x.numel() // x.shape[1] * world_size()
         values = x.float()
         mean = all_reduce(values.sum((0, 2, 3))) / count  # its gradients are summed over processes, too
         centred = values - mean.view(1, -1, 1, 1)
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()

@@ -3,17 +3,30 @@
 import math
 from typing import Any
 
+import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from utils.config import Config
 
 
-def make_optimizer(groups: list[dict], config: Config) -> tuple[AdamW, LambdaLR]:
-    """AdamW over a model's parameter groups, and the schedule, stepped once an iteration."""
+def make_optimizer(
+    groups: list[dict], config: Config, *, fused: bool | None = None
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW over a model's parameter groups, and the schedule, stepped once an iteration.
+
+    fused: one operation for all weights, which leaves them alone where `found_inf` says so; rates and counts
+    of steps are tensors on the device, as a CUDA graph needs it (None: on a GPU).
+    """
     extra: dict[str, Any] = {"eps": 1e-10, "amsgrad": True} if config.optim.preset == "multi-class" else {}
+    device = groups[0]["params"][0].device
+    fused = device.type != "cpu" if fused is None else fused
+    extra |= {"fused": True, "capturable": True} if fused else {}
     optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=config.optim.weight_decay, **extra)
-    return optimizer, LambdaLR(optimizer, lambda step: rate_at(step, config))
+    schedule = LambdaLR(optimizer, lambda step: rate_at(step, config))
+    for group in optimizer.param_groups if fused else []:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+    return optimizer, schedule
 
 
 def rate_at(step: int, config: Config) -> float:

@@ -85,7 +85,7 @@ class Tracker:
         iteration: int,
         parts: dict[str, Tensor],
         *,
-        lr: dict[str, float],
+        lr: dict[str, float | Tensor],
         images: int,
         diagnose: Callable[[], dict[str, float]] = dict,
     ) -> None:
@@ -98,7 +98,7 @@ class Tracker:
         self.count, self.images = self.count + 1, self.images + images
         self.bar.update()
         if iteration == 1 or iteration % LOG_EVERY == 0:
-            self._write(iteration, lr, diagnose())
+            self._write(iteration, {name: float(rate) for name, rate in lr.items()}, diagnose())
 
     def _write(self, iteration: int, lr: dict[str, float], diagnostics: dict[str, float]) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}  # the one sync

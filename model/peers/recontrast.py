@@ -24,7 +24,7 @@ class ReContrast(UniNet):
 
     student_outputs = 2
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
         """Half the sum over levels for each teacher, both added; image (B, 3, H, W), progress in [0, 1]."""
         pairs, alpha = self.features(batch["image"]), mining_alpha(progress)
         with torch.autocast(batch["image"].device.type, enabled=False):
@@ -37,24 +37,25 @@ class ReContrast(UniNet):
         return {"source": source, "target": target, "total": source + target}
 
 
-def mining_alpha(progress: float, *, warm: float = 0.1) -> float:
+def mining_alpha(progress: float | Tensor, *, warm: float = 0.1) -> Tensor:
     """Where the threshold of hard positions lies, by the share of training that is done.
 
     It rises from -3 (nearly all positions count) to 1 standard deviation above the mean over the first
     `warm`.
     """
-    return min(ALPHA_START + (ALPHA_END - ALPHA_START) * progress / warm, ALPHA_END)
+    alpha = ALPHA_START + (ALPHA_END - ALPHA_START) * progress / warm
+    return torch.as_tensor(alpha, dtype=torch.float64).clamp(max=ALPHA_END)
 
 
 @torch.no_grad()
-def easy_positions(teacher: Tensor, student: Tensor, alpha: float) -> Tensor:
+def easy_positions(teacher: Tensor, student: Tensor, alpha: float | Tensor) -> Tensor:
     """Where the cosine distance is below mean + alpha x deviation over batch and positions, (B, 1, H, W)."""
     distance = 1 - F.cosine_similarity(teacher, student, dim=1)
     mean, deviation = global_moments(distance)
-    return (distance < mean + alpha * deviation)[:, None]
+    return (distance < mean + torch.as_tensor(alpha).to(deviation) * deviation)[:, None]
 
 
-def mined_distance(teacher: Tensor, student: Tensor, alpha: float) -> Tensor:
+def mined_distance(teacher: Tensor, student: Tensor, alpha: float | Tensor) -> Tensor:
     """Mean distance of flattened features (B, C, H, W); easy positions of the student get no gradient.
 
     The value is that of `cosine_distance` with reading "global". The teacher gets no gradient at all.

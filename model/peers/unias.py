@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.supervised import upsample
 from model.backbone import BackboneInfo
 from model.base import AnomalyModel, Batch
 from model.decision import Prediction, distance_map
@@ -139,8 +140,7 @@ class PixelDecoder(nn.Module):
             tokens = layer(tokens, self.position)
         maps = [F.relu(self.leave(_grid(tokens)))]
         for x, lateral, output in zip(reversed(inputs[:-1]), self.laterals, self.outputs, strict=True):
-            coarser = F.interpolate(maps[-1], size=x.shape[2:], mode="bilinear", align_corners=False)
-            maps.append(output(lateral(x) + coarser))
+            maps.append(output(lateral(x) + upsample(maps[-1], x.shape[2:])))
         return maps
 
 
@@ -217,15 +217,17 @@ class UniAS(AnomalyModel):
         for i, level_map in enumerate(maps):
             level = _tokens(self.to_grid[i](level_map)) + self.level_embedding[i]
             x = self.levels[i](x, level, self.position, self.query_position, self.forbidden)
-            grid, scale = _grid(self.norm(x)), float(1 << i)
-            grid = F.interpolate(grid, scale_factor=scale, mode="bilinear", align_corners=True)
+            grid = upsample(_grid(self.norm(x)), [G << i, G << i], align_corners=True)
             restored.append(self.heads[i](grid))
         return restored[::-1]
 
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
         """`reconstruction_loss` of the four stages of image (B, 3, H, W), noise on some of the inputs."""
         targets, inputs = self.targets(batch["image"])
-        restored = self.restore([_with_noise(x) if torch.rand(()) < NOISE_CHANCE else x for x in inputs])
+        # drawn on the device, which alone knows the outcome; so the noise is made in any case
+        chosen = [torch.rand((), device=x.device) < NOISE_CHANCE for x in inputs]
+        noisy = [torch.where(c, _with_noise(x), x) for c, x in zip(chosen, inputs, strict=True)]
+        restored = self.restore(noisy)
         with torch.autocast(batch["image"].device.type, enabled=False):
             return reconstruction_loss(targets, restored)
 
