@@ -2,7 +2,7 @@
 
 python export.py --checkpoint RUN
 
-Legend: B images, H x W the model's size (data.image_size).
+Legend: B images, H x W their size, h x w the model's (data.image_size).
 """
 
 import argparse
@@ -12,33 +12,38 @@ import sys
 import timeit
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import utils  # noqa: F401  # isort: skip  # before PyTorch
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from datasets.build import DEMO_ROOT, build_test, images_below
 from datasets.demo import write_demo
-from datasets.loader import evenly_spread
-from datasets.transforms import Normalise
+from datasets.images import read_image
+from datasets.loader import ImageSet, evenly_spread
+from datasets.transforms import Decode, Normalise, grey_tensor
+from datasets.video import FrameSet
 from model import Detector, load_detector
 from model.base import AnomalyModel
-from model.inference import inputs_of
-from utils.checkpoint import Checkpoint
+from model.detector import Calibration
+from predict import about_decisions
 from utils.cli import log, new_parser, print_result, run_command, user_path
-from utils.errors import DatasetError, ExportError
+from utils.errors import ConfigError, DatasetError, ExportError
 from utils.files import write_atomically
 from utils.runs import git_sha
 
+FORMAT = "1"  # of inputs, outputs and metadata
 OUTPUTS = ("score", "anomaly_map")
-BATCH_SIZES = (1, 3)  # that the outputs are compared at
-IMAGES = 6  # that they are compared on, spread over the set
+DECISION = ("p_value", "is_anomalous")  # outputs, too, of a run that held normal images out
+IMAGES = 6  # that the outputs are compared on, spread over the set
+SIZES = ((0.6, 0.6), (0.2, 0.3))  # and three of them at these shares of width and height
 TOLERANCE = 1e-3  # of the range of PyTorch's outputs
 REPEATS = 5  # of the timing after the first call; the fastest counts
-LARGEST_BATCH = 4096  # the exporter wants a bound
+LARGEST_BATCH, SMALLEST_SIDE, LARGEST_SIDE = 4096, 8, 2**24  # the exporter wants bounds
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights: an ONNX file is at most 2 GiB, the graph included
 
 
@@ -57,24 +62,47 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="images to compare the outputs on (default: the run's test images, else the demo's)",
     )
+    rate = "share of normal images that may be flagged, where the file's user gives none"
+    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="R", help=rate)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     """Export, compare with PyTorch on real images, and only then write the file."""
     args = parse_arguments(argv)
+    rate = args.false_alarm_rate
+    if not 0 < rate < 1:
+        raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
     detector = load_detector(args.checkpoint, device="cpu", precision="fp32")
     check_size(detector.model)
-    images, raw = comparison_images(args.images, detector)
-    deployed = Deployed(detector.model.deploy(), detector.normalise)
+    data = comparison_images(args.images, detector)
+    batches = comparison_batches(data)
     log.info("exporting (seconds to some minutes) ...")
     with torch.no_grad():
-        exported = to_onnx(deployed, torch.cat([raw, raw])[:3], describe(detector.state))
-        print_result(compare(exported, detector.model, images, raw))
-        print_result(timing(exported, deployed, raw))
+        deployed = Deployed(
+            detector.model.deploy(),
+            data.decode,
+            data.normalise,
+            stacked=detector.config.data.stack_frames > 0,
+            calibration=detector.calibration,
+        )
+        exported = to_onnx(deployed, batches[-1][0], describe(detector, rate), rate)
+        print_result(compare(exported, detector, batches, rate))
+        print_result(timing(exported, deployed, batches[0][0]))
+    say_what_is_decided(detector, rate)
     output = args.output or detector.path.parent / "model.onnx"
     write_atomically(output, lambda file: file.write(exported.content))
     print_result(f"{output} ({len(exported.content) / 2**20:.1f} MB)")
+
+
+def say_what_is_decided(detector: Detector, rate: float) -> None:
+    """Log what a flag means, or that there is none."""
+    calibration = detector.calibration
+    if calibration is None:
+        log.info("no held-out scores (data.calibration_fraction): the file gives a score and a map alone")
+        return
+    say = log.info if calibration.smallest_rate() <= rate else log.warning
+    say("%s", about_decisions(calibration, rate, finished=detector.state.finished))
 
 
 def check_size(model: AnomalyModel) -> None:
@@ -85,139 +113,226 @@ def check_size(model: AnomalyModel) -> None:
         raise ExportError(f"{sizes}; lower model.bank_fraction or model.width, or take another --backbone")
 
 
-def comparison_images(where: Path | None, detector: Detector) -> tuple[Tensor, Tensor]:
-    """Some real images, spread over a set: as `predict` takes them, and as uint8 RGB, channels last.
-
-    Those below `where`, or else of the run's test set, or else the demo's.
-    """
+def comparison_images(where: Path | None, detector: Detector) -> ImageSet:
+    """The images below `where`, or else the run's test set, or else the demo's."""
     config, normalise = detector.config, detector.normalise
     if where is not None:
-        data = images_below(where, config, normalise)
-    else:
-        try:
-            data, *_ = build_test(config, config, normalise)
-        except DatasetError as error:
-            log.info("comparing on demo images, as the run's own are not there: %s", error)
-            data = images_below(write_demo(DEMO_ROOT), config, normalise)
-    images = inputs_of(data.__getitems__(evenly_spread(range(len(data)), IMAGES)))
-    scale, offset = (torch.from_numpy(factor) for factor in normalise.factors())
-    return images, ((images.movedim(-3, -1) - offset) / scale).round().to(torch.uint8)
+        return images_below(where, config, normalise)
+    try:
+        return build_test(config, config, normalise)[0]
+    except DatasetError as error:
+        log.info("comparing on demo images, as the run's own are not there: %s", error)
+        return images_below(write_demo(DEMO_ROOT), config, normalise)
+
+
+def comparison_batches(data: ImageSet) -> list[tuple[np.ndarray, Tensor]]:
+    """Some images, spread over the set: each alone at its own size, and three at once at each of SIZES.
+
+    Each batch as the file takes it, (B, H, W, 3) or (B, F, H, W, 3) uint8, and as `predict` does.
+    """
+    chosen = evenly_spread(range(len(data)), IMAGES)
+    images = [[read_image(path) for path in frames_of(data, i)] for i in chosen]
+    width, height = images[0][-1].size
+    batches = [[as_inputs(data, frames, frames[-1].size)] for frames in images]
+    for a, b in SIZES:
+        size = max(round(a * width), SMALLEST_SIDE), max(round(b * height), SMALLEST_SIDE)
+        batches.append([as_inputs(data, frames, size) for frames in (3 * images)[:3]])
+    return [(np.stack([raw for raw, _ in batch]), torch.cat([x for _, x in batch])) for batch in batches]
+
+
+def frames_of(data: ImageSet, index: int) -> list[Path]:
+    """The files that one input of the model is made of, the judged one last."""
+    sample = data.samples[index]
+    earlier = (data.samples[data.earlier[index]].path,) if isinstance(data, FrameSet) else sample.earlier
+    return [*earlier, sample.path]
+
+
+def as_inputs(
+    data: ImageSet, frames: Sequence[Image.Image], size: tuple[int, int]
+) -> tuple[np.ndarray, Tensor]:
+    """Frames at a size (width, height) as the file takes them, (H, W, 3) or (F, H, W, 3) uint8, and as
+    `predict` does: (1, 3, h, w) or (1, F, 3, h, w), decoded as the set does it.
+    """
+    frames = [frame if frame.size == size else frame.resize(size) for frame in frames]
+    raw = np.stack([np.asarray(frame) for frame in frames])
+    if data.samples[0].earlier:
+        return raw, data.normalise(data.decode.stacked(frames)[None])
+    images = data.normalise(np.stack([np.asarray(data.decode.fit(frame)) for frame in frames]))
+    return (raw, images[None]) if isinstance(data, FrameSet) else (raw[0], images)
 
 
 class Deployed(nn.Module):
-    """A deployed model behind the normalisation of its backbone; what is exported."""
+    """A deployed model from raw images of any size to a decision; what is exported."""
 
     scale: Tensor
     offset: Tensor
+    held_out: Tensor | None
 
-    def __init__(self, model: AnomalyModel, normalise: Normalise) -> None:
+    def __init__(
+        self,
+        model: AnomalyModel,
+        decode: Decode,
+        normalise: Normalise,
+        *,
+        stacked: bool = False,
+        calibration: Calibration | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        scale, offset = normalise.factors()
-        self.register_buffer("scale", torch.from_numpy(scale))
-        self.register_buffer("offset", torch.from_numpy(offset))
+        self.model, self.decode, self.stacked = model.eval().requires_grad_(False), decode, stacked
+        scale, offset = (torch.from_numpy(factor)[:, None, None] for factor in normalise.factors())
+        held_out = torch.tensor(calibration.scores, dtype=torch.float64) if calibration else None
+        for name, values in (("scale", scale), ("offset", offset), ("held_out", held_out)):
+            self.register_buffer(name, values)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB (B, H, W, 3) uint8, or frames (B, F, H, W, 3), to score (B,) and anomaly_map (B, H, W)."""
-        prediction = self.model.predict((image.float() * self.scale + self.offset).movedim(-1, -3))
-        return prediction.score, prediction.anomaly_map
+    def forward(self, image: Tensor, rate: Tensor | None = None) -> tuple[Tensor, ...]:
+        """RGB (B, H, W, 3) uint8, or frames (B, F, H, W, 3), to score (B,) and anomaly_map (B, h, w).
+
+        Of a run that held normal images out also p_value (B,), and is_anomalous (B,): p_value <= rate.
+        """
+        values = self.decode.fit_tensor(image)
+        values = grey_tensor(values) if self.stacked else values
+        found = self.model.predict(values.float() * self.scale + self.offset)
+        if self.held_out is None or rate is None:
+            return found.score, found.anomaly_map
+        above = (self.held_out >= found.score.double()[:, None]).sum(dim=1)
+        p_value = (1 + above) / (1 + len(self.held_out))  # as Calibration.p_values
+        return found.score, found.anomaly_map, p_value, p_value <= rate
 
 
 @dataclass
 class Exported:
-    """The bytes of the file, and what it computes: uint8 images to score (B,) and anomaly_map (B, H, W)."""
+    """The bytes of the file, and what it computes: uint8 images and other inputs to all outputs."""
 
     content: bytes
-    run: Callable[[np.ndarray], Sequence[np.ndarray]]
+    run: Callable[..., Sequence[np.ndarray]]
 
 
-def to_onnx(model: Deployed, image: Tensor, about: dict[str, str]) -> Exported:
+def to_onnx(model: Deployed, images: np.ndarray, about: dict[str, str], rate: float) -> Exported:
     """Export by torch.export, and open the result in onnxruntime on the CPU.
 
-    image: a sample input of at least two images. `about` becomes the file's metadata_props.
+    images: a sample input of at least two images. `about` becomes the file's metadata_props, `rate` the
+    default of the input `rate`.
     """
     try:
-        import onnx  # noqa: F401 (what torch needs)
+        import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401 (what torch needs)
     except ImportError as error:
         raise ExportError(f"{error.name} is not installed: pip install -r requirements-export.txt") from error
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    sides = {
+        axis: torch.export.Dim(name, min=SMALLEST_SIDE, max=LARGEST_SIDE)
+        for axis, name in ((images.ndim - 3, "height"), (images.ndim - 2, "width"))
+    }
+    shapes = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)} | sides
+    decides = model.held_out is not None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of every size that it takes as fixed, which the images' sizes are
+        warnings.simplefilter("ignore")  # of every size that it takes as fixed, which the model's sizes are
         program = torch.onnx.export(
             model,
-            (image,),
+            (torch.from_numpy(images), torch.tensor(rate))[: 1 + decides],
             dynamo=True,
-            input_names=["image"],
-            output_names=OUTPUTS,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)},),
+            input_names=("image", "rate")[: 1 + decides],
+            output_names=OUTPUTS + DECISION * decides,
+            dynamic_shapes=(shapes, None)[: 1 + decides],
             verbose=False,
         )
     assert program is not None
     proto = program.model_proto
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=value)
+    if decides:  # an input that has an initializer may be left out
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(rate, np.float32), "rate"))
     content = proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as PyTorch, for the timing
+    options.log_severity_level = 3  # else it warns that `rate` is an input
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return Exported(content, lambda images: session.run(OUTPUTS, {"image": images}))
+    return Exported(content, lambda images, **inputs: session.run(None, {"image": images} | inputs))
 
 
-def describe(state: Checkpoint) -> dict[str, str]:
+def describe(detector: Detector, rate: float) -> dict[str, str]:
     """What a user of the file must know: how to make the input, what comes out, where it is from."""
-    data, frames = state.config.data, state.config.model.head == "frame"
-    height, width = data.image_size
-    shape = f"(B, 2, {height}, {width}, 3): an earlier frame, and the one that is judged"
+    config, state, known = detector.config, detector.state, detector.calibration
+    data, (height, width) = config.data, config.data.image_size
+    frames = 3 if data.stack_frames else 2 if config.model.head == "frame" else 1
+    shape = f"(B, {frames}, H, W, 3): earlier frames, and the judged one last"
     about = {
-        "input": f"image: uint8 RGB {shape if frames else f'(B, {height}, {width}, 3)'}; any B",
+        "format_version": FORMAT,
+        "input": f"image: uint8 RGB {shape if frames > 1 else '(B, H, W, 3)'}; any size, upright",
+        "output": f"score: float32 (B,); anomaly_map: float32 (B, {height}, {width}); high is anomalous",
         "image_size": json.dumps(data.image_size),
         "center_crop": json.dumps(data.center_crop),
-        "resize": f"{data.resize}, antialiased (Pillow), after the centre crop, which is a side in pixels, "
-        "or up to 1 a share of each side",
-        "normalisation": "inside the graph",
-        "output": f"score: float32 (B,); anomaly_map: float32 (B, {height}, {width}); high is anomalous",
-        "config": json.dumps(state.config.to_dict()),
-        "training": f"{state.iteration} of {state.config.train.iterations} steps",
-        "code": git_sha(),
+        "resize": f"{data.resize}, antialiased as Pillow's; after the centre crop; both are in the graph",
+        "model": config.model.name,
+        "backbone": config.model.backbone,
+        "score": json.dumps(asdict(config.score)),
+        "dataset": data.name,
+        "category": data.category,
+        "config": json.dumps(config.to_dict()),
+        "training": f"{state.iteration} of {config.train.iterations} steps",
+        "commit": git_sha(),
     }
     if step := data.stack_frames:
-        about["stacked_frames"] = f"grey: the pictures {2 * step} and {step} before, and the one judged"
-    if state.calibration:
-        about["calibration"] = json.dumps(state.calibration)
-        about["p_value"] = "(1 + number of calibration.scores >= score) / (1 + number of calibration.scores)"
+        about["stacked_frames"] = f"the frames {2 * step} and {step} before the judged one, as RGB, and it"
+    if known:
+        about["held_out_scores"] = json.dumps(sorted(known.scores))
+        about["held_out_precision"] = state.config.run.eval_precision
+        about["colour_scale"] = json.dumps([known.low, known.high])
+        about["false_alarm_rate"] = repr(rate)
+        about["decision"] = (
+            "p_value: float32 (B,), (1 + number of held_out_scores >= score) / (1 + number of them); "
+            "is_anomalous: bool (B,), p_value <= rate, an input (float32, no axis) that may be left out"
+        )
     return about
 
 
-def compare(exported: Exported, model: AnomalyModel, images: Tensor, raw: Tensor) -> str:
-    """The largest differences of both outputs, in shares of the range of PyTorch's, in words. Raises
-    ExportError if one is larger than TOLERANCE, or the shapes differ.
+def compare(
+    exported: Exported, detector: Detector, batches: Sequence[tuple[np.ndarray, Tensor]], rate: float
+) -> str:
+    """The largest differences of score and map, in shares of the range of PyTorch's, in words. Raises
+    ExportError if one is larger than TOLERANCE, shapes differ, or a decision is not that of the score.
     """
+    found = [exported.run(raw) for raw, _ in batches]
+    predicted = [detector.model.predict(images) for _, images in batches]
     texts = []
-    for size in BATCH_SIZES:
-        parts = [model.predict(part) for part in images.split(size)]
-        expected = [torch.cat([getattr(p, name) for p in parts]).numpy() for name in OUTPUTS]
-        found = zip(*(exported.run(part.numpy()) for part in raw.split(size)), strict=True)
-        for name, ours, theirs in zip(OUTPUTS, expected, map(np.concatenate, found), strict=True):
-            # scores of few images may lie close together: a hundredth of their size counts as a range
-            spread = max(float(np.ptp(ours)), float(np.abs(ours).max()) / 100)
-            off = np.abs(ours - theirs).max() / spread if ours.shape == theirs.shape else np.inf
-            if not off <= TOLERANCE:
-                problem = f"the exported model's {name} differs from PyTorch's by {off:.2g} of the range"
-                raise ExportError(f"{problem} (batch {size}, allowed: {TOLERANCE:g}); nothing was written")
-            texts.append(f"{name} {off:.1e} (batch {size})")
-    return f"largest difference on {len(raw)} images, of the range: {', '.join(texts)}"
+    for i, name in enumerate(OUTPUTS):
+        ours = np.concatenate([getattr(p, name).numpy() for p in predicted])
+        theirs = np.concatenate([outputs[i] for outputs in found])
+        # scores of few images may lie close together: a hundredth of their size counts as a range
+        spread = max(float(np.ptp(ours)), float(np.abs(ours).max()) / 100)
+        off = np.abs(ours - theirs).max() / spread if ours.shape == theirs.shape else np.inf
+        if not off <= TOLERANCE:
+            problem = f"the exported model's {name} differs from PyTorch's by {off:.2g} of the range"
+            raise ExportError(f"{problem} (allowed: {TOLERANCE:g}); nothing was written")
+        texts.append(f"{name} {off:.1e}")
+    if detector.calibration:
+        other = exported.run(batches[-1][0], rate=np.array(0.5, np.float32))
+        check_decisions(found, detector.calibration, rate)
+        check_decisions([other], detector.calibration, 0.5)
+    sizes = len({raw.shape[-3:] for raw, _ in batches})
+    images = sum(len(raw) for raw, _ in batches)
+    return f"largest difference on {images} images of {sizes} sizes, of the range: {', '.join(texts)}"
 
 
-def timing(exported: Exported, model: nn.Module, raw: Tensor) -> str:
-    """Milliseconds per image, one at a time, on the CPU: the exported model beside PyTorch."""
-    calls = (lambda: exported.run(raw[:1].numpy())), (lambda: model(raw[:1]))
+def check_decisions(found: Sequence[Sequence[np.ndarray]], calibration: Calibration, rate: float) -> None:
+    """Raise ExportError unless p-values are those of the file's own scores, and flags those of p-values."""
+    for score, _, p_value, flag in found:
+        right = np.allclose(p_value, calibration.p_values(score.astype(np.float64)), rtol=1e-6)
+        if not (right and np.array_equal(flag, p_value <= np.float32(rate))):
+            raise ExportError("the exported model does not decide as predict.py does; nothing was written")
+
+
+def timing(exported: Exported, model: nn.Module, raw: np.ndarray) -> str:
+    """Milliseconds for the one image `raw` on the CPU: the exported model beside PyTorch."""
+    image = torch.from_numpy(raw)
+    calls = (lambda: exported.run(raw)), (lambda: model(image))
     theirs, ours = (1000 * min(timeit.repeat(call, number=1, repeat=1 + REPEATS)[1:]) for call in calls)
+    height, width = raw.shape[-3:-1]
     return (
-        f"ms per image (batch 1, CPU, {torch.get_num_threads()} threads, fastest of {REPEATS}): "
-        f"ONNX Runtime {theirs:.1f}, PyTorch {ours:.1f}"
+        f"ms for one image of {width} x {height} (CPU, {torch.get_num_threads()} threads, fastest of "
+        f"{REPEATS}): ONNX Runtime {theirs:.1f}, PyTorch {ours:.1f}"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from datasets.images import read_image
 from datasets.samples import NORMAL, Sample
 from datasets.transforms import Decode, Normalise
 from utils.config import TrainConfig
@@ -69,7 +70,7 @@ class ImageSet(Dataset):
     def _decoded(self, index: int) -> np.ndarray:
         sample = self.samples[index]
         if sample.earlier:
-            return self.decode.stacked([*sample.earlier, sample.path])
+            return self.decode.stacked([read_image(path) for path in (*sample.earlier, sample.path)])
         return self.decode.image(sample.path)
 
     def mask(self, index: int) -> np.ndarray:

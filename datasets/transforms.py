@@ -23,6 +23,9 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}  # of these filters, in pixels on each side
+UNIT = 2.0**22  # of their weights in Pillow
+GREY = (9798, 19235, 3735)  # OpenCV's shares of red, green and blue, in units of 2^-15
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,51 @@ class Decode:
         return np.asarray(self.fit(read_image(path)))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """An image of any size, cropped and resized."""
-        image, size = self._crop(image), self.size[::-1]
-        return image if image.size == size else image.resize(size, FILTERS[self.resize])
+        """An image of any size, cropped and resized, to the same bytes with each version of Pillow.
+
+        One call for both sides begins with the rows, but in Pillow 13 with the columns where the height
+        shrinks more than twice as much as the width. Many values then differ by 1.
+        """
+        image, (height, width) = self._crop(image), self.size
+        for size in ((width, image.height), (width, height)):
+            image = image if image.size == size else image.resize(size, FILTERS[self.resize])
+        return image
+
+    def fit_tensor(self, images: Tensor) -> Tensor:
+        """As `fit`, to the bit: uint8 (..., H, W, 3) of any size to whole numbers (..., 3, height, width) in
+        float64, by operations that a graph can be exported of.
+
+        Pillow rounds to 8 bits after the rows, and after the columns. Its weights are whole multiples of
+        1 / UNIT, which float64 sums without rounding, so two matrix products do the same.
+        """
+        values = images.movedim(-1, -3).double()
+        columns, rows = (self._weights(values.shape[axis], axis) for axis in (-1, -2))
+        return _to_bytes(rows @ _to_bytes(values @ columns.T))
+
+    def _weights(self, length: int, axis: int) -> Tensor:
+        """(height or width, length) float64: the share of each pixel of a side in each new one, times UNIT.
+
+        axis: -1 for rows, whose length is the width; -2 for columns. Operations are in Pillow's order.
+        """
+        count, crop = self.size[axis], self.center_crop
+        padding = 0 if crop is None or crop <= 1 else int(crop)  # such a crop may exceed the image
+        places = torch.arange(length + 2 * padding).double() - padding
+        whole = places[-1] + 1 - padding  # the length as a tensor, with which a graph can calculate
+        side = whole
+        if crop is not None:
+            side = (_exact(crop) * whole).round() if crop <= 1 else torch.full_like(whole, int(crop))
+        places = places - ((whole - side) / 2).floor()
+        scale = side / count
+        stretch = scale.clamp(min=1)  # more pixels count where an image shrinks: no aliasing
+        support = SUPPORT[self.resize] * stretch
+        centre = (torch.arange(count).double()[:, None] + 0.5) * scale
+        first = (centre - support + 0.5).clamp(min=0).floor()
+        last = torch.minimum((centre + support + 0.5).floor(), side)
+        inside = (places >= first) & (places < last)
+        shares = _kernel((places - centre + 0.5) * (1 / stretch), self.resize) * inside
+        shares = shares / shares.sum(dim=1, keepdim=True)
+        weights = shares.sign() * (shares.abs() * UNIT + 0.5).floor()
+        return weights[:, padding : padding + length]
 
     def to_image(self, anomaly_map: np.ndarray, width: int, height: int) -> np.ndarray:
         """A map (H, W) float32 of the working size to (height, width), its image's own: `fit` backwards.
@@ -59,9 +104,10 @@ class Decode:
         whole.paste(part, (left, top))
         return np.array(whole)
 
-    def stacked(self, paths: Sequence[Path]) -> np.ndarray:
-        """Three files to (H, W, 3) uint8, the grey values of each file as one channel."""
-        return np.stack([cv2.cvtColor(self.image(path), cv2.COLOR_RGB2GRAY) for path in paths], axis=2)
+    def stacked(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Three images to (H, W, 3) uint8, the grey values of each image as one channel."""
+        fitted = [np.asarray(self.fit(image)) for image in images]
+        return np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in fitted], axis=2)
 
     def mask(self, *paths: Path, of: Path | None = None) -> np.ndarray:
         """File, or files of which each pixel counts, to (H, W) uint8 in {0, 1}; a DatasetError if a mask lies
@@ -88,6 +134,36 @@ class Decode:
         wide, high = (round(crop * side) if crop <= 1 else int(crop) for side in (width, height))
         left, top = (width - wide) // 2, (height - high) // 2
         return left, top, left + wide, top + high
+
+
+def _kernel(x: Tensor, name: str) -> Tensor:
+    size = x.abs()
+    if name == "bilinear":
+        return (1 - size).clamp(min=0)
+    if name == "bicubic":
+        near = (1.5 * size - 2.5) * size * size + 1
+        far = (((size - 5) * size + 8) * size - 4) * -0.5
+        return near * (size < 1) + far * ((size >= 1) & (size < 2))
+    return _sinc(x) * _sinc(x / 3) * ((x >= -3) & (x < 3))
+
+
+def _sinc(x: Tensor) -> Tensor:
+    angle, zero = x * _exact(math.pi), (x == 0).double()
+    return (angle.sin() + zero) / (angle + zero)
+
+
+def _exact(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)  # the exporter would round a plain number to float32
+
+
+def _to_bytes(sums: Tensor) -> Tensor:
+    return (sums / UNIT + 0.5).floor().clamp(0, 255)
+
+
+def grey_tensor(images: Tensor) -> Tensor:
+    """As OpenCV's COLOR_RGB2GRAY, to the bit: whole numbers (..., 3, H, W) to (..., H, W)."""
+    shares = torch.tensor(GREY, dtype=images.dtype)[:, None, None]
+    return ((images * shares).sum(dim=-3) / 2**15 + 0.5).floor()
 
 
 def united(paths: Sequence[Path], masks: Sequence[np.ndarray]) -> np.ndarray:

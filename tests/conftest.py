@@ -62,7 +62,7 @@ def _seeded():
     torch.set_num_threads(1)  # a test may have set more
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config():
     """A configuration of a tiny backbone with random weights; keyword `set` holds dotted overrides."""
 

@@ -175,6 +175,7 @@ class Runner:
         processes.run("train.py", *words, *SMALL, "--output", scratch / "run")
         (last,) = (scratch / "run").rglob("last.pt")
         # the demo has fewer than 50 defects to move to the training set
+        self.names |= {"RUN/model.onnx": last.with_name("model.onnx")}
         self.names |= {"RUN": last.parent, "$s": "0", "S": "std", "G": "0.2", "50": "4"}
 
     def run(self, command: Printed) -> str:
@@ -193,6 +194,8 @@ class Runner:
                 words[words.index("--minutes") + 1] = "0.01"
                 at = words.index("--iterations")
                 del words[at : at + 2]
+        if program.startswith("examples/"):
+            words += ["--output", str(self.scratch / "scores.csv")]
         if program in ("predict.py", "test.py"):
             words += ["--overwrite", "--output", str(self.scratch / program[:-3])]
         if "--tile" in flags:

@@ -1,21 +1,42 @@
-"""export.py: the file does what PyTorch does, at any batch size, and says what a user of it must know."""
+"""export.py: the file does what PyTorch does with images of any size, decides, and says what it is."""
 
 import builtins
+import csv
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import ROOT, write_mvtec_like
+from PIL import Image
 
 import export as export_command
+import predict as predict_command
 from datasets.build import build_test
-from datasets.transforms import Normalise
+from datasets.images import read_image
+from datasets.transforms import Decode
 from export import Exported
-from model import build_model, layers
-from model.backbone import input_normalisation
-from utils.checkpoint import Checkpoint, load_checkpoint, restore_model
+from model import build_model, layers, load_detector
+from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
+
+EXAMPLE = ROOT / "examples/onnx_predict.py"
+
+
+def write_checkpoint(make_config, file, root, calibration=None, **settings):
+    """A model that is not trained."""
+    settings = {"run__data_root": str(root), "data__category": "part", "model__width": 0.25} | settings
+    config = make_config(model__backbone="resnet18", **settings)  # few layers: exporting takes a while
+    model = build_model(config)
+    if config.model.name == "memory-bank":
+        model.fit([torch.randn(4, 3, 64, 64)], seed=0)
+    Checkpoint(config, model.state_dict(), 1, calibration=calibration).save(file)
+    return file
 
 
 @pytest.fixture
@@ -23,14 +44,7 @@ def checkpoint(make_config, mvtec_like, tmp_path):
     """Writes a checkpoint of a model that is not trained, and gives its path."""
 
     def write(root=mvtec_like, calibration=None, **settings):
-        settings = {"run__data_root": str(root), "data__category": "part", "model__width": 0.25} | settings
-        config = make_config(model__backbone="resnet18", **settings)  # few layers: exporting takes a while
-        model = build_model(config)
-        if config.model.name == "memory-bank":
-            model.fit([torch.randn(4, 3, 64, 64)], seed=0)
-        path = tmp_path / "run" / "last.pt"
-        Checkpoint(config, model.state_dict(), 1, calibration=calibration).save(path)
-        return path
+        return write_checkpoint(make_config, tmp_path / "run/last.pt", root, calibration, **settings)
 
     return write
 
@@ -39,69 +53,219 @@ def export(path, *flags):
     return run_command(export_command.main, ["--checkpoint", str(path), "--quiet", *flags])
 
 
-def predictions(path):
-    """Raw uint8 images of the run's test set, and what PyTorch makes of them."""
-    state = load_checkpoint(path)
-    normalise = Normalise(*input_normalisation(state.config.model.backbone))
-    data, *_ = build_test(state.config, state.config, normalise)
-    model = build_model(state.config, pretrained=False)
-    restore_model(model, state.model, source=path)
-    raw = np.stack([data.pixels(i) for i in range(5)])
+def pictures(path):
+    """Test images of the run, all of one size."""
+    config = load_checkpoint(path).config
+    data, *_ = build_test(config, config, load_detector(path, device="cpu").normalise)
+    return [read_image(sample.path) for sample in data.samples[:5]]
+
+
+def arrays(images, size=None):
+    return np.stack([np.asarray(image.resize(size) if size else image) for image in images])
+
+
+def by_training(path, raw):
+    """What PyTorch says of raw images that are decoded as in training."""
+    detector = load_detector(path, device="cpu", precision="fp32")
+    data, *_ = build_test(detector.config, detector.config, detector.normalise)
+    fitted = np.stack([np.asarray(data.decode.fit(Image.fromarray(image))) for image in raw])
     with torch.no_grad():
-        return raw, model.eval().predict(data.__getitems__(list(range(5)))["image"])
+        return detector.model.predict(data.normalise(fitted))
 
 
 RELEASED = {"model__flavor": "released", "model__mem_reparam": "parallel", "model__mem_kernels": [3, 5]}
 BANK = {"model__name": "memory-bank"}
+HALF = np.array(0.5, np.float32)
 
 
-@pytest.mark.parametrize(("resize", "settings"), [
-    pytest.param("lanczos", RELEASED, id="uninet", marks=pytest.mark.slow),
-    pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast", marks=pytest.mark.slow),
-    pytest.param("bilinear", BANK, id="memory-bank"),
-    pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_onnx(checkpoint, resize, settings, capfd):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    scores = {"scores": [1.0, 2.0], "low": 0.0, "high": 1.0}
-    path = checkpoint(calibration=scores, **settings)
-    assert export(path) == 0
-    out = capfd.readouterr().out
-    assert "largest difference on 6 images" in out and "ms per image" in out
-    session = onnxruntime.InferenceSession(path.parent / "model.onnx")
-    raw, expected = predictions(path)
+@pytest.fixture(scope="module")
+def bank(make_config, tmp_path_factory):
+    """The checkpoint of an exported memory bank; held-out scores lie between those of its test images."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("bank")
+    root = write_mvtec_like(folder / "data")
+    path = write_checkpoint(make_config, folder / "run/last.pt", root, data__center_crop=0.9, **BANK)
+    scores = np.sort(by_training(path, arrays(pictures(path))).score.numpy().astype(float))
+    calibration = {"scores": ((scores[1:] + scores[:-1]) / 2).tolist(), "low": 0.0, "high": 1.0}
+    replace(load_checkpoint(path), calibration=calibration).save(path)
+    assert export(path, "--false-alarm-rate", "0.3") == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def session(bank):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(bank.with_name("model.onnx"))
+
+
+def check_as_trained(session, path, raw):
+    expected = by_training(path, raw)
     score, anomaly_map = session.run(["score", "anomaly_map"], {"image": raw})
     np.testing.assert_allclose(score, expected.score.numpy(), rtol=1e-5)
     np.testing.assert_allclose(anomaly_map, expected.anomaly_map.numpy(), rtol=1e-4, atol=1e-5)
-    alone = session.run(["anomaly_map"], {"image": raw[:1]})[0]
-    np.testing.assert_allclose(alone, anomaly_map[:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [None, (30, 21), (64, 64), (203, 150)])
+def test_images_of_any_size_in_any_number(bank, session, size):
+    images = pictures(bank)
+    for count in (1, 5):
+        check_as_trained(session, bank, arrays(images[:count], size))
+
+
+def test_the_file_decides(bank, session):
+    raw = arrays(pictures(bank))
+    scores = np.array(load_checkpoint(bank).calibration["scores"])
+    score, p_value, flag = session.run(["score", "p_value", "is_anomalous"], {"image": raw})
+    expected = (1 + (scores >= score[:, None]).sum(1)) / (1 + len(scores))
+    assert len(set(expected)) == 5
+    np.testing.assert_allclose(p_value, expected, rtol=1e-6)
+    assert flag.tolist() == (expected <= 0.3).tolist() and flag.sum() == 1
+    (flag,) = session.run(["is_anomalous"], {"image": raw, "rate": HALF})
+    assert flag.tolist() == (expected <= 0.5).tolist() and flag.sum() == 2
+
+
+def test_metadata(bank, session):
     about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["image_size"]) == [64, 64] and about["resize"].startswith(resize)
-    assert json.loads(about["calibration"]) == scores
+    known = load_checkpoint(bank)
+    assert about["format_version"] == "1" and about["backbone"] == "resnet18"
+    assert json.loads(about["image_size"]) == [64, 64] and about["resize"].startswith("bilinear")
+    assert json.loads(about["center_crop"]) == 0.9 and about["category"] == "part"
+    assert json.loads(about["held_out_scores"]) == known.calibration["scores"]
+    assert json.loads(about["colour_scale"]) == [0.0, 1.0] and about["false_alarm_rate"] == "0.3"
+    assert json.loads(about["score"])["decision"] == known.config.score.decision
+    assert json.loads(about["config"])["model"]["name"] == about["model"] == "memory-bank"
+    assert set(about) >= {"input", "output", "decision", "training", "commit", "dataset"}
+    assert [x.name for x in session.get_overridable_initializers()] == ["rate"]
+
+
+BLOCKED = """
+import runpy, sys
+for name in ("torch", "torchvision", "timm", "cv2", "scipy", "sklearn", "skimage", "onnx"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_example(folder, *words):
+    """The example in a Python that finds neither PyTorch nor the repository."""
+    words = [sys.executable, "-I", "-c", BLOCKED, EXAMPLE, *words]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True)
+
+
+def new_images(folder):
+    """Images of several sizes and kinds, and a file that is left alone."""
+    rng = np.random.default_rng(0)
+    (folder / "below").mkdir(parents=True)
+
+    def noise(*shape, high=255):
+        return rng.integers(0, high, shape, dtype=np.uint8 if high < 256 else np.uint16)
+
+    Image.fromarray(noise(50, 70, 3)).save(folder / "b.png")
+    Image.fromarray(noise(64, 64)).save(folder / "below/grey.bmp")
+    Image.fromarray(noise(40, 40, high=65535)).save(folder / "deep.png")
+    Image.fromarray(noise(30, 33, 4)).save(folder / "alpha.png")
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(noise(90, 60, 3)).save(folder / "turned.JPG", exif=turned)
+    Image.fromarray(noise(9, 9, 3)).save(folder / ".hidden.png")
+    (folder / "note.txt").write_text("no image")
+    return folder
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("rate", [None, "0.5"])
+def test_the_example_writes_what_predict_does(bank, tmp_path, rate):
+    images, flags = new_images(tmp_path / "new"), ["--false-alarm-rate", rate or "0.3"]
+    done = run_example(tmp_path, bank.with_name("model.onnx"), images, *flags * bool(rate))
+    assert done.returncode == 0 and done.stderr == ""
+    flags += ["--device", "cpu", "--quiet", "--save", "none", "--output", str(tmp_path / "out")]
+    assert run_command(predict_command.main, ["--checkpoint", str(bank), str(images), *flags]) == 0
+    found, expected = table(tmp_path / "scores.csv"), table(tmp_path / "out/scores.csv")
+    assert len(expected) == 6 and found[0] == expected[0]
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert ours[:4] + ours[5:] == theirs[:4] + theirs[5:]
+        assert float(ours[4]) == pytest.approx(float(theirs[4]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "content", "said"), [
+    ("1.5", None, "--false-alarm-rate is between 0 and 1"), ("0.5", b"no image", "new.png: cannot identify"),
+    ("0.5", b"\x89PNG\r\n\x1a\n damaged", "new.png: "), ("0.5", None, "new.png"),
+])  # fmt: skip
+def test_the_example_refuses_in_one_line(bank, tmp_path, rate, content, said):
+    if content:
+        (tmp_path / "new.png").write_bytes(content)
+    done = run_example(tmp_path, bank.with_name("model.onnx"), "new.png", "--false-alarm-rate", rate)
+    assert done.returncode == 1 and not (tmp_path / "scores.csv").exists()
+    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_example_is_short_and_needs_three_packages():
+    lines = EXAMPLE.read_text().splitlines()
+    modules = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
+    assert len(lines) <= 60 and modules - set(sys.stdlib_module_names) == {"numpy", "PIL", "onnxruntime"}
 
 
 @pytest.mark.slow
-def test_onnx_of_frames(checkpoint, mvtec_like):
+@pytest.mark.parametrize(("resize", "settings"), [
+    pytest.param("bilinear", {}, id="paper"),
+    pytest.param("lanczos", RELEASED, id="released"),
+    pytest.param("bilinear", {"model__name": "remind"}, id="remind"),
+    pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast"),
+    pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles"),
+])  # fmt: skip
+def test_onnx(checkpoint, resize, settings, tmp_path, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = checkpoint(**settings)
+    assert export(path) == 0
+    out = capfd.readouterr().out
+    assert "largest difference on 12 images of 3 sizes" in out and "ms for one image of 40 x 48" in out
+    session = onnxruntime.InferenceSession(path.parent / "model.onnx")
+    for size in (None, (131, 90)):
+        check_as_trained(session, path, arrays(pictures(path), size))
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["resize"].startswith(resize) and "held_out_scores" not in about
+    assert [x.name for x in session.get_outputs()] == ["score", "anomaly_map"]
+    images = new_images(tmp_path / "new")
+    done = run_example(tmp_path, path.with_name("model.onnx"), images, "--false-alarm-rate", "0.5")
+    assert done.returncode == 1 and "with held-out scores" in done.stderr.splitlines()[-1]
+    assert run_example(tmp_path, path.with_name("model.onnx"), images).returncode == 0
+    assert len(table(tmp_path / "scores.csv")) == 6 and len(table(tmp_path / "scores.csv")[1]) == 5
+
+
+@pytest.mark.slow
+def test_onnx_of_frames(checkpoint, mvtec_like, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = checkpoint(path="configs/ped2.yaml", data__name="folder")
     assert export(path, "--images", str(mvtec_like / "part/test")) == 0
     session = onnxruntime.InferenceSession(path.parent / "model.onnx")
     about = session.get_modelmeta().custom_metadata_map
     size = json.loads(about["image_size"])
-    frames = np.random.default_rng(0).integers(0, 256, (2, 2, *size, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 2, 70, 81, 3), dtype=np.uint8)
     score, anomaly_map = session.run(["score", "anomaly_map"], {"image": frames})
     assert score.shape == (2,) and anomaly_map.shape == (2, *size) and "frame" in about["input"]
-    assert "calibration" not in about and json.loads(about["config"])["model"]["backbone"]
+    assert "held_out_scores" not in about and json.loads(about["config"])["model"]["backbone"]
+    done = run_example(tmp_path, path.with_name("model.onnx"), mvtec_like)
+    assert done.returncode == 1 and "no model of single images" in done.stderr
 
 
-def by_pytorch(model, image, about, *, factor=1.0):
-    """An export that PyTorch itself computes, with maps that are too large by `factor`."""
+def by_pytorch(model, images, about, rate, *, factor=1.0, inverted=False):
+    """An export that PyTorch itself computes, with maps too large by `factor`, or flags that are wrong."""
 
-    def run(images):
-        score, anomaly_map = model(torch.from_numpy(images))
-        return score.numpy(), factor * anomaly_map.numpy()
+    def run(images, rate=rate):
+        outputs = [x.numpy() for x in model(torch.from_numpy(images), torch.tensor(float(rate)))]
+        outputs[1] = factor * outputs[1]
+        return [*outputs[:3], ~outputs[3]] if inverted else outputs
 
     return Exported(b"a file", run)
+
+
+CALIBRATION = {"scores": [float(i) for i in range(150)], "low": 0.0, "high": 1.0}
 
 
 def test_a_wrong_export_is_not_written(checkpoint, monkeypatch, capfd):
@@ -111,6 +275,56 @@ def test_a_wrong_export_is_not_written(checkpoint, monkeypatch, capfd):
     err = capfd.readouterr().err
     assert "anomaly_map differs from PyTorch's" in err and err.count("\n") == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_wrong_resize_is_not_written(checkpoint, monkeypatch, capfd):
+    def nearest(decode, images):
+        return F.interpolate(images.movedim(-1, -3).double(), decode.size)
+
+    path = checkpoint()
+    monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
+    monkeypatch.setattr(Decode, "fit_tensor", nearest)
+    assert export(path) == 1
+    assert "differs from PyTorch's" in capfd.readouterr().err
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(("inverted", "code"), [(False, 0), (True, 1)])
+def test_wrong_decisions_are_not_written(checkpoint, monkeypatch, capfd, inverted, code):
+    path = checkpoint(calibration=CALIBRATION)
+    monkeypatch.setattr(export_command, "to_onnx", partial(by_pytorch, inverted=inverted))
+    assert export(path) == code
+    assert ("does not decide as predict.py does" in capfd.readouterr().err) is inverted
+    assert path.with_name("model.onnx").exists() is not inverted
+
+
+def test_a_rate_that_flags_nothing_is_told(checkpoint, monkeypatch, capfd):
+    monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
+    path = checkpoint(calibration=CALIBRATION)
+    assert export(path, "--false-alarm-rate", "0.001") == 0
+    assert "guarantee a false-alarm rate of 0.00662 at best" in capfd.readouterr().err
+    assert export(path, "--false-alarm-rate", "1") == 2
+
+
+def test_scores_held_out_in_bf16_are_told(checkpoint, monkeypatch, capfd):
+    monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
+    path = checkpoint(calibration=CALIBRATION, run__eval_precision="bf16")
+    assert export(path) == 0
+    err = capfd.readouterr().err
+    assert "scores in fp32 with held-out ones in bf16: take them as approximate" in err
+    about = export_command.describe(load_detector(path, device="cpu", precision="fp32"), 0.01)
+    assert about["held_out_precision"] == "bf16"
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(None, 0), (lambda images: images[..., 0, :, :], 1)])
+def test_stacked_frames_are_made_grey_inside(checkpoint, tmp_path, monkeypatch, capfd, wrong, code):
+    monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
+    if wrong:
+        monkeypatch.setattr(export_command, "grey_tensor", wrong)
+    path = checkpoint(data__stack_frames=1, **BANK)
+    assert export(path, "--images", str(new_images(tmp_path / "new"))) == code
+    out, err = capfd.readouterr()
+    assert "differs from PyTorch's" in err if wrong else "on 11 images of 7 sizes" in out
 
 
 def test_what_no_onnx_file_can_hold_is_refused_at_once(checkpoint, monkeypatch, capfd):

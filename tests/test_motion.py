@@ -1,6 +1,7 @@
 """Stacked frames of a video (`data.stack_frames`), and the synthetic defects of motion."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -164,9 +165,13 @@ class TestDefects:
 
 
 def test_an_exported_model_says_what_its_channels_are(config):
-    state = Checkpoint(config(data__stack_frames=2), {}, 1)
-    assert describe(state)["stacked_frames"].startswith("grey: the pictures 4 and 2 before")
-    assert "stacked_frames" not in describe(Checkpoint(config(data__stack_frames=0), {}, 1))
+    def about(step):
+        state = Checkpoint(config(data__stack_frames=step), {}, 1)
+        return describe(SimpleNamespace(config=state.config, state=state, calibration=None), 0.01)
+
+    assert about(2)["stacked_frames"].startswith("the frames 4 and 2 before")
+    assert "(B, 3, H, W, 3)" in about(2)["input"]
+    assert "stacked_frames" not in about(0) and "(B, H, W, 3)" in about(0)["input"]
 
 
 def test_train_and_predict(ped2, tmp_path, capsys):
