@@ -40,10 +40,10 @@ from utils.yaml_io import CONFIGS  # noqa: E402
 NOTHING = ("empty", "detach", "lift_fresh", "_unsafe_view", "_reshape_alias")  # to compute, beside views
 MODELS = {
     "UniNet, peer's shape": (Spec("train", variant="peer"), {}),
+    "ReMIND, lite0": (None, {"model.name": "remind", "model.backbone": "tf_efficientnet_lite0"}),
     "UniNet, paper": (Spec("train", variant="paper"), {}),
     "UniNet, released": (Spec("train", variant="released"), {}),
     "ReContrast": (None, {"model.name": "recontrast"}),
-    "ReMIND, lite0": (None, {"model.name": "remind", "model.backbone": "tf_efficientnet_lite0"}),
     "UniAS": (None, {"model.name": "unias"}),
 }
 
@@ -123,7 +123,7 @@ def batch_of(config: Config) -> dict[str, tuple]:
 
 
 def rows(precision: str) -> Iterator[list[str]]:
-    """Name, precision, operations in all, and those of the update and of casts."""
+    """Name, precision, operations in all, and casts among them."""
     for name, (spec, settings) in MODELS.items():
         if spec is None:
             chosen = {"model.weights": "random", "train.precision": precision, "train.batch_size": 8}
@@ -138,11 +138,13 @@ def rows(precision: str) -> Iterator[list[str]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a table."""
+    """Print a table, each row as it comes."""
     new_parser(__doc__.split("\n")[0]).parse_args(argv)
-    found = [["model", "precision", "operations", "of these casts"]]
-    found += [row for precision in ("fp32", "bf16") for row in rows(precision)]
-    print_result(f"torch {torch.__version__}\n\n{markdown(found)}")
+    head = ["model", "precision", "operations", "of these casts"]
+    print_result(f"torch {torch.__version__}\n\n{markdown([head])}")
+    for precision in ("fp32", "bf16"):
+        for row in rows(precision):
+            print_result(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from stages import predict_stages, train_stages  # noqa: E402
 from evaluation.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, softmax_diagonal  # noqa: E402
 from model.inference import replayed  # noqa: E402
+from model.step import EAGER, TrainingStep  # noqa: E402
 from utils.device import autocast, keep_freed_memory  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
@@ -33,27 +34,24 @@ Built = tuple[Workload, Operations]
 
 
 def train(spec: Spec) -> Built:
-    """A step as train.py takes it: forward, finite check, backward, optimiser."""
+    """A step as train.py takes it: forward, backward, finite check, optimiser; on a GPU as a graph."""
     net, device = uninet(spec).train(), torch.device(spec.device)
     config = configuration(spec)
     optimizer, schedule = make_optimizer(net.parameter_groups(config.optim), config)
     batch = {"image": images(spec).contiguous(memory_format=torch.channels_last)}
-    batch["label"] = torch.zeros(spec.batch, dtype=torch.long, device=device)
+    take = TrainingStep(net, optimizer, config)
 
-    def step(seen: dict[str, torch.Tensor] = batch) -> None:
-        with autocast(device, spec.precision):
-            loss = net.loss(seen, 0.5)["total"]
-        assert torch.isfinite(loss)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step() -> None:
+        take(batch)
         schedule.step()
 
     levels = list(zip(net.info.channels, net.info.strides, strict=True))
     one = {name: value[:1] for name, value in batch.items()}
-    counted = Operations(convolution=spec.batch * convolutions(lambda: step(one)).convolution)
+    counted = Operations(convolution=spec.batch * convolutions(lambda: take(one)).convolution)
     counted += similarity_of_step(spec.batch, spec.size, levels)
-    step()
+    for _ in range(1 if device.type == "cpu" else EAGER + 1):
+        step()
+    assert take.first_bad() is None
     return step, counted
 
 
