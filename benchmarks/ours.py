@@ -23,10 +23,12 @@ from protocol import Reply, Spec, Workload, serve  # noqa: E402
 from shapes import configuration, uninet  # noqa: E402
 from stages import predict_stages, train_stages  # noqa: E402
 
+from datasets.transforms import Normalise  # noqa: E402
 from evaluation.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, softmax_diagonal  # noqa: E402
 from model.inference import replayed  # noqa: E402
 from model.step import EAGER, TrainingStep  # noqa: E402
+from utils.checkpoint import Checkpoint  # noqa: E402
 from utils.device import autocast, keep_freed_memory  # noqa: E402
 from utils.optim import make_optimizer  # noqa: E402
 
@@ -71,6 +73,43 @@ def predict(spec: Spec) -> Built:
     for _ in range(2):  # the second call records a graph on a GPU
         run()
     return run, counted
+
+
+def onnx(spec: Spec) -> Built:
+    """Score `count` images in batches with ONNX Runtime and the file that export.py writes."""
+    import onnxruntime
+
+    net = uninet(spec)
+    with tempfile.TemporaryDirectory(prefix="uninet-benchmark-") as name:
+        folder = Path(name)
+        Checkpoint(configuration(spec), net.state_dict(), 1).save(folder / "last.pt")
+        (folder / "images").mkdir()
+        pixels = np.random.default_rng(0).integers(0, 256, (spec.batch, spec.size, spec.size, 3), np.uint8)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(folder / f"images/{i}.png")
+        command = [sys.executable, "export.py", "--checkpoint", str(folder / "last.pt")]
+        command += ["--images", str(folder / "images"), "--output", str(folder / "model.onnx"), "--quiet"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = spec.threads
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    given, outputs = session.get_inputs()[0].name, ["score", "anomaly_map"]
+    images_of = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # strided channels last
+    scale, offset = (
+        torch.from_numpy(x).view(3, 1, 1) for x in Normalise(net.info.mean, net.info.std).factors()
+    )
+    net = net.deploy()
+    with torch.inference_mode():
+        expected = net.predict(images_of * scale + offset).anomaly_map.numpy()
+        counted = convolutions(lambda: net.predict(images_of * scale + offset))
+    off = float(np.abs(session.run(outputs, {given: pixels})[1] - expected).max() / np.ptp(expected))
+
+    def run() -> Reply:
+        for _ in range(spec.count // spec.batch):
+            session.run(outputs, {given: pixels})
+        return {"off": off}
+
+    return run, Operations(convolution=counted.convolution * (spec.count // spec.batch))
 
 
 def similarity_loss(spec: Spec) -> Built:
@@ -161,6 +200,7 @@ def start(spec: Spec) -> Built:
 WORKLOADS: dict[str, Callable[[Spec], Built]] = {
     "train": train,
     "predict": predict,
+    "onnx": onnx,
     "similarity": similarity_loss,
     "pixel-metrics": pixel_metrics,
     "memory-bank": memory_bank,

@@ -51,6 +51,14 @@ ROWS = (
         bf16=True,
     ),
     Row(
+        "one-onnx", "one image, batch 1, the exported file in ONNX Runtime",
+        Spec("onnx", batch=1, count=1), "", ("paper",), peer=False,
+    ),
+    Row(
+        "many-onnx", "32 images, batch 8, s per image, the exported file in ONNX Runtime",
+        Spec("onnx", count=32), "", ("paper",), 32, peer=False,
+    ),
+    Row(
         "similarity-256", "similarity loss, C = 256", Spec("similarity", size=64, channels=256),
         "2x, 80 %, 0.7 GB over inputs",
     ),

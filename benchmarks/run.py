@@ -132,6 +132,8 @@ def main_table(setup: Setup, args: argparse.Namespace, precisions: Sequence[str]
         if ours is not None:
             beside = "" if peers is None else f", the peer's {peers:.5f}"
             notes.append(f"PRO of the metrics row: ours {ours:.5f}{beside}.")
+        if (off := found.largest("ours", "off")) is not None:
+            notes.append(f"{row.title}: maps differ from PyTorch's by {off:.1e} of their range.")
         notes += [f"Peer: {found.versions}."] if found.versions else []
         yield [markdown(lines), " ".join(dict.fromkeys(notes)), throughput(all_found)]
 
