@@ -305,6 +305,8 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         best = load_checkpoint(folder / BEST)  # of this run: `earlier` has compared
         restore_model(run.model, best.model, source=folder / BEST)
         step = best.iteration
+    normals = image_batches(run, statistics_sample(run.data.train), "score statistics")
+    run.model.eval().fit_score(normals)
     calibration = None
     if len(run.data.calibration):  # scored by the very model that predict.py scores with
         held_out = score(run, run.data.calibration, for_inference(run.model))

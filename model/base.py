@@ -49,6 +49,9 @@ class AnomalyModel(nn.Module):
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """Measure what is needed before the first step on batches of training normals; nothing here."""
 
+    def fit_score(self, images: Iterable[Tensor]) -> None:
+        """Measure what a score of several parts needs, after the training, on normals; nothing here."""
+
     def parameter_groups(self, optim: OptimConfig) -> list[dict]:
         """Parameter groups of the optimiser; here all that learn, at one rate."""
         learning = [p for p in self.parameters() if p.requires_grad]

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from losses.kd import hardest_distance
 from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss, upsample
-from model.backbone import BackboneInfo
+from model.backbone import BackboneInfo, input_normalisation
 from model.base import AnomalyModel, Batch
 from model.decision import Prediction, distance_map
 from model.heads import DiscriminationHead
+from model.motion import SpeedHead
 from model.student import build_bottleneck_and_student
 from model.teachers import Features, FeatureStandardizer
 from utils.config import Config
@@ -40,11 +41,22 @@ class ReMIND(AnomalyModel):
         self.bottleneck, self.student = build_bottleneck_and_student(info, config.model)
         with_defects = config.data.synthetic > 0 or config.model.setting == "supervised"
         self.head = DiscriminationHead(info.channels) if with_defects else None
+        video = config.model.head == "speed"
+        self.speed = SpeedHead(*input_normalisation(config.model.backbone)) if video else None
 
     def fit_statistics(self, images: Iterable[Tensor]) -> None:
         """Measure the features' scale on batches of training normals."""
         with torch.no_grad():
             self.scale.fit(self.teacher(batch) for batch in images)
+
+    @torch.no_grad()
+    def fit_score(self, images: Iterable[Tensor]) -> None:
+        """Scale the speed like the score of the maps, on batches of training normals."""
+        if self.speed is None:
+            return
+        self.speed.gain.zero_()  # the score is the maps' alone
+        pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
+        self.speed.fit(*(torch.cat(scores) for scores in zip(*pairs, strict=True)))
 
     def features(self, images: Tensor) -> tuple[Features, Features]:
         """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
@@ -76,14 +88,16 @@ class ReMIND(AnomalyModel):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,).
 
-        The head's probability of a defect multiplies the sum of the cosine distances.
+        The head's probability of a defect multiplies the sum of the cosine distances. Speed adds to the score
+        alone.
         """
         teacher, student = self.features(images)
         size, factor = images.shape[2:], None
         if self.head is not None:
             factor = upsample(self.head(teacher, student), size)[:, 0].sigmoid() + HEAD_FLOOR
         maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
-        return self.decision(maps, size, highest=2, factor=factor)
+        head_score = None if self.speed is None else self.speed(images)
+        return self.decision(maps, size, highest=2, factor=factor, head_score=head_score)
 
     def parts_to_fold(self) -> list[nn.Module]:
         """All that has batch norms."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY
 from fixtures import COUNTS, write_ped2
 from PIL import Image
@@ -19,7 +20,9 @@ from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
 from datasets.transforms import Normalise
 from datasets.video import with_earlier_frames
 from export import describe
-from utils.checkpoint import Checkpoint
+from model.build import build_model
+from model.motion import OpticalFlow, SpeedHead
+from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError, DatasetError
 
@@ -103,6 +106,9 @@ class TestStackedFrames:
         ("settings", "message"),
         [
             ({"model__name": "uninet"}, "needs data.stack_frames=0"),
+            ({"model__head": "speed", "data__stack_frames": 0}, "--model remind and data.stack_frames"),
+            ({"model__head": "speed", "model__name": "memory-bank"}, "--model remind and data.stack_frames"),
+            ({"model__head": "speed", "data__tile": 64}, "data.tile does not go with model.head speed"),
             (
                 {"data__stack_frames": 0, "data__synthetic": 0.5, "data__synthetic_kinds": ["speed"]},
                 "data.stack_frames",
@@ -164,6 +170,87 @@ class TestDefects:
             assert np.array_equal(found, np.stack([grey[i] for i in places], axis=2))
 
 
+def clip(way, count=3, size=(96, 128)):
+    """Frames (count, H, W) of a bright, smooth texture that moves by `way`, right and down, each frame."""
+    rng = np.random.default_rng(0)
+    ground = cv2.GaussianBlur(rng.normal(0, 1, (360, 300)).astype(np.float32), (0, 0), 3)
+    ground = 128 + 40 * ground / ground.std()
+    (height, width), (right, down) = size, way
+    places = [(50 - i * down, 80 - i * right) for i in range(count)]
+    return np.clip([ground[y : y + height, x : x + width] for y, x in places], 0, 255).astype(np.uint8)
+
+
+def flow_of(before, after):
+    pair = (torch.from_numpy(frame)[None, None].float() for frame in (before, after))
+    return OpticalFlow()(*pair)[0].permute(1, 2, 0).numpy()
+
+
+class TestFlow:
+    @pytest.mark.parametrize("way", [(3, -2), (0, 0), (-4, 3)])
+    def test_a_known_way(self, way):
+        inner = flow_of(*clip(way, 2))[16:-16, 16:-16]
+        assert np.abs(inner - way).max() < 0.2
+
+    @pytest.mark.parametrize("size", [(256, 128), (96, 160), (64, 64)])  # four, two and two scales
+    def test_as_opencv(self, size):
+        """Also at the borders, and where a part moves another way."""
+        before, after = clip((2, 1), 2, size)
+        after[20:44, 10:40] = clip((-4, 3), 2, size)[1][20:44, 10:40]
+        theirs = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+        assert np.abs(theirs).max() > 3
+        np.testing.assert_allclose(flow_of(before, after), theirs, atol=0.01)
+
+
+class TestSpeedHead:
+    @pytest.fixture
+    def head(self):
+        return SpeedHead(NORMALISE.mean, NORMALISE.std)
+
+    def images(self, *ways):
+        return NORMALISE(np.stack([clip(way).transpose(1, 2, 0) for way in ways]))
+
+    def test_pixels_between_the_last_two_frames(self, head):
+        found = head.speed(self.images((3, 1), (0, 0), (-2, 0)))
+        np.testing.assert_allclose(found, [10**0.5, 0, 2], atol=0.3)  # at the border a little more
+
+    def test_scaled_like_the_models_own_score(self, head):
+        images, own = self.images((1, 0), (2, 0), (4, 0)), torch.tensor([0.1, 0.3, 0.2])
+        assert not head(images).any()  # before it is fitted
+        head.fit(own, head.speed(images))
+        assert head(images).std(correction=0) == pytest.approx(own.std(correction=0).item(), rel=1e-4)
+        assert (
+            head(images).mean() == pytest.approx(0, abs=1e-6)
+            and head(self.images((6, 0))) > head(images).max()
+        )
+        head.fit(own, torch.ones(3))  # nothing ever moves: nothing to compare with
+        assert not head(images).any()
+
+    def test_adds_to_the_score_alone(self, config):
+        model, images = build_model(config(model__head="speed")).eval(), self.images((2, 0), (5, 0))
+        images = images[..., :64, :64]
+        with torch.no_grad():
+            plain = model.predict(images)
+            model.fit_score([images[:1], images[1:]])
+            found, expected = model.predict(images), plain.score + model.speed(images)
+        assert model.speed(images).abs().min() > 0 and torch.equal(found.anomaly_map, plain.anomaly_map)
+        torch.testing.assert_close(found.score, expected)
+
+    @pytest.mark.slow
+    def test_onnx(self, head, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        head.gain.fill_(1)
+        images = self.images((1, 0), (2, 1), (0, 3))[..., :64, :64].contiguous()
+        shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        with torch.no_grad():
+            torch.onnx.export(head, (images,), tmp_path / "speed.onnx", dynamo=True, dynamic_shapes=shapes)
+            expected = head(images).numpy()
+        session = onnxruntime.InferenceSession(tmp_path / "speed.onnx")
+        for count in (3, 1):
+            found = session.run(None, {session.get_inputs()[0].name: images[:count].numpy()})[0]
+            np.testing.assert_allclose(found, expected[:count], rtol=1e-3)
+
+
 def test_an_exported_model_says_what_its_channels_are(config):
     def about(step):
         state = Checkpoint(config(data__stack_frames=step), {}, 1)
@@ -174,17 +261,25 @@ def test_an_exported_model_says_what_its_channels_are(config):
     assert "stacked_frames" not in about(0) and "(B, H, W, 3)" in about(0)["input"]
 
 
-def test_train_and_predict(ped2, tmp_path, capsys):
+@pytest.mark.parametrize("head", ["none", "speed"])
+def test_train_and_predict(ped2, tmp_path, capsys, head):
     words = ["--config", str(ROOT / "configs/ped2.yaml"), "--data-root", str(ped2), "--model", "remind"]
     words += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet"]
     words += ["--iterations", "2", "--output", str(tmp_path / "runs"), "--name", "run"]
     for setting in (
         "model.weights=random", "data.image_size=64", "data.stack_frames=1", "train.batch_size=2",
-        "data.synthetic_kinds=[speed,cut]",
+        "data.synthetic_kinds=[speed,cut]", f"model.head={head}",
     ):  # fmt: skip
         words += ["--set", setting]
     assert run_command(train_command.main, words) == 0
     folder = next((tmp_path / "runs").rglob("run"))
+    scale = {
+        key: float(value)
+        for key, value in load_checkpoint(folder / "last.pt").model.items()
+        if "speed" in key
+    }
+    assert set(scale) == ({"speed.centre", "speed.gain"} if head == "speed" else set())
+    assert all(value > 0 for value in scale.values())
     out = tmp_path / "out"
     words = ["--checkpoint", str(folder), str(ped2 / "Test/Test001"), "--output", str(out), "--quiet"]
     assert run_command(predict_command.main, [*words, "--device", "cpu"]) == 0

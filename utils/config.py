@@ -14,7 +14,13 @@ from utils.yaml_io import Tree
 
 SMALLEST_CROP = 8  # pixels
 WITH_DECODER = ("uninet", "remind", "recontrast")  # their student mirrors the backbone's levels
-HEAD_LOSSES = {"none": ("none",), "label": ("bce",), "mask": ("bce", "dice", "structure"), "frame": ("mse",)}
+HEAD_LOSSES = {
+    "none": ("none",),
+    "label": ("bce",),
+    "mask": ("bce", "dice", "structure"),
+    "frame": ("mse",),
+    "speed": ("none",),
+}
 
 
 def _number(low: float, high: float) -> dict[str, float]:
@@ -69,7 +75,7 @@ class ModelConfig:
     dfs_theta: Literal["learnable", "fixed"]
     student_activation: Literal["relu", "gelu"]
     teacher_bn: Literal["train", "eval"]
-    head: Literal["none", "label", "mask", "frame"]
+    head: Literal["none", "label", "mask", "frame", "speed"]
     head_levels: Literal["n-1", "finest"]
     skip_connections: bool
     bank_fraction: float = field(metadata=_number(1e-6, 1))
@@ -202,6 +208,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield "synthetic defects of the kinds speed and zoom need data.stack_frames, such as 1"
     if data.stack_frames and head == "frame":
         yield "data.stack_frames makes one image of three; model.head=frame needs data.stack_frames=0"
+    if head == "speed" and (model.name != "remind" or not data.stack_frames):
+        yield "model.head speed is for remind on several frames: --model remind and data.stack_frames"
     if data.synthetic and not data.synthetic_kinds:
         yield "data.synthetic_kinds is empty; data.synthetic needs kinds to draw from"
     if model.setting == "supervised" and model.name not in ("uninet", "remind"):
@@ -242,5 +250,5 @@ def _problems_of_sizes(config: Config) -> Iterator[str]:
             yield f"data.{name} must be multiples of {multiple}, twice the coarsest stride{found}"
     if data.tile and data.tile > min(data.image_size):
         yield f"data.tile {data.tile} is larger than data.image_size {whole}, the size of whole images"
-    if data.tile and model.head in ("label", "frame"):
+    if data.tile and model.head in ("label", "frame", "speed"):
         yield f"data.tile does not go with model.head {model.head}, which judges whole images"

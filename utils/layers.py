@@ -73,7 +73,7 @@ def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> li
         model, variant = read_yaml(CONFIGS / "flavors" / f"{names['flavor']}.yaml"), names["flavor"]
     else:
         model, variant = _optional("models", names["name"]), names["name"]
-        chosen = merge([chosen, {"model": {"flavor": "default"}}, NO_HEAD])
+        chosen = merge([chosen, {"model": {"flavor": "default"}}])
         if names["name"] != "remind":  # no other model learns from defects
             chosen = merge([chosen, {"data": {"synthetic": 0}}])
     blocks = {
@@ -82,7 +82,11 @@ def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> li
         "flavors": variant,
     }
     backbone = _optional("backbones", names["backbone"])
-    return [base, *(_resolved(layer, blocks) for layer in (backbone, model, dataset)), chosen]
+    layers = [base, *(_resolved(layer, blocks) for layer in (backbone, model, dataset)), chosen]
+    if names["name"] == "uninet":
+        return layers
+    own = {"model": {"head": "speed"}} if merge(layers)["model"]["head"] == "speed" else {}
+    return [*layers, NO_HEAD, own]
 
 
 def _resolved(tree: Tree, blocks: Mapping[str, object]) -> Tree:
