@@ -31,7 +31,7 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked slow (over five seconds) run where UNINET_SLOW_TESTS is set, as .ci/run does."""
+    """Tests marked slow (seconds each) run where UNINET_SLOW_TESTS is set, as .ci/run does."""
     if "UNINET_SLOW_TESTS" not in os.environ:
         skip = pytest.mark.skip(reason="slow; .ci/run sets UNINET_SLOW_TESTS=1")
         for item in items:

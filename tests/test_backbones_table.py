@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from conftest import ROOT
 
 from scripts.tables.backbones import NAMES, row
@@ -13,6 +14,7 @@ def test_the_table_has_every_backbone():
     assert len(NAMES) == 40
 
 
+@pytest.mark.slow
 def test_rows_are_as_printed():
     lines = (ROOT / "docs/BACKBONES.md").read_text().splitlines()
     for name in ("mambaout_femto", "inception_v3"):

@@ -182,6 +182,7 @@ def test_no_run_is_replaced(convert, tmp_path, capsys):
 # --- folders ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_authors_is_converted_whole(tmp_path, capsys):
     files = {
         "MVTec AD/transistor/BEST_P_PRO": "mvtec/one-class/transistor",

@@ -107,12 +107,14 @@ def check_as_trained(session, path, raw):
 
 
 @pytest.mark.parametrize("size", [None, (30, 21), (64, 64), (203, 150)])
+@pytest.mark.slow
 def test_images_of_any_size_in_any_number(bank, session, size):
     images = pictures(bank)
     for count in (1, 5):
         check_as_trained(session, bank, arrays(images[:count], size))
 
 
+@pytest.mark.slow
 def test_the_file_decides(bank, session):
     raw = arrays(pictures(bank))
     scores = np.array(load_checkpoint(bank).calibration["scores"])
@@ -125,6 +127,7 @@ def test_the_file_decides(bank, session):
     assert flag.tolist() == (expected <= 0.5).tolist() and flag.sum() == 2
 
 
+@pytest.mark.slow
 def test_metadata(bank, session):
     about = session.get_modelmeta().custom_metadata_map
     known = load_checkpoint(bank)
@@ -180,6 +183,7 @@ def table(path):
 
 
 @pytest.mark.parametrize("rate", [None, "0.5"])
+@pytest.mark.slow
 def test_the_example_writes_what_predict_does(bank, tmp_path, rate):
     images, flags = new_images(tmp_path / "new"), ["--false-alarm-rate", rate or "0.3"]
     done = run_example(tmp_path, bank.with_name("model.onnx"), images, *flags * bool(rate))
@@ -197,6 +201,7 @@ def test_the_example_writes_what_predict_does(bank, tmp_path, rate):
     ("1.5", None, "--false-alarm-rate is between 0 and 1"), ("0.5", b"no image", "new.png: cannot identify"),
     ("0.5", b"\x89PNG\r\n\x1a\n damaged", "new.png: "), ("0.5", None, "new.png"),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_the_example_refuses_in_one_line(bank, tmp_path, rate, content, said):
     if content:
         (tmp_path / "new.png").write_bytes(content)
@@ -277,6 +282,7 @@ def test_a_wrong_export_is_not_written(checkpoint, monkeypatch, capfd):
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
+@pytest.mark.slow
 def test_a_wrong_resize_is_not_written(checkpoint, monkeypatch, capfd):
     def nearest(decode, images):
         return F.interpolate(images.movedim(-1, -3).double(), decode.size)
@@ -290,6 +296,7 @@ def test_a_wrong_resize_is_not_written(checkpoint, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(("inverted", "code"), [(False, 0), (True, 1)])
+@pytest.mark.slow
 def test_wrong_decisions_are_not_written(checkpoint, monkeypatch, capfd, inverted, code):
     path = checkpoint(calibration=CALIBRATION)
     monkeypatch.setattr(export_command, "to_onnx", partial(by_pytorch, inverted=inverted))
@@ -298,6 +305,7 @@ def test_wrong_decisions_are_not_written(checkpoint, monkeypatch, capfd, inverte
     assert path.with_name("model.onnx").exists() is not inverted
 
 
+@pytest.mark.slow
 def test_a_rate_that_flags_nothing_is_told(checkpoint, monkeypatch, capfd):
     monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
     path = checkpoint(calibration=CALIBRATION)
@@ -306,6 +314,7 @@ def test_a_rate_that_flags_nothing_is_told(checkpoint, monkeypatch, capfd):
     assert export(path, "--false-alarm-rate", "1") == 2
 
 
+@pytest.mark.slow
 def test_scores_held_out_in_bf16_are_told(checkpoint, monkeypatch, capfd):
     monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
     path = checkpoint(calibration=CALIBRATION, run__eval_precision="bf16")
@@ -337,6 +346,7 @@ def test_what_no_onnx_file_can_hold_is_refused_at_once(checkpoint, monkeypatch, 
     assert "GiB, an ONNX file at most" in err and "model.bank_fraction" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_wrongly_deployed_model_is_not_written(checkpoint, monkeypatch, capfd):
     """What is exported is deployed; it is compared with the model as it was trained."""
     real = layers.fold_batch_norms
@@ -354,6 +364,7 @@ def test_a_wrongly_deployed_model_is_not_written(checkpoint, monkeypatch, capfd)
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
+@pytest.mark.slow
 def test_images_of_the_run_are_gone(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
     path = checkpoint(root=tmp_path / "gone")
     monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)

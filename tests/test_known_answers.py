@@ -119,7 +119,7 @@ class TestSplits:
 class TestResume:
     def saved(self, path, config):
         model = nn.Linear(2, 1)
-        groups = [{"name": "student", "params": model.parameters(), "lr": 0.1}]
+        groups = [{"name": "student", "params": list(model.parameters()), "lr": 0.1}]
         optimizer, schedule = make_optimizer(groups, config)
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()

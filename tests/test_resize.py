@@ -55,6 +55,7 @@ class Plain(AnomalyModel):
 
 
 @pytest.mark.parametrize(("kind", "crop"), [("bilinear", 0.85), ("lanczos", 101)])
+@pytest.mark.slow
 def test_it_is_pillows_in_onnx_runtime(kind, crop):
     pytest.importorskip("onnxruntime")
     decode = Decode((96, 80), kind, crop)

@@ -215,6 +215,7 @@ class TestPolyps:
         plain = list(TrainingOrder(7, 2, seed=0, start=0, stop=3))
         assert order[::3] == plain
 
+    @pytest.mark.slow
     def test_epochs_count_every_size(self, run, tmp_path):
         code, _, err = run("clinicdb", "--category", "random", "--set", "train.epochs=2")
         assert code == 0, err
@@ -443,6 +444,7 @@ class TestMistakes:
 
 
 class TestScoreSettingsWithoutTraining:
+    @pytest.mark.slow
     def test_decision_of_a_trained_model(self, run, masters, tmp_path, capfd):
         assert run("btad", "--category", "01", "--iterations", "1")[0] == 0
         (folder,) = (tmp_path / "runs").glob("btad/one-class/01/*")

@@ -32,6 +32,7 @@ def measured(monkeypatch, step):
     monkeypatch.setattr(time_budget, "measure", lambda config, device: (step, 0))
 
 
+@pytest.mark.slow
 def test_the_length_is_recorded_and_repeats_the_run(call, capfd):
     (first,) = call("--minutes", 0.01)
     steps = first["train"]["iterations"]
@@ -71,6 +72,7 @@ def test_steps_and_size_follow_from_time(tmp_path, monkeypatch, make_config):
     assert chosen(0.1)[0] == time_budget.FEWEST and chosen(10**6) == (time_budget.MOST, (352, 160))
 
 
+@pytest.mark.slow
 def test_a_given_size_stays(call, monkeypatch):
     measured(monkeypatch, step=1)
     (found,) = call("--minutes", 0.1, "--set", "data.image_size=64")
