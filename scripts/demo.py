@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     root = write_demo(Path(args.data_root or DEMO_ROOT))
     stage(2, "memory bank, the baseline, needs no training: about 20 seconds", bank)
     baseline = train_quietly(bank)
-    stage(3, f"{args.model}, a model for each kind of part: about 2 minutes on two cores", trained)
+    stage(3, f"{args.model}, a model for each kind of part: about 3 minutes on two cores", trained)
     runs = train_quietly(trained)
     new = root / "new" / runs[-1].parent.name
     words = ["--checkpoint", str(runs[-1]), "--output", str(runs[-1] / "new"), "--overwrite"]

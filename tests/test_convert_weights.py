@@ -131,6 +131,7 @@ def test_a_converted_model_computes_the_same(convert, name):
 # --- as a run -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_a_run_and_says_that_it_was_selected_on_the_test_set(convert, mvtec_like, tmp_path, capsys):
     _, run = convert("uninet")
     assert "selected on the test set" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_layout_counts_and_values(root):
     assert sorted(p.name for p in root.iterdir()) == sorted([*DEMO_CATEGORIES, "demo.json", "new"])
     for category in DEMO_CATEGORIES:
@@ -56,6 +57,7 @@ def test_layout_counts_and_values(root):
                 assert pixels.shape == (64, 64, 3) and pixels.std() > 2
 
 
+@pytest.mark.slow
 def test_no_image_is_there_twice(root):
     images = [p.read_bytes() for p in root.rglob("*.png") if "ground_truth" not in p.parts]
     assert len(set(images)) == len(images) == sum(len(demo_pictures(name)) for name in DEMO_CATEGORIES)
@@ -102,6 +104,7 @@ def test_an_interrupted_demo_is_completed(few, tmp_path, monkeypatch, stop_at):
     assert contents(write_demo(tmp_path / "c", size=64)) == contents(few)
 
 
+@pytest.mark.slow
 def test_a_lost_file_or_another_recipe_is_written_anew(few, tmp_path, monkeypatch):
     copy = write_demo(tmp_path / "d", size=64)
     (copy / "flange/test/dent/003.png").unlink()

@@ -51,6 +51,7 @@ class TestSmoothing:
         assert theory.simulate("isic2018", 0.8) == (raw, smoothed, shuffled)
 
 
+@pytest.mark.slow
 def test_commands(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(theory, "TRIALS", 1)
     for name in ("temperature", "smoothing"):

@@ -34,6 +34,7 @@ def test_what_is_asked_for():
     assert place.title == "mvtec screw" and place.run.flags[-1] == "model.dfs=prior"
 
 
+@pytest.mark.slow
 def test_curves_and_features_of_one_run(masters, tmp_path, capfd, copied_processes):
     flags = ["--data", str(masters["aptos"].parent), "--runs", str(tmp_path / "runs"), "--datasets", "aptos"]
     flags += ["--output", str(tmp_path / "out"), *SMALL, "--skip-unreadable"]

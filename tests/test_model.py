@@ -144,6 +144,7 @@ class TestShapesAndSizes:
         assert parameters(student) == 24_917_504
         assert shapes == [(2, 256, 64, 64), (2, 512, 32, 32), (2, 1024, 16, 16)]
 
+    @pytest.mark.slow
     def test_wide_resnet_teacher_has_torchvisions_names(self):
         with torch.device("meta"):
             names = torchvision.models.wide_resnet50_2().state_dict()

@@ -262,6 +262,7 @@ def test_an_exported_model_says_what_its_channels_are(config):
 
 
 @pytest.mark.parametrize("head", ["none", "speed"])
+@pytest.mark.slow
 def test_train_and_predict(ped2, tmp_path, capsys, head):
     words = ["--config", str(ROOT / "configs/ped2.yaml"), "--data-root", str(ped2), "--model", "remind"]
     words += ["--backbone", TINY, "--device", "cpu", "--precision", "fp32", "--quiet"]

@@ -178,6 +178,7 @@ def test_a_folder(run, mvtec_like, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["memory-bank", "uninet"])
+@pytest.mark.slow
 def test_held_out_scores_are_those_of_the_model_that_predicts(mvtec_like, tmp_path, name):
     """To the last bit: a p-value compares with >=. The state that is saved is not the folded one."""
     flags = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "runs"), "--name", "r", *FLAGS]

@@ -39,7 +39,7 @@ CASES = {
         1635,
     ),
 }
-SLOW = ("unias", "uninet, labels", "uninet, paper")
+SLOW = ("unias", "recontrast", "uninet, labels", "uninet, paper")
 MORE = {
     "uninet, released": ({"model.flavor": "released"}, {}),
     "uninet, multi-class": (MULTI_CLASS, {}),
