@@ -334,6 +334,7 @@ class TestVideo:
 class TestCrossDataset:
     """A finished run on another dataset, by test.py --dataset."""
 
+    @pytest.mark.slow
     def test_results_and_images_that_were_trained_on(self, run, masters, tmp_path, capfd):
         assert run("btad", "--category", "01", "--iterations", "1", "--eval", "none")[0] == 0
         (folder,) = (tmp_path / "runs").glob("btad/one-class/01/*")
@@ -401,6 +402,7 @@ class TestTestCommand:
         assert json.loads((folder / "test/metrics.json").read_text())["protocol"]["fair"] is False
         assert self.command("--checkpoint", str(folder), "--set", "eval.select=last") == 2
 
+    @pytest.mark.slow
     def test_soft_dice_says_so(self, run, masters, tmp_path, capfd):
         assert run("clinicdb", "--category", "random", "--iterations", "1")[0] == 0
         (folder,) = (tmp_path / "runs").glob("clinicdb/supervised/random/*")

@@ -238,6 +238,7 @@ class TestSameCommandSameResult:
         second = metrics(the_run(tmp_path))
         assert first["results"] == second["results"]
 
+    @pytest.mark.slow
     def test_seed_changes_it(self, run, tmp_path):
         run("--iterations", "2")
         run("--iterations", "2", "--seed", "1")
