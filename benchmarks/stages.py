@@ -43,7 +43,9 @@ def train_stages(spec: Spec) -> Counted:
             net.teachers.source(batch)
 
     def losses() -> None:
-        uninet_loss([net.selected(*pair) for pair in learning], net.loss_config)["total"].backward()
+        # views, as in a step: the counter's hooks refuse leaves
+        pairs = [net.selected(level, t.view_as(t), s.view_as(s)) for level, t, s in learning]
+        uninet_loss(pairs, net.loss_config)["total"].backward()
 
     def optimise() -> None:
         optimizer.step()

@@ -19,6 +19,7 @@ from datasets.transforms import Decode, Normalise
 from model.backbone import input_normalisation
 from model.base import AnomalyModel
 from model.build import build_model
+from model.exported import FILE, exported_model
 from model.inference import Predicted, ScoringOptions, for_inference, predictions
 from utils.checkpoint import Checkpoint, load_trained, restore_model
 from utils.config import Config
@@ -102,8 +103,11 @@ class Detector:
 
     @cached_property
     def deployed(self) -> AnomalyModel:
-        """A copy of the model that only predicts, and is faster."""
-        return for_inference(self.model)
+        """A copy of the model that only predicts, and is faster; on a CPU in fp32 its exported file."""
+        exported = None
+        if self.device.type == "cpu" and self.precision == "fp32":
+            exported = exported_model(self.path.parent / FILE, self.model, self.config, self.normalise)
+        return exported or for_inference(self.model)
 
     @overload
     def predict(self, images: ImageLike, *, false_alarm_rate: float = 0.01) -> Detection: ...

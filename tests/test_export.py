@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from datasets.build import build_test
 from datasets.images import read_image
 from datasets.transforms import Decode
 from export import Exported
-from model import build_model, layers, load_detector
+from model import build_model, exported, layers, load_detector
+from model.exported import ExportedModel, contents
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
 
@@ -257,6 +259,95 @@ def test_onnx_of_frames(checkpoint, mvtec_like, tmp_path):
     assert "held_out_scores" not in about and json.loads(about["config"])["model"]["backbone"]
     done = run_example(tmp_path, path.with_name("model.onnx"), mvtec_like)
     assert done.returncode == 1 and "no model of single images" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_cpu_predicts_with_the_file(checkpoint, mvtec_like, tmp_path):
+    """load_detector, and predict.py with it: the same maps as PyTorch's, to 1e-4 of their range."""
+    pytest.importorskip("onnxruntime")
+    path = checkpoint(calibration=CALIBRATION)
+    images = pictures(path)
+    plain = load_detector(path, device="cpu").predict(images)
+    assert export(path) == 0
+    detector = load_detector(path, device="cpu")
+    found = detector.predict(images)
+    assert isinstance(detector.deployed, ExportedModel)
+    maps, expected = (np.stack([x.anomaly_map for x in each]) for each in (found, plain))
+    scores, scores_expected = (np.array([x.score for x in each]) for each in (found, plain))
+    assert 0 < np.abs(maps - expected).max() <= 1e-4 * np.ptp(expected)  # another library rounds otherwise
+    np.testing.assert_allclose(scores, scores_expected, rtol=1e-4)
+    words = ["--checkpoint", str(path), str(mvtec_like / "part/test"), "--output", str(tmp_path / "out")]
+    assert run_command(predict_command.main, [*words, "--device", "cpu", "--save", "none", "--quiet"]) == 0
+    head, *rows = table(tmp_path / "out/scores.csv")
+    written = [float(row[head.index("score")]) for row in rows]
+    assert all(np.isclose(score, written, rtol=1e-5).any() for score in scores)
+    # other weights, and settings, than the file's: PyTorch, in all digits
+    other = load_detector(
+        path, device="cpu", change=lambda c: replace(c, score=replace(c.score, map_sigma=1.0))
+    )
+    assert not isinstance(other.deployed, ExportedModel)
+    state = load_checkpoint(path)
+    weights = {k: 2 * v if v.is_floating_point() else v for k, v in state.model.items()}
+    replace(state, model=weights).save(path)
+    assert not isinstance(load_detector(path, device="cpu").deployed, ExportedModel)
+
+
+class Session:
+    """An opened file of `model` and `config`."""
+
+    def __init__(self, model, config):
+        self.about = contents(model, config)
+
+    def get_modelmeta(self):
+        return SimpleNamespace(custom_metadata_map=self.about | {"commit": "abc"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "used"),
+    [
+        ({}, "fp32", True),
+        ({}, "bf16", False),
+        ({"data__center_crop": 0.9}, "fp32", False),
+        ({"data__stack_frames": 1}, "fp32", False),
+    ],
+)
+def test_when_a_file_is_used(checkpoint, monkeypatch, settings, precision, used):
+    """Where it computes the same from what the loader gives."""
+    path = checkpoint(**BANK, **settings)
+    path.with_name("model.onnx").write_bytes(b"")
+    detector = load_detector(path, device="cpu", precision=precision)
+    monkeypatch.setattr(exported, "open_session", lambda file: Session(detector.model, detector.config))
+    assert isinstance(detector.deployed, ExportedModel) is used
+
+
+def test_a_file_of_other_weights_is_not_used(checkpoint, monkeypatch, caplog):
+    path = checkpoint(**BANK)
+    path.with_name("model.onnx").write_bytes(b"")
+    detector = load_detector(path, device="cpu")
+    earlier = Session(detector.model, detector.config)
+    detector.model.bank += 1
+    monkeypatch.setattr(exported, "open_session", lambda file: earlier)
+    assert not isinstance(detector.deployed, ExportedModel)
+    assert "is of other weights or settings, so PyTorch predicts; run export.py again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("no onnxruntime"), "onnxruntime is not installed, so PyTorch predicts"),
+        (RuntimeError("no protobuf\nat x.cc:1"), "cannot be opened, so PyTorch predicts: no protobuf"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_told(checkpoint, monkeypatch, caplog, error, said):
+    def fail(file):
+        raise error
+
+    path = checkpoint(**BANK)
+    path.with_name("model.onnx").write_bytes(b"cut")
+    monkeypatch.setattr(exported, "open_session", fail)
+    with caplog.at_level("INFO", logger="uninet"):
+        assert not isinstance(load_detector(path, device="cpu").deployed, ExportedModel)
+    assert said in caplog.text and "x.cc" not in caplog.text
 
 
 def by_pytorch(model, images, about, rate, *, factor=1.0, inverted=False):
