@@ -29,14 +29,7 @@ from datasets.transforms import Normalise, augment_batch
 from evaluation.figures import example_page
 from evaluation.metrics import Results, mean_results
 from evaluation.report import write_pages
-from evaluation.results import (
-    SCORES,
-    protocol_notes,
-    results_table,
-    short,
-    write_results,
-    write_scores,
-)
+from evaluation.results import SCORES, protocol_notes, results_table, short, write_results, write_scores
 from evaluation.scoring import Scores, calibrate, join_scores, results_by_category, score_images
 from model import build_model, for_inference
 from model.backbone import input_normalisation
@@ -191,10 +184,11 @@ def image_batches(run: Run, data: ImageSet, title: str) -> Iterator[Tensor]:
 
 
 def fit(run: Run) -> float:
-    """Fit a model without gradient steps; return the seconds it took."""
-    run.data.train.fill_cache(quiet=run.quiet)
+    """Fit what needs no gradient steps; return the seconds it took."""
+    data = run.data.train if run.model.one_pass else statistics_sample(run.data.train, run.model.fits)
+    data.fill_cache(quiet=run.quiet)
     start = time.perf_counter()
-    run.model.fit(image_batches(run, run.data.train, "memory bank"), seed=run.config.train.seed)
+    run.model.fit(image_batches(run, data, "memory bank"), seed=run.config.train.seed)
     return time.perf_counter() - start
 
 
@@ -210,6 +204,7 @@ def optimise(run: Run) -> float:
     start, seconds = 0, 0.0
     if run.state is None:
         model.fit_statistics(image_batches(run, statistics_sample(run.data.train), "feature statistics"))
+        seconds = fit(run) if model.fits else 0.0
     else:
         run.state.resume(optimizer, schedule)
         start, seconds = run.state.iteration, run.state.seconds
@@ -277,6 +272,11 @@ def stop_if_not_finite(run: Run, done: TrainingStep, indices: Sequence[Tensor], 
     raise FloatingPointError(f"{found}; lower optim.lr or use --precision fp32")
 
 
+def fit_score(run: Run) -> None:
+    """Let the model measure what its score needs."""
+    run.model.fit_score(image_batches(run, statistics_sample(run.data.train), "score statistics"))
+
+
 def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int) -> None:
     """Evaluate during training, for curves: on held-out normals with synthetic defects, not on the test set.
 
@@ -284,6 +284,7 @@ def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int
     """
     config, split = run.config, "test" if run.config.eval.select == "best" else "validation"
     data = run.data.evaluated(split)
+    fit_score(run)
     scores = score(run, data)
     if scores is None:
         return
@@ -305,8 +306,7 @@ def finish(run: Run, train_s: float) -> dict[str, Results]:
         best = load_checkpoint(folder / BEST)  # of this run: `earlier` has compared
         restore_model(run.model, best.model, source=folder / BEST)
         step = best.iteration
-    normals = image_batches(run, statistics_sample(run.data.train), "score statistics")
-    run.model.eval().fit_score(normals)
+    fit_score(run)
     calibration = None
     if len(run.data.calibration):  # scored by the very model that predict.py scores with
         held_out = score(run, run.data.calibration, for_inference(run.model))

@@ -215,10 +215,10 @@ class batches:  # noqa: N801 (used as a function)
                     future.cancel()
 
 
-def statistics_sample(data: ImageSet) -> ImageSet:
+def statistics_sample(data: ImageSet, most: int = STATISTICS_IMAGES) -> ImageSet:
     """Normal training images (all, if there is none), spread over the set and so over its categories."""
     samples = [s for s in data.samples if s.label == NORMAL] or data.samples
-    return ImageSet(evenly_spread(samples, STATISTICS_IMAGES), data.decode, data.normalise)
+    return ImageSet(evenly_spread(samples, most), data.decode, data.normalise)
 
 
 def evenly_spread(items: Sequence[T], count: int) -> list[T]:

@@ -19,6 +19,7 @@ class AnomalyModel(nn.Module):
     """A model of normal images: a subclass gives `predict`, and `loss` or (with `one_pass`) `fit`."""
 
     one_pass: bool = False  # True: learns by `fit` from one pass over the training normals, without gradients
+    fits: int = 0  # images at most that `fit` takes before the first step; 0: none
     cuda_graphs: bool = False  # True: `predict` has no sync point, so a GPU can replay it as a graph
     info: BackboneInfo
     config: ModelConfig
@@ -50,7 +51,7 @@ class AnomalyModel(nn.Module):
         """Measure what is needed before the first step on batches of training normals; nothing here."""
 
     def fit_score(self, images: Iterable[Tensor]) -> None:
-        """Measure what a score of several parts needs, after the training, on normals; nothing here."""
+        """Measure what a score of several parts needs on batches of training normals; nothing here."""
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict]:
         """Parameter groups of the optimiser; here all that learn, at one rate."""

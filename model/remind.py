@@ -2,12 +2,14 @@
 
 One frozen teacher, UniNet's bottleneck and student (Sec. 4.2), and synthetic defects (docs/RECIPE.md): the
 student restores normal features, of which only the hardest positions teach; a head learns from the defects'
-masks where teacher and student differ as they do on defects.
+masks where teacher and student differ as they do on defects. A bank of training patches knows what a student
+restores although it was never there, as a part in the wrong place.
 
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +22,14 @@ from model.base import AnomalyModel, Batch
 from model.decision import Prediction, distance_map
 from model.heads import DiscriminationHead
 from model.motion import SpeedHead
+from model.peers.memory_bank import coreset, nearest, patches_of, sample_patches
 from model.student import build_bottleneck_and_student
 from model.teachers import Features, FeatureStandardizer
 from utils.config import Config
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
+BANK_SIZE = 1 << 10  # patches, chosen to cover all; with 4096 screw loses 1.0 PRO (docs/LOG.md)
+BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
 
@@ -41,6 +46,10 @@ class ReMIND(AnomalyModel):
         self.bottleneck, self.student = build_bottleneck_and_student(info, config.model)
         with_defects = config.data.synthetic > 0 or config.model.setting == "supervised"
         self.head = DiscriminationHead(info.channels) if with_defects else None
+        self.fits = BANK_IMAGES if config.model.bank_fraction else 0
+        if self.fits:
+            self.register_buffer("bank", torch.zeros(0, sum(info.channels[-2:])))
+            self.register_buffer("usual", torch.ones(2))  # mean distances from student and bank
         video = config.model.head == "speed"
         self.speed = SpeedHead(*input_normalisation(config.model.backbone)) if video else None
 
@@ -50,18 +59,47 @@ class ReMIND(AnomalyModel):
             self.scale.fit(self.teacher(batch) for batch in images)
 
     @torch.no_grad()
+    def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
+        """Fill the bank of patches from training normals (B, 3, H, W), before the first step."""
+        batches = (self.teacher(batch) for batch in images)
+        patches = sample_patches(batches, self.config.bank_fraction, seed=seed)
+        self.bank = coreset(patches, BANK_SIZE, seed=seed)
+
+    @torch.no_grad()
     def fit_score(self, images: Iterable[Tensor]) -> None:
-        """Scale the speed like the score of the maps, on batches of training normals."""
-        if self.speed is None:
-            return
-        self.speed.gain.zero_()  # the score is the maps' alone
-        pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
-        self.speed.fit(*(torch.cat(scores) for scores in zip(*pairs, strict=True)))
+        """Measure both distances of training normals, and scale the speed like the score of the maps.
+
+        images: batches (B, 3, H, W).
+        """
+        mode = self.training
+        self.eval()
+        images = images if self.speed is None else list(images)
+        if self.fits:
+            self.usual = torch.cat([self._mean_distances(batch) for batch in images]).mean(dim=0)
+        if self.speed is not None:
+            self.speed.gain.zero_()  # the score is the maps' alone
+            pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
+            self.speed.fit(*(torch.cat(scores) for scores in zip(*pairs, strict=True)))
+        self.train(mode)
+
+    def _mean_distances(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to (B, 2): each one's mean distance from the student, and from the bank."""
+        raw = self.teacher(images)
+        teacher, student = self.restored(raw)
+        maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
+        restored = torch.stack([m.mean(dim=(1, 2)) for m in maps]).sum(dim=0)
+        return torch.stack([restored, nearest(patches_of(raw), self.bank).mean(dim=(1, 2))], dim=1)
 
     def features(self, images: Tensor) -> tuple[Features, Features]:
         """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
         with torch.no_grad():
-            teacher = self.scale(self.teacher(images))
+            raw = self.teacher(images)
+        return self.restored(raw)
+
+    def restored(self, raw: Features) -> tuple[Features, Features]:
+        """The backbone's features to those of one scale, and what the student restores of them."""
+        with torch.no_grad():
+            teacher = self.scale(raw)
         return teacher, self.student(self.bottleneck(teacher), teacher)
 
     def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
@@ -88,17 +126,29 @@ class ReMIND(AnomalyModel):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,).
 
-        The head's probability of a defect multiplies the sum of the cosine distances. Speed adds to the score
-        alone.
+        Cosine distances from the student and the distance from the bank, each over its mean on normals, are
+        summed; the head's probability of a defect multiplies the sum. Speed adds to the score alone.
         """
-        teacher, student = self.features(images)
+        raw = self.teacher(images)
+        teacher, student = self.restored(raw)
         size, factor = images.shape[2:], None
         if self.head is not None:
             factor = upsample(self.head(teacher, student), size)[:, 0].sigmoid() + HEAD_FLOOR
         maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
+        if self.fits:
+            far = nearest(patches_of(raw), self.bank)
+            maps = [*(m / self.usual[0] for m in maps), far / self.usual[1]]
         head_score = None if self.speed is None else self.speed(images)
         return self.decision(maps, size, highest=2, factor=factor, head_score=head_score)
 
     def parts_to_fold(self) -> list[nn.Module]:
         """All that has batch norms."""
         return [self.teacher, self.bottleneck, self.student, *([self.head] if self.head else [])]
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> object:
+        """As usual; the bank takes the stored size."""
+        if self.fits and "bank" in state_dict:
+            self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)

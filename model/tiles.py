@@ -71,6 +71,10 @@ class Tiled(AnomalyModel):
         """The model's, from the tiles of the images."""
         super().fit_statistics(self._all_tiles(images))
 
+    def fit_score(self, images: Iterable[Tensor]) -> None:
+        """The model's, from the tiles of the images."""
+        super().fit_score(self._all_tiles(images))
+
     def _all_tiles(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         return (tiles for batch in images for _, tiles in self._tiles(batch))
 

@@ -33,7 +33,7 @@ from model import build_model
 from model.backbone import PINNED, BackboneInfo
 from model.decision import Decision
 from model.detector import Calibration
-from model.peers.memory_bank import MemoryBank
+from model.peers.memory_bank import MemoryBank, coreset, nearest, patches_of
 from model.peers.unias import reconstruction_loss
 from utils.checkpoint import Checkpoint, load_checkpoint, restore_model, training_state
 from utils.cli import run_command
@@ -169,7 +169,8 @@ class TestSelectBest:
         model = nn.Linear(1, 1, bias=False)
         data = SimpleNamespace(evaluated=lambda split: split, trained_defects=frozenset())
         run = train_command.Run(config, tmp_path, data, model, torch.device("cpu"), True, "", {}, None, None)
-        asked = []
+        asked, measured = [], []
+        monkeypatch.setattr(train_command, "fit_score", measured.append)
         monkeypatch.setattr(train_command, "score", lambda run, data: asked.append(data) or "scores")
         monkeypatch.setattr(train_command, "example_page", lambda *args: None)
         monkeypatch.setattr(
@@ -179,7 +180,7 @@ class TestSelectBest:
         for step in range(1, len(means) + 1):
             nn.init.constant_(model.weight, step)
             train_command.evaluate_during_training(run, tracker, step)
-        assert asked == ["test"] * len(means)
+        assert asked == ["test"] * len(means) and measured == [run] * len(means)
         return load_checkpoint(tmp_path / train_command.BEST)
 
     def test_the_highest_is_kept_the_first_of_equals(self, make_config, tmp_path, monkeypatch):
@@ -348,10 +349,30 @@ def bank(make_config, fraction=1.0):
 class TestMemoryBank:
     def test_the_nearest_of_all_parts(self, make_config, monkeypatch):
         monkeypatch.setattr("model.peers.memory_bank.ROWS", 2)
-        model = bank(make_config)
-        model.bank = torch.tensor([[9.0, 0], [3, 0], [7, 0], [1, 4], [50, 0]])
-        found = model._nearest(torch.tensor([[0.0, 0], [8, 0], [1, 1]]))
-        assert found.tolist() == pytest.approx([3, 1, 5**0.5])
+        stored = torch.tensor([[9.0, 0], [3, 0], [7, 0], [1, 4], [50, 0]])
+        found = nearest(torch.tensor([[[[0.0, 0], [8, 0], [1, 1]]]]), stored)
+        assert found.shape == (1, 1, 3) and found.flatten().tolist() == pytest.approx([3, 1, 5**0.5])
+
+    def test_a_coreset_covers_all(self):
+        """Greedy: of four tight clusters of points one each, and each next point is the farthest."""
+        centres = 100 * torch.eye(4, 6)
+        noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+        points = centres.repeat(10, 1) + noise
+        chosen = coreset(points, 4, seed=0)
+        assert sorted(chosen.argmax(dim=1).tolist()) == [0, 1, 2, 3]
+        assert all((points == x).all(dim=1).any() for x in chosen)
+        assert torch.equal(chosen[0], points[0]) and torch.equal(coreset(points, 3, seed=0), chosen[:3])
+        whole = coreset(points, 100, seed=0)
+        assert sorted(map(tuple, whole.tolist())) == sorted(map(tuple, points.tolist()))
+
+    def test_the_coresets_next_patch_is_the_farthest(self, monkeypatch):
+        """Against a dense search; as many projections as dimensions keep the order of far points."""
+        points = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)).double()
+        monkeypatch.setattr(torch, "randn", lambda *size, generator: torch.eye(*size))
+        chosen = coreset(points, 12, seed=0)
+        for i in range(1, 12):
+            far = torch.cdist(points, chosen[:i]).amin(dim=1)
+            assert torch.equal(points[far.argmax()], chosen[i])
 
     def test_what_it_was_fitted_on_has_distance_zero_and_a_shift_its_length(self, make_config):
         model, images = bank(make_config), torch.randn(2, 3, 64, 64)
@@ -372,8 +393,8 @@ class TestMemoryBank:
         )
         fine, coarse = (cv2.blur(f, (3, 3), borderType=cv2.BORDER_CONSTANT) for f in (fine, coarse))
         expected = np.concatenate([fine, cv2.resize(coarse, (8, 8), interpolation=cv2.INTER_LINEAR)], axis=2)
-        found = bank(make_config)._patches(images)
-        np.testing.assert_allclose(found.numpy(), expected.reshape(1, 64, 6), atol=1e-6)
+        found = patches_of(Given()(images))
+        np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
 
     def test_an_empty_bank_is_told_and_a_stored_one_comes_back(self, make_config):
         fitted, fresh, images = bank(make_config), bank(make_config), torch.randn(2, 3, 64, 64)
@@ -391,7 +412,7 @@ class TestMemoryBank:
             model = bank(make_config, fraction=0.25)
             model.fit([images], seed=seed)
             banks.append(model.bank)
-        everything = bank(make_config)._patches(images).flatten(0, 1)
+        everything = patches_of(Given()(images)).flatten(0, 2)
         assert len(banks[0]) == 32 and torch.equal(banks[0], banks[1])
         assert not torch.equal(banks[0], banks[2]) and not torch.equal(banks[0], everything[:32])
         rows = {tuple(row) for row in everything.tolist()}

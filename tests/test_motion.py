@@ -254,7 +254,9 @@ class TestSpeedHead:
 def test_an_exported_model_says_what_its_channels_are(config):
     def about(step):
         state = Checkpoint(config(data__stack_frames=step), {}, 1)
-        return describe(SimpleNamespace(config=state.config, state=state, calibration=None), 0.01)
+        model = torch.nn.Linear(1, 1)
+        detector = SimpleNamespace(config=state.config, state=state, calibration=None, model=model)
+        return describe(detector, 0.01)
 
     assert about(2)["stacked_frames"].startswith("the frames 4 and 2 before")
     assert "(B, 3, H, W, 3)" in about(2)["input"]

@@ -19,8 +19,11 @@ from losses.kd import hardest_distance
 from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss
 from model import build_model
-from model.decision import Decision
+from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
+from model.peers.memory_bank import patches_of
+from model.step import TrainingStep
+from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError
 
@@ -167,6 +170,93 @@ class TestModel:
         torch.testing.assert_close(found.anomaly_map, plain.anomaly_map * (probability + 0.05))
         torch.testing.assert_close(nothing.anomaly_map, plain.anomaly_map / 20)
         torch.testing.assert_close(found.score, found.anomaly_map.amax(dim=(1, 2)))
+
+
+class TestWithBank:
+    @pytest.fixture
+    def model(self, make_config):
+        settings = {"model__name": "remind", "model__width": 0.5, "model__bank_fraction": 0.25}
+        return build_model(make_config(**settings)).eval()
+
+    @torch.no_grad()
+    def test_both_distances_over_their_means_times_the_head(self, model, batch):
+        images = batch["image"]
+        model.fit([images[:3], images[3:]], seed=0)
+        model.train().fit_score([images[:1], images[1:]])
+        assert model.training and model.eval().usual.shape == (2,)
+        model.decision = Decision("max", 0, 0, 0.0, 0.0)
+
+        def enlarged(maps):
+            return F.interpolate(maps[:, None], (64, 64), mode="bilinear", align_corners=True)[:, 0]
+
+        def distances(images):
+            raw = model.teacher(images)
+            teacher, student = model.restored(raw)
+            own = sum(
+                F.interpolate(distance_map(t, s)[:, None], (64, 64), mode="bilinear", align_corners=True)[
+                    :, 0
+                ]
+                for t, s in zip(teacher, student, strict=True)
+            )
+            patches = patches_of(raw)
+            far = torch.cdist(patches.flatten(0, 2), model.bank).amin(1).view(patches.shape[:3])
+            head = (
+                F.interpolate(model.head(teacher, student), (64, 64), mode="bilinear")[:, 0].sigmoid() + 0.05
+            )
+            return own, F.interpolate(far[:, None], (64, 64), mode="bilinear", align_corners=True)[:, 0], head
+
+        own, far, head = distances(images + 1)
+        expected = (own / model.usual[0] + far / model.usual[1]) * head
+        torch.testing.assert_close(model.predict(images + 1).anomaly_map, expected, rtol=1e-4, atol=1e-5)
+        # the unit of each distance is its mean on normals, before maps are enlarged
+        raw = model.teacher(images)
+        teacher, student = model.restored(raw)
+        own = sum(distance_map(t, s).mean() for t, s in zip(teacher, student, strict=True))
+        far = torch.cdist(patches_of(raw).flatten(0, 2), model.bank).amin(1).mean()
+        torch.testing.assert_close(model.usual, torch.stack([own, far]), rtol=1e-4, atol=1e-5)
+
+    def test_without_one_a_state_has_no_more_than_before(self, make_config, model):
+        plain = build_model(make_config(model__name="remind", model__width=0.5))
+        assert not plain.fits and model.fits == 512
+        assert set(model.state_dict()) - set(plain.state_dict()) == {"bank", "usual"}
+
+    @torch.no_grad()
+    def test_a_stored_bank_comes_back(self, make_config, model, batch):
+        model.fit([batch["image"]], seed=0)
+        again = build_model(
+            make_config(model__name="remind", model__width=0.5, model__bank_fraction=0.25)
+        ).eval()
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(again.predict(batch["image"]).score, model.predict(batch["image"]).score)
+
+    @pytest.mark.slow
+    def test_training_with_it(self, mvtec_like, tmp_path, monkeypatch):
+        """A resumed run has the bits of one that was not stopped; the best state has its bank, too."""
+        flags = [
+            "--config", "configs/folder.yaml", "--data-root", str(mvtec_like), "--category", "part",
+            "--quiet", "--model", "remind", "--backbone", TINY, "--weights", "random", "--precision", "fp32",
+            "--device", "cpu", "--set", "data.image_size=64", "--set", "model.width=0.25",
+            "--set", "model.bank_fraction=0.5", "--set", "eval.every=2", "--select", "best",
+            "--iterations", "4", "--save-every", "1", "--output", str(tmp_path),
+        ]  # fmt: skip
+        plain, calls = TrainingStep.__call__, []
+
+        def stopped(step, batch):
+            calls.append(step)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return plain(step, batch)
+
+        assert run_command(train_command.main, [*flags, "--name", "whole"]) == 0
+        monkeypatch.setattr(TrainingStep, "__call__", stopped)
+        assert run_command(train_command.main, [*flags, "--name", "stopped"]) != 0
+        monkeypatch.setattr(TrainingStep, "__call__", plain)
+        assert run_command(train_command.main, [*flags, "--name", "stopped", "--resume"]) == 0
+        folder = tmp_path / "folder/one-class/part"
+        whole, resumed = (load_checkpoint(folder / name / "last.pt").model for name in ("whole", "stopped"))
+        assert len(whole["bank"]) > 9 and (whole["usual"] != 1).all()
+        assert all(torch.equal(values, resumed[name]) for name, values in whole.items())
+        assert (load_checkpoint(folder / "whole/best.pt").model["usual"] != 1).all()
 
 
 class TestSyntheticTraining:

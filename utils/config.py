@@ -78,7 +78,7 @@ class ModelConfig:
     head: Literal["none", "label", "mask", "frame", "speed"]
     head_levels: Literal["n-1", "finest"]
     skip_connections: bool
-    bank_fraction: float = field(metadata=_number(1e-6, 1))
+    bank_fraction: float = field(metadata=_number(0, 1))
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,10 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"data.augment by-category turns images and {sides}; --set data.augment=none does not"
     if config.score.blur_size is not None and config.score.blur_size % 2 == 0:
         yield f"score.blur_size {config.score.blur_size} must be odd: a kernel has a middle"
-    least = 2 if model.name == "memory-bank" else 1
+    with_bank = model.name == "memory-bank" or (model.name == "remind" and model.bank_fraction > 0)
+    if model.name == "memory-bank" and model.bank_fraction == 0:
+        yield "model.bank_fraction 0 leaves memory-bank nothing to compare with; 0.1 is usual"
+    least = 2 if with_bank else 1
     if len(strides) < least:
         yield f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]"
     if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):

@@ -6,7 +6,8 @@ random part of all training patches is kept; a patch's anomaly is its distance t
 Legend: B images, C channels, P patches of an image, M patches in the bank.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from model.decision import Prediction
 from utils.config import Config
 
 ROWS = 1 << 10  # of the bank, compared at once: with 16 images of 1024 patches 64 MB
+PROJECTED = 64
 
 
 class MemoryBank(AnomalyModel):
@@ -34,45 +36,14 @@ class MemoryBank(AnomalyModel):
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
-        """Fill the bank from training normals (B, 3, H, W): `bank_fraction` of each image's patches.
-
-        They are drawn image by image, so the size of the batches changes nothing. Raises FloatingPointError
-        if a feature is not finite.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        kept = []
-        for batch in images:
-            for patches in self._patches(batch):
-                count = max(1, round(self.config.bank_fraction * len(patches)))
-                kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
-        self.bank = torch.cat(kept)
-        if not self.bank.isfinite().all():
-            found = "features of the training images are not finite"
-            raise FloatingPointError(f"{found}; use --precision fp32, or other --weights")
+        """Fill the bank from training normals (B, 3, H, W)."""
+        features = (self.backbone(batch) for batch in images)
+        self.bank = sample_patches(features, self.config.bank_fraction, seed=seed)
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""
-        if len(self.bank) == 0:
-            raise RuntimeError("the memory bank is empty; call fit on training normals, or load a checkpoint")
-        patches = self._patches(images)
-        nearest = self._nearest(patches.flatten(0, 1))
-        grid = [-(-size // self.info.strides[-2]) for size in images.shape[2:]]
-        return self.decision([nearest.view(-1, *grid)], (images.shape[2], images.shape[3]))
-
-    def _patches(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, P, C), P positions of the second-coarsest level."""
-        fine, coarse = self.backbone(images)[-2:]
-        fine, coarse = (F.avg_pool2d(f.float(), 3, stride=1, padding=1) for f in (fine, coarse))
-        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
-        return torch.cat([fine, coarse], dim=1).flatten(2).transpose(1, 2)
-
-    def _nearest(self, patches: Tensor) -> Tensor:
-        """(N, C) to (N,): distance to the nearest patch of the bank, which is looked at by parts.
-
-        Its size is fixed, that of the batch is not: a loop over patches could not be exported.
-        """
-        parts = [torch.cdist(patches, part).amin(dim=1) for part in self.bank.split(ROWS)]
-        return torch.stack(parts).amin(dim=0)
+        distance = nearest(patches_of(self.backbone(images)), self.bank)
+        return self.decision([distance], (images.shape[2], images.shape[3]))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -80,3 +51,57 @@ class MemoryBank(AnomalyModel):
         """As usual; the bank takes the stored size."""
         self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def patches_of(features: Sequence[Tensor]) -> Tensor:
+    """A backbone's features to (B, h, w, C), the two coarsest levels at the size of the finer one."""
+    fine, coarse = (F.avg_pool2d(f.float(), 3, stride=1, padding=1) for f in features[-2:])
+    coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+    return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1)
+
+
+def sample_patches(features: Iterable[Sequence[Tensor]], fraction: float, *, seed: int) -> Tensor:
+    """A bank (M, C): `fraction` of the patches of each image.
+
+    They are drawn image by image, so the size of the batches changes nothing. Raises FloatingPointError if a
+    feature is not finite.
+    """
+    generator, kept = torch.Generator().manual_seed(seed), []
+    for batch in features:
+        for patches in patches_of(batch).flatten(1, 2):
+            count = max(1, round(fraction * len(patches)))
+            kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
+    bank = torch.cat(kept)
+    if not bank.isfinite().all():
+        found = "features of the training images are not finite"
+        raise FloatingPointError(f"{found}; use --precision fp32, or other --weights")
+    return bank
+
+
+def nearest(patches: Tensor, bank: Tensor) -> Tensor:
+    """(B, h, w, C) to (B, h, w): distance to the nearest patch of the bank, which is looked at by parts.
+
+    Its size is fixed, that of the batch is not: a loop over patches could not be exported. Raises
+    RuntimeError if the bank is empty.
+    """
+    if len(bank) == 0:
+        raise RuntimeError("the memory bank is empty; call fit on training normals, or load a checkpoint")
+    parts = [torch.cdist(patches.flatten(0, 2), part).amin(dim=1) for part in bank.split(ROWS)]
+    return torch.stack(parts).amin(dim=0).view(-1, *patches.shape[1:3])
+
+
+def coreset(patches: Tensor, count: int, *, seed: int) -> Tensor:
+    """Of patches (N, C) at most `count` that cover all: each next one is the farthest from those before.
+
+    Distances are those of random projections to PROJECTED dimensions (the approximate coreset of PatchCore).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(patches.shape[1], PROJECTED, generator=generator)
+    points = patches @ projection.to(patches)
+    squares, chosen = points.square().sum(dim=1), [0]
+    far = torch.full_like(squares, math.inf)  # squared, to the nearest chosen one
+    for _ in range(min(count, len(points)) - 1):
+        last = chosen[-1]
+        far = torch.minimum(far, squares - 2 * (points @ points[last]) + squares[last])
+        chosen.append(int(far.argmax()))
+    return patches[chosen]
