@@ -222,7 +222,7 @@ def optimise(run: Run) -> float:
         share=(distributed.rank(), distributed.world_size()),
         last_batch=train.last_batch,
     )
-    loader = training_batches(run.data.train, order, workers=config.run.workers, pin=device.type == "cuda")
+    loader = training_batches(run.data.train, order, workers=config.run.workers, device=device)
     main = distributed.is_main_process()
     tracker = (
         Tracker(run.folder, start=start, stop=train.iterations, quiet=run.quiet) if main else NullTracker()

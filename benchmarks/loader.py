@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 def batches(config: Config, data: RunData, count: int, workers: int, device: torch.device) -> Iterator:
     """So many batches, as a training loads them."""
     order = TrainingOrder(len(data.train), config.train.batch_size, seed=0, start=0, stop=count)
-    return iter(training_batches(data.train, order, workers=workers, pin=device.type == "cuda"))
+    return iter(training_batches(data.train, order, workers=workers, device=device))
 
 
 def loaded(config: Config, data: RunData, workers: int, count: int, device: torch.device) -> float:

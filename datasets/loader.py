@@ -98,6 +98,40 @@ class ImageSet(Dataset):
         return batch
 
 
+class DeviceSet(Dataset):
+    """An `ImageSet` whose pixels and masks are on a GPU as uint8: its batches, to the bit, are made there."""
+
+    def __init__(self, data: ImageSet, device: torch.device) -> None:
+        places = range(len(data))
+        self.images = torch.from_numpy(np.stack([data.pixels(i) for i in places])).to(device)
+        self.masks = None
+        if data.has_masks:
+            self.masks = torch.from_numpy(np.stack([data.mask(i) for i in places]))[:, None].to(device)
+        self.labels = torch.tensor([sample.label for sample in data.samples])
+        self.scale, self.offset = (torch.from_numpy(x).to(device) for x in data.normalise.factors())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        """As of the `ImageSet`."""
+        index = torch.tensor([draw % len(self) for draw in draws])
+        place = index.to(self.images.device, non_blocking=True)
+        images = (self.images[place] * self.scale + self.offset).permute(0, 3, 1, 2)
+        batch = {"image": images, "label": self.labels[index], "index": index}
+        return batch if self.masks is None else batch | {"mask": self.masks[place]}
+
+
+def fits_on(data: ImageSet, device: torch.device) -> bool:
+    """Whether a GPU can hold the set: plain images, all decoded, in a quarter of its free memory at most."""
+    decoded = type(data) is ImageSet and data.cached == len(data)
+    return (
+        device.type == "cuda"
+        and decoded
+        and 2 * data.image_bytes * len(data) < torch.cuda.mem_get_info(device)[0] / 4
+    )
+
+
 @dataclass(eq=False)
 class TrainingOrder(Sampler[list[int]]):
     """Batches of draws from step `start` to `stop`: permutations of all samples, one after the other.
@@ -166,12 +200,19 @@ def count_steps(train: TrainConfig, images: int) -> int:
     return math.ceil(train.epochs * per_epoch) * len(train.scales)
 
 
-def training_batches(data: ImageSet, order: TrainingOrder, *, workers: int | None, pin: bool) -> DataLoader:
-    """Loader over the steps of `order`; `pin` for a GPU.
+def training_batches(
+    data: ImageSet, order: TrainingOrder, *, workers: int | None, device: torch.device
+) -> DataLoader:
+    """Loader over the steps of `order`, from the memory of a GPU if the set fits there.
 
     workers: processes that make batches, which changes none. None: some for a GPU, which would wait for each
     batch; none for a CPU, which has no time to spare.
     """
+    if fits_on(data, device):
+        return DataLoader(
+            DeviceSet(data, device), batch_sampler=order, collate_fn=dict, generator=torch.Generator()
+        )
+    pin = device.type == "cuda"
     if workers is None:
         workers = min(4, (os.cpu_count() or 1) // 2) if pin else 0
     return DataLoader(

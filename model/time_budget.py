@@ -144,12 +144,14 @@ def measure(config: Config, device: torch.device) -> tuple[float, float]:
     training_step = TrainingStep(model.train(), optimizer, config, start=train.iterations)
     order = TrainingOrder(len(data.train), train.batch_size, seed=train.seed, start=0, stop=PROBE)
     start = time.perf_counter()
-    first = list(training_batches(data.train, order, workers=0, pin=False))
+    first = list(training_batches(data.train, order, workers=0, device=torch.device("cpu")))
     decode = (time.perf_counter() - start) / (PROBE * train.batch_size)
     model.fit_statistics(inputs_of(to_device(batch, device)) for batch in first)
+    if model.fits:
+        model.fit((inputs_of(to_device(batch, device)) for batch in first), seed=train.seed)
     seconds = []
     start = time.perf_counter()
-    for batch in training_batches(data.train, order, workers=0, pin=False):
+    for batch in training_batches(data.train, order, workers=0, device=torch.device("cpu")):
         categories = [data.train.samples[i].category for i in batch["index"].tolist()]
         batch = augment_batch(to_device(batch, device), config, 0, categories)
         training_step(batch)["total"].item()  # waits for a GPU

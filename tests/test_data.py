@@ -9,17 +9,26 @@ import torch
 from conftest import write_image, write_mask
 from PIL import Image
 
-from datasets import synthetic
+from datasets import loader, synthetic
 from datasets.build import build_data
-from datasets.loader import ImageSet, TrainingOrder, batches, batches_per_epoch, training_batches
+from datasets.loader import (
+    DeviceSet,
+    ImageSet,
+    TrainingOrder,
+    batches,
+    batches_per_epoch,
+    fits_on,
+    training_batches,
+)
 from datasets.registry import SPECS, collect
 from datasets.samples import Sample, count
 from datasets.splits import check_disjoint, hold_out, limit, tied_groups
-from datasets.synthetic import DEFECT_KINDS, SyntheticValidation
+from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from utils.errors import DatasetError
 
 MVTEC, FOLDER = SPECS["mvtec"], SPECS["folder"]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -388,7 +397,7 @@ class TestTrainingOrder:
         data = ImageSet(train, Decode((32, 32)), NORMALISE)
         order = TrainingOrder(len(data), 5, seed=0, start=2, stop=6)
         for workers in (0, 1):
-            seen = [b["index"].tolist() for b in training_batches(data, order, workers=workers, pin=False)]
+            seen = [b["index"].tolist() for b in training_batches(data, order, workers=workers, device=CPU)]
             assert seen == [[draw % len(data) for draw in draws] for draws in order]
 
     def test_processes_where_a_gpu_would_wait(self, mvtec_like, monkeypatch):
@@ -397,8 +406,38 @@ class TestTrainingOrder:
         order = TrainingOrder(len(data), 5, seed=0, start=0, stop=2)
         for cores, expected in ((1, 0), (2, 1), (4, 2), (64, 4)):
             monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
-            for pin, workers in ((False, 0), (True, expected)):
-                assert training_batches(data, order, workers=None, pin=pin).num_workers == workers
+            for device, workers in ((CPU, 0), (CUDA, expected)):
+                assert training_batches(data, order, workers=None, device=device).num_workers == workers
+
+    @pytest.mark.parametrize("masks", [True, False])
+    def test_batches_made_on_a_device_are_the_same(self, mvtec_like, masks):
+        samples = [s for s in collect(MVTEC, mvtec_like, "part") if masks or s.split == "train"]
+        data = ImageSet(samples, Decode((48, 40)), NORMALISE)
+        data.has_masks = masks
+        order = TrainingOrder(len(data), 4, seed=0, start=1, stop=5)
+        device = torch.device("cuda") if torch.cuda.is_available() else CPU
+        pairs = zip(order, training_batches(data, order, workers=0, device=CPU), strict=True)
+        resident = DeviceSet(data, device)
+        for draws, expected in pairs:
+            found = resident.__getitems__(draws)
+            assert found.keys() == expected.keys() and found["index"].device == CPU
+            assert found["image"].is_contiguous(memory_format=torch.channels_last)
+            for name, values in expected.items():
+                assert found[name].dtype == values.dtype and torch.equal(found[name].cpu(), values), name
+
+    def test_a_set_is_on_a_gpu_where_it_fits(self, mvtec_like, monkeypatch):
+        train = [s for s in collect(MVTEC, mvtec_like, "part") if s.split == "train"]
+        data = ImageSet(train, Decode((32, 32)), NORMALISE, cache_gb=1)
+        order = TrainingOrder(len(data), 5, seed=0, start=0, stop=2)
+        need = 8 * 3 * 32 * 32 * len(data)
+        for free, fits in ((need, False), (need + 1, True)):
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 0))
+            assert fits_on(data, CUDA) is fits and not fits_on(data, CPU)
+        assert not fits_on(ImageSet(train, Decode((32, 32)), NORMALISE), CUDA)  # nothing is cached
+        synthetic = SyntheticTraining(data, kinds=["cut"], share=0.5, seed=0)
+        assert not fits_on(synthetic, CUDA)  # its defects are drawn on the CPU
+        monkeypatch.setattr(loader, "DeviceSet", lambda data, device: (len(data), device))
+        assert training_batches(data, order, workers=4, device=CUDA).dataset == (len(data), CUDA)
 
 
 def test_mask_writer_matches_the_picture(tmp_path):

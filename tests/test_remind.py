@@ -287,7 +287,9 @@ class TestSyntheticTraining:
     def test_goes_on_anywhere(self, data):
         def seen(start, workers=0):
             order = TrainingOrder(len(data), 3, seed=0, start=start, stop=12)
-            return [b["image"] for b in training_batches(data, order, workers=workers, pin=False)]
+            return [
+                b["image"] for b in training_batches(data, order, workers=workers, device=torch.device("cpu"))
+            ]
 
         assert all(torch.equal(a, b) for a, b in zip(seen(0)[7:], seen(7), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(seen(7), seen(7, workers=2), strict=True))

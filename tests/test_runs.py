@@ -52,6 +52,9 @@ SMALL = [
 DATA = {"root": "/data", "images": {"train": 1}, "fingerprint": "a", "weights": None}
 
 
+CPU = torch.device("cpu")
+
+
 @pytest.fixture
 def run(mvtec_like, tmp_path, capfd):
     """Run train.py in this process; gives (exit code, stdout, stderr)."""
@@ -488,7 +491,7 @@ class TestBatchesOfEvaluation:
         data = train_command.contents(config)[1].train
         before = torch.get_rng_state()
         order = TrainingOrder(len(data), 2, seed=0, start=0, stop=2)
-        assert len(list(training_batches(data, order, workers=0, pin=False))) == 2 and list(batches(data, 4))
+        assert len(list(training_batches(data, order, workers=0, device=CPU))) == 2 and list(batches(data, 4))
         assert torch.equal(torch.get_rng_state(), before)
 
 

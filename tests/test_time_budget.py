@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY, write_image
 
 import train as train_command
@@ -109,3 +110,11 @@ def test_several_categories_share_the_time(monkeypatch, make_config):
 def test_a_memory_bank_takes_no_steps(call, capfd):
     (found,) = call("--minutes", 1, "--model", "memory-bank")
     assert found["train"]["iterations"] == read_yaml(ROOT / "configs/folder.yaml")["train"]["iterations"]
+
+
+@pytest.mark.slow
+def test_a_model_with_a_bank_is_timed(make_config, mvtec_like):
+    settings = {"model__name": "remind", "model__bank_fraction": 0.5, "model__width": 0.25}
+    config = make_config(run__data_root=str(mvtec_like), data__category="part", **settings)
+    step, rest = time_budget.measure(config, torch.device("cpu"))
+    assert step > 0 and rest > 0
