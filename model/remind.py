@@ -61,6 +61,8 @@ class ReMIND(AnomalyModel):
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
         """Fill the bank of patches from training normals (B, 3, H, W), before the first step."""
+        if not self.fits:
+            super().fit(images, seed=seed)
         batches = (self.teacher(batch) for batch in images)
         patches = sample_patches(batches, self.config.bank_fraction, seed=seed)
         self.bank = coreset(patches, BANK_SIZE, seed=seed)
