@@ -26,6 +26,7 @@ from stages import predict_stages, train_stages  # noqa: E402
 from datasets.transforms import Normalise  # noqa: E402
 from evaluation.metrics import pixel_metrics as all_pixel_metrics  # noqa: E402
 from losses.similarity import contrastive_loss, margin_loss, softmax_diagonal  # noqa: E402
+from model.exported import open_session  # noqa: E402
 from model.inference import replayed  # noqa: E402
 from model.step import EAGER, TrainingStep  # noqa: E402
 from utils.checkpoint import Checkpoint  # noqa: E402
@@ -77,8 +78,6 @@ def predict(spec: Spec) -> Built:
 
 def onnx(spec: Spec) -> Built:
     """Score `count` images in batches with ONNX Runtime and the file that export.py writes."""
-    import onnxruntime
-
     net = uninet(spec)
     with tempfile.TemporaryDirectory(prefix="uninet-benchmark-") as name:
         folder = Path(name)
@@ -90,9 +89,7 @@ def onnx(spec: Spec) -> Built:
         command = [sys.executable, "export.py", "--checkpoint", str(folder / "last.pt")]
         command += ["--images", str(folder / "images"), "--output", str(folder / "model.onnx"), "--quiet"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = spec.threads
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+        session = open_session(folder / "model.onnx")
     given, outputs = session.get_inputs()[0].name, ["score", "anomaly_map"]
     images_of = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # strided channels last
     scale, offset = (

@@ -208,15 +208,12 @@ def training_batches(
     workers: processes that make batches, which changes none. None: some for a GPU, which would wait for each
     batch; none for a CPU, which has no time to spare.
     """
-    if fits_on(data, device):
-        return DataLoader(
-            DeviceSet(data, device), batch_sampler=order, collate_fn=dict, generator=torch.Generator()
-        )
-    pin = device.type == "cuda"
-    if workers is None:
+    resident = fits_on(data, device)
+    pin = device.type == "cuda" and not resident
+    if resident or workers is None:
         workers = min(4, (os.cpu_count() or 1) // 2) if pin else 0
     return DataLoader(
-        data,
+        DeviceSet(data, device) if resident else data,
         batch_sampler=order,
         collate_fn=dict,
         num_workers=workers,

@@ -215,6 +215,20 @@ class TestWithBank:
         far = torch.cdist(patches_of(raw).flatten(0, 2), model.bank).amin(1).mean()
         torch.testing.assert_close(model.usual, torch.stack([own, far]), rtol=1e-4, atol=1e-5)
 
+    @torch.no_grad()
+    def test_tiles_are_measured_as_they_are_scored(self, make_config):
+        """The mean over an image's tiles, of which those of 64 pixels that cover 64 x 128 are three."""
+        settings = {"model__name": "remind", "model__width": 0.5, "model__bank_fraction": 0.25}
+        whole = build_model(make_config(**settings)).eval()
+        cut = build_model(make_config(**settings, data__tile=64, data__image_size=(64, 128))).eval()
+        image = torch.randn(1, 3, 64, 128)
+        tiles = torch.cat([image[..., x : x + 64] for x in (0, 32, 64)])
+        cut.fit([image], seed=0)
+        whole.load_state_dict(cut.state_dict())
+        cut.fit_score([image])
+        whole.fit_score([tiles])
+        torch.testing.assert_close(cut.usual, whole.usual, rtol=1e-4, atol=0)
+
     def test_without_one_a_state_has_no_more_than_before(self, make_config, model):
         plain = build_model(make_config(model__name="remind", model__width=0.5))
         assert not plain.fits and model.fits == 512

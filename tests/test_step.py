@@ -19,6 +19,8 @@ from utils.optim import make_optimizer, rate_at
 
 with printed_commands.modules_of(ROOT / "benchmarks"):
     import launches
+    import stages
+    from protocol import Spec
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 IMAGE, LABEL = ((2, 3, 64, 64), torch.float32), ((2,), torch.int64)
@@ -312,3 +314,11 @@ def test_twenty_steps_of_a_graph_are_those_of_launches(name, bf16, deterministic
         assert b == pytest.approx(a, rel=1e-6, abs=1e-6), f"step {i}"
     for a, b in zip(weights, replayed_weights, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_step_can_be_measured():
+    """Each goes forward and back under the counter of operations, whose hooks refuse leaves."""
+    run, operations = stages.train_stages(Spec("train", batch=2, size=64))
+    assert operations.keys() == run()["stages"].keys()
+    assert operations["student"].convolution > operations["source teacher"].convolution > 0
