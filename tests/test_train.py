@@ -12,6 +12,7 @@ import processes
 import pytest
 import torch
 from conftest import LITE0, TINY
+from distributed_worker import SMALL_UNIAS
 from PIL import Image
 
 import export as export_command
@@ -145,7 +146,9 @@ class TestFilesOfARun:
         ("model", "part"),
         [("recontrast", "source"), pytest.param("unias", "mse", marks=pytest.mark.slow)],
     )
-    def test_other_models(self, run, tmp_path, model, part):
+    def test_other_models(self, run, tmp_path, monkeypatch, model, part):
+        for constant, value in SMALL_UNIAS.items():
+            monkeypatch.setattr(unias, constant, value)
         code, out, err = run("--model", model, "--setting", "one-class", "--iterations", "2")
         assert code == 0 and "I-AUROC" in out, err
         folder = the_run(tmp_path)
