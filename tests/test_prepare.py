@@ -23,6 +23,7 @@ from datasets.registry import SPECS, collect
 from datasets.splits import check_disjoint
 from datasets.transforms import Decode
 from scripts.prepare import aptos as prepare_aptos
+from scripts.prepare import contaminated as prepare_contaminated
 from scripts.prepare import isic2018 as prepare_isic2018
 from scripts.prepare import kolektor as prepare_kolektor
 from scripts.prepare import polyp as prepare_polyp
@@ -315,6 +316,43 @@ class TestPreparation:
 
         kept = [s for s in raw if s.split == "test" or s.path.parent.name != "kos26"]  # a copy of kos01
         assert sorted(map(str, map(key, made))) == sorted(map(str, map(key, kept)))
+
+    def test_contaminated_training(self, tmp_path, capfd):
+        source, shade = tmp_path / "part", iter(range(256))
+        for folder, count in {"train/good": 20, "test/good": 3, "test/cut": 4, "test/dent": 2}.items():
+            for i in range(count):
+                path = source / folder / f"{i:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((9, 9), next(shade), np.uint8)).save(path)
+                if folder in ("test/cut", "test/dent"):
+                    mask = source / "ground_truth" / folder[5:] / f"{i:03d}_mask.png"
+                    mask.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(np.full((9, 9), 255, np.uint8)).save(mask)
+        before, moved, tests = self.snapshot(source), {}, []
+        for rate in (0.0, 0.1, 0.2):
+            output = tmp_path / f"out/part-{rate}"
+            assert self.prepare(prepare_contaminated, source, output, "--rate", str(rate)) == 0
+            assert "20 training, 3 normal and 2 anomalous test images" in capfd.readouterr().out
+            names = {p.name for p in (output / "train/good").iterdir()}
+            moved[rate] = {name for name in names if name.startswith(("cut_", "dent_"))}
+            assert len(moved[rate]) == round(20 * rate) and len(names) == 20
+            tests.append(
+                {p.relative_to(output) for p in output.glob("[tg]*t*/**/*.png") if "train" not in p.parts}
+            )
+        assert (
+            moved[0.1] < moved[0.2] and tests[0] == tests[1] == tests[2] and self.snapshot(source) == before
+        )
+        left = {f"{p.parent.name}_{p.name}" for p in output.glob("test/*/*") if p.parent.name != "good"}
+        assert not left & moved[0.2] and len(list(output.glob("ground_truth/*/*"))) == 2
+        assert self.prepare(prepare_contaminated, source, output, "--rate", "0.1") == 1
+        assert "is not of --rate 0.1; choose an empty --output" in capfd.readouterr().err
+        assert self.prepare(prepare_contaminated, source, tmp_path / "no", "--rate", "0.3") == 2
+        assert "choose a value between 0 and 0.2" in capfd.readouterr().err
+        for path in (source / "test/cut").iterdir():
+            path.unlink()
+        assert self.prepare(prepare_contaminated, source, tmp_path / "no", "--rate", "0") == 1
+        assert "2 defects and 20 training images; more than 4 defects are needed" in capfd.readouterr().err
+        assert not (tmp_path / "no").exists()
 
     @pytest.mark.parametrize("name", ["aptos", "isic2018", "visa", "polyp", "kolektor"])
     def test_as_commands(self, name, tmp_path):

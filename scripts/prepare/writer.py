@@ -67,12 +67,17 @@ class Source:
         return rows
 
 
-def parse_arguments(description: str, argv: Sequence[str]) -> argparse.Namespace:
-    """Read --source, --output and --quiet."""
+def arguments_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of --source, --output and --quiet."""
     parser = new_parser(description)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the originals, unpacked")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the prepared dataset")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(description: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Read --source, --output and --quiet."""
+    return arguments_parser(description).parse_args(argv)
 
 
 def prepare(name: str, items: Sequence[Item], args: argparse.Namespace) -> None:
