@@ -34,6 +34,7 @@ from utils.runs import run_folder
 from utils.yaml_io import Tree, read_yaml
 
 SIDES = (256, 192, 128)  # of a square of the image's area; the largest at which WANTED steps fit
+SMALLEST = 32  # pixels of a side, as data.image_size allows
 WANTED, FEWEST, MOST = 400, 20, 2000  # steps; more than MOST brought nothing where it was tried
 PROBE = EAGER + 3  # steps of which the last three are timed
 WRITING = 5.0  # seconds for metrics, report and pictures
@@ -87,7 +88,8 @@ def choose(config: Config, seconds: float, *, free: bool) -> tuple[int, tuple[in
         precision = cast(Any, choose_precision("auto", device))
         config = replace(config, train=replace(config.train, precision=precision))
     samples = split_samples(config).train
-    sizes = [shape_of(samples, side) for side in SIDES] if free else [config.data.image_size]
+    multiple = 2 * config.model.strides[-1]  # so that a decoder restores each level at its size
+    sizes = [shape_of(samples, side, multiple) for side in SIDES] if free else [config.data.image_size]
     for size in dict.fromkeys(sizes):
         step, rest = measure(replace(config, data=replace(config.data, image_size=size)), device)
         possible = int((seconds - (time.perf_counter() - start) - rest) / step)
@@ -126,13 +128,15 @@ def _without(tree: Tree, keys: Sequence[str]) -> Tree:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def shape_of(samples: Sequence[Sample], side: int) -> tuple[int, int]:
-    """Height and width of a square's area, in the shape of the images and no larger, multiples of 32."""
+def shape_of(samples: Sequence[Sample], side: int, multiple: int) -> tuple[int, int]:
+    """Height and width of a square's area, shaped as the images, no larger, in multiples of `multiple`."""
     spread = np.linspace(0, len(samples) - 1, 16).round().astype(int)
     width, height = np.median([upright_size(samples[i].path) for i in spread], axis=0)
     side = min(side, (height * width) ** 0.5)
     stretch = float(np.clip(height / width, 0.25, 4)) ** 0.5
-    return max(1, int(side * stretch / 32)) * 32, max(1, int(side / stretch / 32)) * 32
+    least = -(-SMALLEST // multiple)
+    sides = [max(least, int(length / multiple)) * multiple for length in (side * stretch, side / stretch)]
+    return sides[0], sides[1]
 
 
 def measure(config: Config, device: torch.device) -> tuple[float, float]:

@@ -70,6 +70,8 @@ def test_steps_and_size_follow_from_time(tmp_path, monkeypatch, make_config):
     assert chosen(30 + 0.563 * 500) == (pytest.approx(499, abs=2), (352, 160))
     assert chosen(30 + 0.563 * 300) == (pytest.approx(515, abs=3), (256, 128))
     assert chosen(30 + 0.102 * 100) == (pytest.approx(98, abs=3), (160, 64))
+    coarse = chosen(30 + 0.563 * 500, model__strides=[8, 16, 32])[1]  # the bottleneck is at stride 64
+    assert coarse == (320, 128) and chosen(0.1, model__strides=[2, 4, 8])[1] == (176, 80)
     assert chosen(0.1)[0] == time_budget.FEWEST and chosen(10**6) == (time_budget.MOST, (352, 160))
 
 
