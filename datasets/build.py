@@ -269,6 +269,7 @@ def image_set(
         images = SyntheticTraining(
             images, share=data.synthetic, kinds=data.synthetic_kinds, seed=config.train.seed
         )
+        images.with_clean = "repair" in config.loss.terms
     if spec_of(data.name).video:
         images.kind = "video"
     elif config.model.head == "mask":

@@ -21,6 +21,7 @@ from utils.config import TrainConfig
 from utils.errors import DatasetError
 
 Batch = dict[str, Tensor]
+Drawn = tuple[np.ndarray, np.ndarray | None, int]  # pixels, mask and label of a draw
 T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)  # that decode ahead of a model
 STATISTICS_IMAGES = 64  # that feature statistics are taken from
@@ -80,14 +81,18 @@ class ImageSet(Dataset):
             return np.zeros(self.decode.size, np.uint8)
         return self.decode.mask(*sample.masks, of=sample.path)
 
-    def sample(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+    def sample(self, draw: int) -> Drawn:
         """Pixels, mask (None where masks are not known) and label of draw d: sample d % N, epoch d // N."""
         index = draw % len(self)
         return self.pixels(index), self.mask(index) if self.has_masks else None, self.samples[index].label
 
     def __getitems__(self, draws: list[int]) -> Batch:
         """The batch of these draws (called by DataLoader with a whole batch)."""
-        images, masks, labels = zip(*map(self.sample, draws), strict=True)
+        return self.batch(draws, list(map(self.sample, draws)))
+
+    def batch(self, draws: list[int], samples: Sequence[Drawn]) -> Batch:
+        """The batch of these samples of these draws."""
+        images, masks, labels = zip(*samples, strict=True)
         batch = {
             "image": self.normalise(np.stack(images)),
             "label": torch.tensor(labels),

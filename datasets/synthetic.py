@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from datasets.loader import ImageSet
+from datasets.loader import Batch, Drawn, ImageSet
 from datasets.samples import ANOMALOUS, NORMAL, Sample
 
 DEFECT_KINDS = ("texture", "scratch", "stain", "cut")
 MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as channels (`data.stack_frames`)
+PLACE_KINDS = ("moved",)  # a large part in a wrong place; training alone draws it
 MIN_SIDE, MIN_PIXELS = 32, 12  # of an image; of a mask
 MIN_CHANGE = 5  # grey levels; less is not seen, so it is neither made nor masked
 MIN_CONTRAST = 16  # the strongest tenth of a defect differs by this much on average, more on rough surfaces
-MAX_AREA = 0.08  # of the image
+MAX_AREA, MAX_MOVED = 0.08, 0.25  # of the image; the second of a moved part
 _Pair = tuple[np.ndarray, np.ndarray]  # target and alpha, or image and mask
 
 
@@ -30,7 +31,7 @@ def add_defect(
 
     Every masked pixel differs from the original by MIN_CHANGE or more in some channel; all others are kept.
     What is too small, too large or too faint is tried again, stronger each time: a mask has MIN_PIXELS pixels
-    to MAX_AREA of the image. Areas are log-uniform, small is the usual case. Grey images get grey defects.
+    to MAX_AREA of the image, of a moved part to MAX_MOVED. Small is the usual case. Grey stays grey.
 
     image: (H, W, 3) uint8 RGB, sides of MIN_SIDE or more. kind: None for one of DEFECT_KINDS by chance.
     texture: (h, w, 3) uint8, another surface for the kind "texture"; None recolours and turns the image. For
@@ -40,12 +41,13 @@ def add_defect(
     for name, item in {"image": image, "texture": image if texture is None else texture}.items():
         if item.dtype != np.uint8 or item.shape[2:] != (3,) or min(item.shape[:2]) < MIN_SIDE:
             raise ValueError(f"{name}: {item.dtype} {item.shape}; give uint8 (H, W, 3), sides >= {MIN_SIDE}")
-    kinds = (*DEFECT_KINDS, *MOTION_KINDS)
+    kinds = (*DEFECT_KINDS, *MOTION_KINDS, *PLACE_KINDS)
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind is {kind!r}; choose one of {', '.join(kinds)}, or None")
     kind = kind or DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
     make = {
-        "texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut, "speed": _speed, "zoom": _zoom
+        "texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut, "moved": _moved,
+        "speed": _speed, "zoom": _zoom,
     }[kind]  # fmt: skip
     scene = _look_at(image, image[..., ::-1] if texture is None else texture)
     if kind in MOTION_KINDS:
@@ -57,7 +59,8 @@ def add_defect(
         target, alpha = make(scene, spot, rng, 1 + 0.2 * attempt)
         alpha = alpha * scene.foreground if rng.random() < 0.85 else alpha  # most end where the object ends
         (changed, mask), contrast = _composite(image, target, alpha)
-        is_sized = MIN_PIXELS <= np.count_nonzero(mask) <= MAX_AREA * mask.size
+        most = MAX_MOVED if kind in PLACE_KINDS else MAX_AREA
+        is_sized = MIN_PIXELS <= np.count_nonzero(mask) <= most * mask.size
         if is_sized and contrast >= max(MIN_CONTRAST, min(0.7 * spot.roughness, 45)):
             return changed, mask
     raise NoDefectError(f"no visible {kind} in 60 attempts on a {image.shape} image")
@@ -203,6 +206,17 @@ def _zoom(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
     return target, np.minimum(6 * _blob(scene, spot, rng, 0.01, 0.05), 1)
 
 
+def _moved(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
+    """A part of up to 0.6 of each side, brought up to 0.3 of each side away."""
+    size = np.array(scene.deviation.shape[::-1])  # along x, y
+    half, way, angle = rng.uniform(0.06, 0.3, 2), rng.uniform(0.04, 0.3), rng.uniform(0, 2 * np.pi)
+    at = (spot.x, spot.y) + way * size * (np.cos(angle), np.sin(angle))
+    target = _move(scene, spot, scene.image, tuple(at), 0, 1)
+    low, high = (np.int32((spot.x, spot.y) + sign * half * size).tolist() for sign in (-1, 1))
+    box = cv2.rectangle(np.zeros_like(scene.deviation), low, high, 1.0, cv2.FILLED)
+    return target, cv2.GaussianBlur(box, (0, 0), 1.5 * scene.scale)
+
+
 def _composite(image: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> tuple[_Pair, float]:
     """Blend where alpha > 0 and settle what is masked; the contrast beside it is 0 for an empty mask."""
     result, mask = image.copy(), np.zeros(alpha.shape, np.uint8)
@@ -230,8 +244,7 @@ def _composite(image: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> tupl
 class SyntheticValidation(ImageSet):
     """Held-out training normals twice: as they are, and with a synthetic defect and its exact mask.
 
-    A defect depends on the seed and the image's place. It is made when it is asked for, and kept as far as
-    the budget of the held-out set goes.
+    A defect depends on the seed and the image's place. It is kept as far as the held-out set's budget goes.
     """
 
     def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:
@@ -274,17 +287,30 @@ class SyntheticTraining(ImageSet):
     """Training images of which normal ones get a synthetic defect in a share of their draws, another each.
 
     Such a draw has the label of an anomaly and the defect's mask. The defect depends on the seed, the epoch
-    and the image's place.
+    and the image's place. with_clean: a batch holds the images without it, too: clean (B, 3, H, W).
     """
+
+    with_clean = False
 
     def __init__(self, images: ImageSet, *, share: float, kinds: Sequence[str], seed: int) -> None:
         super().__init__(images.samples, images.decode, images.normalise, cache_gb=images.budget / 2**30)
         self.share, self.kinds, self.seed = share, kinds, seed
         self._places = {s.path: i for i, s in enumerate(self.samples)}
 
-    def sample(self, draw: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+    def sample(self, draw: int) -> Drawn:
         """Pixels, mask (None where masks are not known) and label of a draw."""
-        image, mask, label = super().sample(draw)
+        return self._changed(draw, super().sample(draw))
+
+    def __getitems__(self, draws: list[int]) -> Batch:
+        """The batch of these draws."""
+        clean = list(map(super().sample, draws))
+        batch = self.batch(draws, list(map(self._changed, draws, clean)))
+        if self.with_clean:
+            batch["clean"] = self.normalise(np.stack([image for image, _, _ in clean]))
+        return batch
+
+    def _changed(self, draw: int, sample: Drawn) -> Drawn:
+        image, mask, label = sample
         epoch, index = divmod(draw, len(self))
         rng = np.random.default_rng([self.seed, epoch, index])
         if label == NORMAL and rng.random() < self.share:

@@ -221,11 +221,12 @@ class Normalise:
 
 Batch = dict[str, Tensor]
 CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
+IMAGES = ("image", "clean")  # keys of a batch that geometry changes like its mask
 
 
 def flip(batch: Batch, rng: np.random.Generator) -> Batch:
     """Mirror each image, and its mask, left to right and upside down, each with p = 0.5."""
-    flipped = {key: batch[key] for key in ("image", "mask") if key in batch}
+    flipped = {key: batch[key] for key in (*IMAGES, "mask") if key in batch}
     for axis in (-1, -2):
         chosen = torch.from_numpy(_sample(rng.random, len(batch["image"])) < 0.5).view(-1, 1, 1, 1)
         chosen = chosen.to(batch["image"].device, non_blocking=True)
@@ -249,7 +250,7 @@ def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
     matrix[:, 1, 0], matrix[:, 1, 1] = flip_y * sin / aspect, flip_y * cos
     grid = F.affine_grid(matrix.to(images, non_blocking=True), list(images.shape), align_corners=False)
     warp = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
-    warped = batch | {"image": warp(images)}
+    warped = batch | {key: warp(batch[key]) for key in IMAGES if key in batch}
     if "mask" in batch:
         mask = batch["mask"]
         warped["mask"] = warp(mask.to(images), mode="nearest").to(mask.dtype)
@@ -265,7 +266,7 @@ def by_category(batch: Batch, operations: Sequence[Sequence[str]], rng: np.rando
     hflip mirrors left to right and vflip upside down, both with p = 0.3; rot90 turns a square image by 0, 90,
     180 or 270 degrees, equally likely.
     """
-    changed = {key: batch[key].clone() for key in ("image", "mask") if key in batch}
+    changed = {key: batch[key].clone() for key in (*IMAGES, "mask") if key in batch}
     draws = _sample(lambda n: rng.random((n, 2)), len(operations)) < CATEGORY_FLIP_CHANCE
     turns = _sample(lambda n: rng.integers(4, size=n), len(operations))
     for i, names in enumerate(operations):
@@ -286,10 +287,11 @@ def random_tile(batch: Batch, side: int, rng: np.random.Generator) -> Batch:
     top = _sample(lambda n: rng.integers(height - side + 1, size=n), count)
     left = _sample(lambda n: rng.integers(width - side + 1, size=n), count)
     cut = dict(batch)
-    for key in batch.keys() & {"image", "mask"}:
+    for key in batch.keys() & {*IMAGES, "mask"}:
         corners = zip(batch[key], top, left, strict=True)
         cut[key] = torch.stack([values[:, y : y + side, x : x + side] for values, y, x in corners])
-    cut["image"] = cut["image"].contiguous(memory_format=torch.channels_last)
+    for key in batch.keys() & set(IMAGES):
+        cut[key] = cut[key].contiguous(memory_format=torch.channels_last)
     if "mask" in batch:
         cut["label"] = batch["label"] * cut["mask"].flatten(1).any(dim=1)
     return cut
@@ -300,7 +302,8 @@ def rescale(batch: Batch, scale: float) -> Batch:
     if scale == 1:
         return batch
     new = [scaled_side(side, scale) for side in batch["image"].shape[2:]]
-    resized = batch | {"image": F.interpolate(batch["image"], size=new, mode="bilinear", align_corners=False)}
+    resize = partial(F.interpolate, size=new, mode="bilinear", align_corners=False)
+    resized = batch | {key: resize(batch[key]) for key in IMAGES if key in batch}
     if "mask" in batch:
         mask = batch["mask"]
         resized["mask"] = F.interpolate(mask.float(), size=new, mode="nearest").to(mask.dtype)

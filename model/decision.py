@@ -6,7 +6,7 @@ Legend: B images, L = 2n maps, K = H W pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,12 @@ def top_mean(score_map: Tensor, share: Tensor, *, limit: float = 1.0) -> Tensor:
     count = (share.double() * (1 + rounding) * flat.shape[1]).long().clamp(1, prefix)
     largest = flat.topk(prefix, dim=1).values.double().cumsum(dim=1)
     return (largest.gather(1, count[:, None] - 1)[:, 0] / count).to(score_map.dtype)
+
+
+def added(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Sum (B, H, W) of maps (B, h_i, w_i), each enlarged to `size`."""
+    resize = partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=True)
+    return reduce(torch.add, [resize(m[:, None]) for m in maps])[:, 0]
 
 
 def gaussian_blur(maps: Tensor, sigma: float, size: int | None = None) -> Tensor:
@@ -116,10 +122,7 @@ class Decision:
         # a blur in bf16 would round scores to three digits
         with torch.autocast(maps[0].device.type, enabled=False):
             maps = [m.float() for m in maps]
-            resized = [
-                F.interpolate(m[:, None], tuple(size), mode="bilinear", align_corners=True) for m in maps
-            ]
-            total = reduce(torch.add, resized)[:, 0]
+            total = added(maps, size)
             total = total if factor is None else total * factor
             share, limit = self._share(maps, highest)
             scored = total

@@ -19,7 +19,7 @@ from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss, upsample
 from model.backbone import BackboneInfo, input_normalisation
 from model.base import AnomalyModel, Batch
-from model.decision import Prediction, distance_map
+from model.decision import Prediction, added, distance_map, top_mean
 from model.heads import DiscriminationHead
 from model.motion import SpeedHead
 from model.peers.memory_bank import coreset, nearest, patches_of, sample_patches
@@ -29,7 +29,10 @@ from utils.config import Config
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
 BANK_SIZE = 1 << 10  # patches, chosen to cover all; with 4096 screw loses 1.0 PRO (docs/LOG.md)
+USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
 BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
+CANDIDATES = 1 << 18  # patches at most from which they are chosen: 160 MB with tf_efficientnet_lite0
+REPAIR = 0.1  # weight of restoring what was there; with 1 screw loses 11 points of image AUROC (docs/LOG.md)
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
 
@@ -49,7 +52,7 @@ class ReMIND(AnomalyModel):
         self.fits = BANK_IMAGES if config.model.bank_fraction else 0
         if self.fits:
             self.register_buffer("bank", torch.zeros(0, sum(info.channels[-2:])))
-            self.register_buffer("usual", torch.ones(2))  # mean distances from student and bank
+            self.register_buffer("usual", torch.ones(2))  # distances of normals from student and bank
         video = config.model.head == "speed"
         self.speed = SpeedHead(*input_normalisation(config.model.backbone)) if video else None
 
@@ -64,7 +67,7 @@ class ReMIND(AnomalyModel):
         if not self.fits:
             super().fit(images, seed=seed)
         batches = (self.teacher(batch) for batch in images)
-        patches = sample_patches(batches, self.config.bank_fraction, seed=seed)
+        patches = sample_patches(batches, self.config.bank_fraction, seed=seed, most=CANDIDATES)
         self.bank = coreset(patches, BANK_SIZE, seed=seed)
 
     @torch.no_grad()
@@ -77,20 +80,20 @@ class ReMIND(AnomalyModel):
         self.eval()
         images = images if self.speed is None else list(images)
         if self.fits:
-            self.usual = torch.cat([self._mean_distances(batch) for batch in images]).mean(dim=0)
+            self.usual = torch.cat([self._highest_distances(batch) for batch in images]).mean(dim=0)
         if self.speed is not None:
             self.speed.gain.zero_()  # the score is the maps' alone
             pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
             self.speed.fit(*(torch.cat(scores) for scores in zip(*pairs, strict=True)))
         self.train(mode)
 
-    def _mean_distances(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to (B, 2): each one's mean distance from the student, and from the bank."""
+    def _highest_distances(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to (B, 2): mean of the largest 1 % of the distances from student and bank."""
         raw = self.teacher(images)
-        teacher, student = self.restored(raw)
-        maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
-        restored = torch.stack([m.mean(dim=(1, 2)) for m in maps]).sum(dim=0)
-        return torch.stack([restored, nearest(patches_of(raw), self.bank).mean(dim=(1, 2))], dim=1)
+        maps = [distance_map(t, s) for t, s in zip(*self.restored(raw), strict=True)]
+        both = added(maps, maps[0].shape[1:]), nearest(patches_of(raw), self.bank)
+        share = torch.full((len(images),), USUAL, device=images.device)
+        return torch.stack([top_mean(m, share, limit=USUAL) for m in both], dim=1)
 
     def features(self, images: Tensor) -> tuple[Features, Features]:
         """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
@@ -108,9 +111,13 @@ class ReMIND(AnomalyModel):
         """L_KD of the hardest normal positions, summed over levels, and the head's focal and Dice loss.
 
         batch: image (B, 3, H, W) and mask (B, 1, H, W) of its defects. The share of positions that counts
-        falls in a line from 1 to `hard_ratio`.
+        falls in a line from 1 to `hard_ratio`. With clean (B, 3, H, W), the images without their synthetic
+        defects, the student restores the normal features there: a tenth of their mean distance is added.
         """
         (teacher, student), mask = self.features(batch["image"]), batch["mask"]
+        if "clean" in batch:
+            with torch.no_grad():
+                clean = self.scale(self.teacher(batch["clean"]))
         mined = torch.as_tensor(progress / MINED_FROM, dtype=torch.float64).clamp(max=1)
         share = 1 - (1 - self.loss_config.hard_ratio) * mined
         with torch.autocast(batch["image"].device.type, enabled=False):
@@ -119,6 +126,13 @@ class ReMIND(AnomalyModel):
                 for t, s in zip(teacher, student, strict=True)
             ]
             parts = {"kd": torch.stack(distances).sum()}
+            if "clean" in batch:
+                changed = (batch["image"] != batch["clean"]).any(dim=1, keepdim=True)
+                distances = [
+                    hardest_distance(t.float(), s.float(), ~unmasked_positions(t.shape[2:], changed), 1)
+                    for t, s in zip(clean, student, strict=True)
+                ]
+                parts["repair"] = REPAIR * torch.stack(distances).sum()
             if self.head is not None:
                 # detached: the student would learn to show the synthetic kinds of defects, and only those
                 logits = self.head(teacher, [s.detach() for s in student])
@@ -128,8 +142,8 @@ class ReMIND(AnomalyModel):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,).
 
-        Cosine distances from the student and the distance from the bank, each over its mean on normals, are
-        summed; the head's probability of a defect multiplies the sum. Speed adds to the score alone.
+        Cosine distances from the student and the distance from the bank, each over its largest on normals,
+        are summed; the head's probability of a defect multiplies the sum. Speed adds to the score alone.
         """
         raw = self.teacher(images)
         teacher, student = self.restored(raw)

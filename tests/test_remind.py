@@ -14,14 +14,15 @@ from datasets.industrial import MVTEC
 from datasets.loader import ImageSet, TrainingOrder, training_batches
 from datasets.registry import collect
 from datasets.synthetic import SyntheticTraining
-from datasets.transforms import Decode, Normalise
+from datasets.transforms import Decode, Normalise, augment_batch
 from losses.kd import hardest_distance
 from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss
 from model import build_model
 from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
-from model.peers.memory_bank import patches_of
+from model.peers.memory_bank import patches_of, sample_patches
+from model.remind import REPAIR
 from model.step import TrainingStep
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
@@ -141,6 +142,27 @@ class TestModel:
         assert all(p.grad is None for part in (model.student, model.bottleneck) for p in part.parameters())
         assert all(p.grad.abs().sum() > 0 for p in model.head.parameters())
 
+    def test_the_student_restores_what_was_there(self, model, batch):
+        """Beside L_KD: the mean distance from the clean image's features, where the two images differ."""
+        clean = batch["image"].clone()
+        changed = batch | {"image": torch.where(batch["mask"] == 1, -clean, clean), "clean": clean}
+        parts = model.train().loss(changed, 0.5)
+        torch.testing.assert_close(parts["total"], parts["kd"] + parts["repair"] + parts["head"])
+        _, student = model.features(changed["image"])
+        with torch.no_grad():
+            target = model.scale(model.teacher(clean))
+        expected = 0.0
+        for t, s in zip(target, student, strict=True):
+            masked = F.adaptive_max_pool2d(batch["mask"], t.shape[2:])[:, 0] == 1
+            distance = 1 - F.cosine_similarity(t.double(), s.double(), dim=1)
+            expected += distance[masked].mean().item()
+        assert parts["repair"].item() == pytest.approx(REPAIR * expected, rel=1e-4)
+        parts["repair"].backward()
+        assert all(p.grad is not None for p in model.student.parameters() if p.requires_grad)
+        assert all(p.grad is None for part in (model.teacher, model.head) for p in part.parameters())
+        same = model.loss(changed | {"image": clean}, 0.5)  # real defects have no image without them
+        assert same["repair"] == 0
+
     def test_prediction(self, model, batch):
         images = batch["image"]
         with torch.no_grad():
@@ -179,7 +201,7 @@ class TestWithBank:
         return build_model(make_config(**settings)).eval()
 
     @torch.no_grad()
-    def test_both_distances_over_their_means_times_the_head(self, model, batch):
+    def test_both_distances_over_their_units_times_the_head(self, model, batch):
         images = batch["image"]
         model.fit([images[:3], images[3:]], seed=0)
         model.train().fit_score([images[:1], images[1:]])
@@ -208,12 +230,20 @@ class TestWithBank:
         own, far, head = distances(images + 1)
         expected = (own / model.usual[0] + far / model.usual[1]) * head
         torch.testing.assert_close(model.predict(images + 1).anomaly_map, expected, rtol=1e-4, atol=1e-5)
-        # the unit of each distance is its mean on normals, before maps are enlarged
+        # the unit of each distance is the mean of its largest hundredth on normals
         raw = model.teacher(images)
         teacher, student = model.restored(raw)
-        own = sum(distance_map(t, s).mean() for t, s in zip(teacher, student, strict=True))
-        far = torch.cdist(patches_of(raw).flatten(0, 2), model.bank).amin(1).mean()
-        torch.testing.assert_close(model.usual, torch.stack([own, far]), rtol=1e-4, atol=1e-5)
+        maps = [distance_map(t, s)[:, None] for t, s in zip(teacher, student, strict=True)]
+        size = maps[0].shape[2:]
+        own = sum(F.interpolate(m, size, mode="bilinear", align_corners=True)[:, 0] for m in maps)
+        far = torch.cdist(patches_of(raw).flatten(0, 2), model.bank).amin(1).view(len(images), -1)
+        expected = [
+            np.mean(
+                [np.sort(row)[-max(1, len(row) // 100) :].mean() for row in one.flatten(1).double().numpy()]
+            )
+            for one in (own, far)
+        ]
+        torch.testing.assert_close(model.usual.double(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
     @torch.no_grad()
     def test_tiles_are_measured_as_they_are_scored(self, make_config):
@@ -228,6 +258,19 @@ class TestWithBank:
         cut.fit_score([image])
         whole.fit_score([tiles])
         torch.testing.assert_close(cut.usual, whole.usual, rtol=1e-4, atol=0)
+
+    def test_candidates_are_bounded_and_equally_likely(self):
+        """A part of what is drawn without a bound, whatever the batches; early and late images alike."""
+        features = [torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)]
+        levels = [[f + i for f in features] for i in range(40)]
+        whole = sample_patches(levels, 0.5, seed=3)
+        assert torch.equal(sample_patches(levels, 0.5, seed=3, most=len(whole)), whole)
+        some = sample_patches(levels, 0.5, seed=3, most=200)
+        batched = [[torch.cat(f) for f in zip(*levels[i : i + 5], strict=True)] for i in range(0, 40, 5)]
+        assert torch.equal(sample_patches(batched, 0.5, seed=3, most=200), some) and len(some) == 200
+        places = (whole[:, None] == some).all(dim=2).nonzero()[:, 0]  # in the order of the images
+        assert len(places) == 200 and torch.equal(places, places.sort().values)
+        assert 60 < (places < len(whole) // 2).sum() < 140
 
     def test_without_one_a_state_has_no_more_than_before(self, make_config, model):
         plain = build_model(make_config(model__name="remind", model__width=0.5))
@@ -250,6 +293,7 @@ class TestWithBank:
             "--config", "configs/folder.yaml", "--data-root", str(mvtec_like), "--category", "part",
             "--quiet", "--model", "remind", "--backbone", TINY, "--weights", "random", "--precision", "fp32",
             "--device", "cpu", "--set", "data.image_size=64", "--set", "model.width=0.25",
+            "--set", "loss.terms=[repair]", "--set", "data.synthetic_kinds=[texture,moved]",
             "--set", "model.bank_fraction=0.5", "--set", "eval.every=2", "--select", "best",
             "--iterations", "4", "--save-every", "1", "--output", str(tmp_path),
         ]  # fmt: skip
@@ -289,6 +333,25 @@ class TestSyntheticTraining:
         assert torch.equal(batch["label"] == 1, changed.flatten(1).any(dim=1))
         assert abs(batch["label"].float().mean().item() - 0.5) < 3 * 0.5 / math.sqrt(40 * n)
         assert batch["index"].tolist() == list(range(n)) * 40
+
+    @pytest.mark.parametrize("augment", ["none", "flip", "flip-rotate", "by-category", "tile", "scale"])
+    def test_the_image_without_the_defect_goes_along(self, data, make_config, augment):
+        draws = list(range(24))
+        assert "clean" not in data.__getitems__(draws)
+        data.with_clean = True
+        batch = data.__getitems__(draws)
+        expected = NORMALISE(np.stack([data.pixels(i % len(data)) for i in draws]))
+        assert torch.equal(batch["clean"], expected)
+        settings = {"data__augment": augment} if augment in ("flip", "flip-rotate", "by-category") else {}
+        settings |= {"data__augment_by_category": {"part": ["hflip", "rot90"]}}
+        settings |= {"data__image_size": 64, "data__tile": 32 if augment == "tile" else None}
+        settings |= {"train__scales": [1.0, 0.5]} if augment == "scale" else {}
+        after = augment_batch(batch, make_config(model__name="remind", **settings), 1, ["part"] * 24)
+        differs = (after["image"] != after["clean"]).any(dim=1, keepdim=True)
+        assert after["clean"].shape == after["image"].shape and differs.any()
+        wide = F.max_pool2d(after["mask"].float(), 5, stride=1, padding=2) == 1  # interpolation blurs
+        assert not (differs & ~wide).any()
+        assert augment == "none" or not torch.equal(after["clean"], expected)
 
     def test_a_draw_is_always_the_same_and_epochs_differ(self, data):
         n = len(data)
@@ -335,6 +398,7 @@ class TestSyntheticTraining:
     [
         ({"model__flavor": "tuned"}, "--model remind in place of --flavor tuned"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": []}, "kinds to draw from"),
+        ({"loss__terms": ["repair"]}, "loss.terms repair is for remind"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": ["dent"]}, "choose one of texture"),
         ({"data__synthetic": 0.5, "path": "configs/ped2.yaml"}, "single images"),
     ],

@@ -2,7 +2,16 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.synthetic import DEFECT_KINDS, MAX_AREA, MIN_CHANGE, MIN_PIXELS, MIN_SIDE, add_defect
+from datasets.synthetic import (
+    DEFECT_KINDS,
+    MAX_AREA,
+    MAX_MOVED,
+    MIN_CHANGE,
+    MIN_PIXELS,
+    MIN_SIDE,
+    PLACE_KINDS,
+    add_defect,
+)
 
 
 def surface(height, width, seed=0, grey=False):
@@ -14,16 +23,16 @@ def surface(height, width, seed=0, grey=False):
     return np.clip(np.broadcast_to(image, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
-def check_exact(image, changed, mask):
+def check_exact(image, changed, mask, most=MAX_AREA):
     difference = np.abs(changed.astype(int) - image).max(2)
     assert changed.shape == image.shape and changed.dtype == np.uint8
     assert mask.shape == image.shape[:2] and mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
     np.testing.assert_array_equal(difference > 0, mask == 1)
     assert difference[mask == 1].min() >= MIN_CHANGE
-    assert MIN_PIXELS <= mask.sum() <= MAX_AREA * mask.size
+    assert MIN_PIXELS <= mask.sum() <= most * mask.size
 
 
-@pytest.mark.parametrize("kind", DEFECT_KINDS)
+@pytest.mark.parametrize("kind", [*DEFECT_KINDS, *PLACE_KINDS])
 @pytest.mark.parametrize("size", [(32, 32), (33, 120), (200, 64), (256, 256)])
 @pytest.mark.parametrize("grey", [False, True])
 def test_changed_pixels_are_the_mask(kind, size, grey):
@@ -32,7 +41,7 @@ def test_changed_pixels_are_the_mask(kind, size, grey):
         before = image.copy()
         changed, mask = add_defect(image, np.random.default_rng(seed), kind=kind)
         np.testing.assert_array_equal(image, before)
-        check_exact(image, changed, mask)
+        check_exact(image, changed, mask, MAX_MOVED if kind in PLACE_KINDS else MAX_AREA)
         if grey:
             assert np.ptp(changed, axis=2).max() == 0
 
@@ -46,6 +55,24 @@ def test_constant_and_wild_images_work(kind):
         changed, mask = add_defect(image, np.random.default_rng(1), kind=kind)
         check_exact(image, changed, mask)
         assert np.abs(changed.astype(int) - image).max() > 2 * MIN_CHANGE
+
+
+def test_a_moved_part_comes_from_near_by():
+    """Pixels far from the mask's border are those of another place, the same way off for all."""
+    y, x = np.mgrid[:128, :128]
+    image = np.stack([2 * y, 2 * x, np.full_like(x, 99)], axis=2).astype(np.uint8)  # tells its place
+    areas, whole, ways = [], [], []
+    for seed in range(30):
+        changed, mask = add_defect(image, np.random.default_rng(seed), kind="moved")
+        areas.append(mask.mean())
+        inside = cv2.erode(mask, np.ones((15, 15))) == 1
+        way = (changed.astype(int) - image)[inside][:, :2] / 2
+        if len(way):
+            off = np.abs(way - np.median(way, axis=0)).max(axis=1)
+            whole.append((off <= 1).all())  # what lies beyond the border is mirrored
+            ways.append(np.linalg.norm(np.median(way, axis=0)))
+    assert np.mean(whole) > 0.4 and 0.03 * 128 < np.median(ways) < max(ways) < 0.32 * 128
+    assert max(areas) > MAX_AREA  # larger than a surface defect
 
 
 def test_same_seed_same_defect():

@@ -27,7 +27,7 @@ def _number(low: float, high: float) -> dict[str, float]:
     return {"low": low, "high": high}
 
 
-DefectKind = Literal["texture", "scratch", "stain", "cut", "speed", "zoom"]
+DefectKind = Literal["texture", "scratch", "stain", "cut", "moved", "speed", "zoom"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LossConfig:
     hard_ratio: float = field(metadata=_number(1e-4, 1))
     stop_grad: Literal["kd", "all", "none"]
     reduction: Literal["paper", "released"]
-    terms: tuple[Literal["contrastive", "margin"], ...]
+    terms: tuple[Literal["contrastive", "margin", "repair"], ...]
     temperature: float = field(metadata=_number(1e-3, 1e3))
     kd_weight: float = field(metadata=_number(0, 1))
     anomaly_source: Literal["label", "mask", "none"]
@@ -210,6 +210,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield "data.stack_frames makes one image of three; model.head=frame needs data.stack_frames=0"
     if head == "speed" and (model.name != "remind" or not data.stack_frames):
         yield "model.head speed is for remind on several frames: --model remind and data.stack_frames"
+    if "repair" in config.loss.terms and model.name != "remind":
+        yield f"loss.terms repair is for remind, which learns from synthetic defects, not for {model.name}"
     if data.synthetic and not data.synthetic_kinds:
         yield "data.synthetic_kinds is empty; data.synthetic needs kinds to draw from"
     if model.setting == "supervised" and model.name not in ("uninet", "remind"):

@@ -60,22 +60,37 @@ def patches_of(features: Sequence[Tensor]) -> Tensor:
     return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1)
 
 
-def sample_patches(features: Iterable[Sequence[Tensor]], fraction: float, *, seed: int) -> Tensor:
-    """A bank (M, C): `fraction` of the patches of each image.
+def sample_patches(
+    features: Iterable[Sequence[Tensor]], fraction: float, *, seed: int, most: int | None = None
+) -> Tensor:
+    """A bank (M, C): `fraction` of the patches of each image, of all these `most`, equally likely.
 
     They are drawn image by image, so the size of the batches changes nothing. Raises FloatingPointError if a
     feature is not finite.
     """
     generator, kept = torch.Generator().manual_seed(seed), []
+    keys, lots = torch.zeros(0), torch.Generator().manual_seed(seed)  # the lowest keys stay
     for batch in features:
         for patches in patches_of(batch).flatten(1, 2):
             count = max(1, round(fraction * len(patches)))
             kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
+            if most is not None:
+                keys = torch.cat([keys, torch.rand(count, generator=lots)])
+                if len(keys) > 2 * most:
+                    kept, keys = _lowest(kept, keys, most)
+    if most is not None and len(keys) > most:
+        kept, keys = _lowest(kept, keys, most)
     bank = torch.cat(kept)
     if not bank.isfinite().all():
         found = "features of the training images are not finite"
         raise FloatingPointError(f"{found}; use --precision fp32, or other --weights")
     return bank
+
+
+def _lowest(parts: list[Tensor], keys: Tensor, most: int) -> tuple[list[Tensor], Tensor]:
+    """The patches of the lowest keys, in their order."""
+    places = keys.argsort()[:most].sort().values
+    return [torch.cat(parts)[places.to(parts[0].device)]], keys[places]
 
 
 def nearest(patches: Tensor, bank: Tensor) -> Tensor:
