@@ -18,9 +18,8 @@ def test_every_printed_command_parses():
 @pytest.mark.slow
 def test_printed_commands_run(tmp_path):
     runner = printed_commands.Runner(tmp_path)
-    guides = [
-        path for path in printed_commands.documents() if path.name != "LOG.md"
-    ]  # which tells what was run
+    # the log tells what was run once; tests/test_demo.py trains on the demo
+    guides = [path for path in printed_commands.documents() if path.name != "LOG.md"]
     commands = printed_commands.printed_commands(guides)
     once = {command.text: command for command in commands}
     found = {text: runner.run(command) for text, command in once.items()}
