@@ -121,18 +121,12 @@ class ReMIND(AnomalyModel):
         mined = torch.as_tensor(progress / MINED_FROM, dtype=torch.float64).clamp(max=1)
         share = 1 - (1 - self.loss_config.hard_ratio) * mined
         with torch.autocast(batch["image"].device.type, enabled=False):
-            distances = [
-                hardest_distance(t.float(), s.float(), unmasked_positions(t.shape[2:], mask), share)
-                for t, s in zip(teacher, student, strict=True)
-            ]
-            parts = {"kd": torch.stack(distances).sum()}
+            normal = [unmasked_positions(t.shape[2:], mask) for t in teacher]
+            parts = {"kd": _summed_distance(teacher, student, normal, share)}
             if "clean" in batch:
-                changed = (batch["image"] != batch["clean"]).any(dim=1, keepdim=True)
-                distances = [
-                    hardest_distance(t.float(), s.float(), ~unmasked_positions(t.shape[2:], changed), 1)
-                    for t, s in zip(clean, student, strict=True)
-                ]
-                parts["repair"] = REPAIR * torch.stack(distances).sum()
+                differs = (batch["image"] != batch["clean"]).any(dim=1, keepdim=True)
+                changed = [~unmasked_positions(t.shape[2:], differs) for t in clean]
+                parts["repair"] = REPAIR * _summed_distance(clean, student, changed, 1)
             if self.head is not None:
                 # detached: the student would learn to show the synthetic kinds of defects, and only those
                 logits = self.head(teacher, [s.detach() for s in student])
@@ -168,3 +162,8 @@ class ReMIND(AnomalyModel):
         if self.fits and "bank" in state_dict:
             self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _summed_distance(a: Features, b: Features, where: list[Tensor], share: float | Tensor) -> Tensor:
+    levels = zip(a, b, where, strict=True)
+    return torch.stack([hardest_distance(t.float(), s.float(), at, share) for t, s, at in levels]).sum()

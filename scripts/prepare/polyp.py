@@ -24,8 +24,8 @@ from datasets.files import list_images
 from datasets.layouts import Masks, by_name
 from datasets.samples import ANOMALOUS, Sample
 from datasets.splits import first_copies, tied_groups
-from scripts.prepare.writer import DatasetError, Item, Source, prepare
-from utils.cli import log, new_parser, run_command
+from scripts.prepare.writer import DatasetError, Item, Source, arguments_parser, prepare
+from utils.cli import log, run_command
 
 SHARES = {"train": 0.8, "validation": 0.9, "test": 1.0}  # upper ends
 SEQUENCES = "sequences.csv"
@@ -84,10 +84,8 @@ RELEASES = {
 
 def main(argv: Sequence[str]) -> None:
     """Copy the files, or finish what an earlier call began."""
-    parser = new_parser(__doc__.split("\n")[0])
+    parser = arguments_parser(__doc__.split("\n")[0])
     parser.add_argument("--dataset", required=True, choices=sorted(RELEASES), help="which release")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the originals, unpacked")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the prepared dataset")
     args = parser.parse_args(argv)
     release = RELEASES[args.dataset]
     prepare(args.dataset, plan(release, Source(args.source, release.where)), args)
