@@ -29,11 +29,11 @@ from datasets.transforms import Decode, Normalise, grey_tensor
 from datasets.video import FrameSet
 from model import Detector, load_detector
 from model.base import AnomalyModel
-from model.detector import Calibration
+from model.detector import Calibration, check_rate
 from model.exported import FILE, OUTPUTS, contents, open_session
 from predict import about_decisions
 from utils.cli import log, new_parser, print_result, run_command, user_path
-from utils.errors import ConfigError, DatasetError, ExportError
+from utils.errors import DatasetError, ExportError
 from utils.files import write_atomically
 from utils.runs import git_sha
 
@@ -71,8 +71,7 @@ def main(argv: Sequence[str]) -> None:
     """Export, compare with PyTorch on real images, and only then write the file."""
     args = parse_arguments(argv)
     rate = args.false_alarm_rate
-    if not 0 < rate < 1:
-        raise ConfigError(f"--false-alarm-rate is {rate}; choose a value between 0 and 1")
+    check_rate(rate)
     detector = load_detector(args.checkpoint, device="cpu", precision="fp32")
     check_size(detector.model)
     data = comparison_images(args.images, detector)

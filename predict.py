@@ -26,7 +26,7 @@ from evaluation.results import SCORES, begin, claim, finish, names_of, write_sco
 from evaluation.scoring import Scores
 from evaluation.watch import Watch, watched
 from model import load_detector
-from model.detector import Calibration, Detector
+from model.detector import Calibration, Detector, check_rate
 from model.inference import Predicted
 from utils import cli
 from utils.config import Config
@@ -73,9 +73,7 @@ def add_flags(parser: argparse.ArgumentParser, shown: str, text: str) -> None:
 
 def detector_of(args: argparse.Namespace) -> Detector:
     """The model that `add_flags` was given. Raises ConfigError for a wrong rate, or if it takes clips."""
-    if not 0 < args.false_alarm_rate < 1:
-        found = f"--false-alarm-rate is {args.false_alarm_rate}"
-        raise ConfigError(f"{found}; choose a value between 0 and 1")
+    check_rate(args.false_alarm_rate)
     detector = load_detector(
         args.checkpoint, device=args.device, precision=args.precision, batch_size=args.eval_batch_size
     )

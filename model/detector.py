@@ -31,6 +31,12 @@ Item = TypeVar("Item", bound=ImageLike)
 _log = logging.getLogger("uninet")
 
 
+def check_rate(rate: float) -> None:
+    """Raise ConfigError for a false-alarm rate that is not between 0 and 1."""
+    if not 0 < rate < 1:
+        raise ConfigError(f"the false-alarm rate is {rate}; choose a value between 0 and 1")
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Decides without labelled anomalies: scores of held-out normal training images.
@@ -128,8 +134,7 @@ class Detector:
         if self.config.model.head == "frame" or data.stack_frames:
             instead = "give predict.py or test.py the folder of a clip"
             raise ConfigError(f"this model takes several frames of a video, no single images: {instead}")
-        if not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate is {false_alarm_rate}; choose a value between 0 and 1")
+        check_rate(false_alarm_rate)
         given = images if isinstance(images, list | tuple) else [images]
         decode = Decode(data.image_size, data.resize, data.center_crop)
         with self._turn:
