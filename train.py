@@ -273,8 +273,8 @@ def stop_if_not_finite(run: Run, done: TrainingStep, indices: Sequence[Tensor], 
 
 
 def fit_score(run: Run) -> None:
-    """Let the model measure what its score needs."""
-    run.model.fit_score(image_batches(run, statistics_sample(run.data.train), "score statistics"))
+    """Let the model measure what its score needs, on normals held out for it or else on those of training."""
+    run.model.fit_score(image_batches(run, statistics_sample(run.data.scale or run.data.train), "score unit"))
 
 
 def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int) -> None:

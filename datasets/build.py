@@ -40,11 +40,13 @@ _log = logging.getLogger("uninet")
 class RunData:
     """The disjoint sets of a run.
 
-    validation: None unless it is asked for, as it costs training images. trained_defects: the kinds of
-    anomaly that training sees. skipped: unreadable files that were left out, with the reason.
+    scale: normals that a score's unit is measured on, if not on those of training. validation: None unless
+    it is asked for, as it costs training images. trained_defects: the kinds of anomaly that training sees.
+    skipped: unreadable files that were left out, with the reason.
     """
 
     train: ImageSet
+    scale: ImageSet
     calibration: ImageSet
     test: ImageSet
     validation: ImageSet | None
@@ -62,6 +64,7 @@ class Parts:
     """The disjoint samples of a run. synthetic: validation is of normals that are to be given defects."""
 
     train: list[Sample]
+    scale: list[Sample]
     calibration: list[Sample]
     validation: list[Sample]
     synthetic: bool
@@ -70,7 +73,7 @@ class Parts:
 
     def check_apart(self, test: Sequence[Sample]) -> None:
         """Stop if the model, its calibration or its settings depend on an image of `test`."""
-        check_disjoint([*self.train, *self.calibration, *self.validation], test)
+        check_disjoint([*self.train, *self.scale, *self.calibration, *self.validation], test)
 
     @property
     def defects(self) -> frozenset[str]:
@@ -155,6 +158,12 @@ def split_samples(config: Config) -> Parts:
         anomalous = [s for s in anomalous if tied[s.group] not in apart]  # items that are held out stay out
         first = first_copies(s.path for s in calibration)
         calibration = [s for s in calibration if first[s.path] == s.path]  # copies say nothing new
+    scale: list[Sample] = []
+    if config.model.head == "speed":  # on frames of the training the maps' score spreads an eighth as much
+        normal, scale = hold_out(normal, data.validation_fraction, seed=seed)
+        if not scale:
+            found = "model.head=speed holds a clip of normal frames out, and found none to spare"
+            raise DatasetError(f"{found}; take two clips or more, and data.validation_fraction above 0")
     supervised = config.model.setting == "supervised"
     train = [*normal, *anomalous] if supervised else normal
     validation = [s for s in samples if s.split == "validation"]
@@ -174,7 +183,7 @@ def split_samples(config: Config) -> Parts:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
     train = limit(train, data.train_limit, seed=seed)
     train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_oversampling - 1)
-    return Parts(train, calibration, validation, synthetic, test, skipped)
+    return Parts(train, scale, calibration, validation, synthetic, test, skipped)
 
 
 def build_data(config: Config, normalise: Normalise) -> RunData:
@@ -194,9 +203,9 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     validation = images(parts.validation, cache_gb=left) if parts.validation else None
     if validation is not None and parts.synthetic:
         validation = SyntheticValidation(validation, seed=config.train.seed, kinds=validation_kinds(data))
-    calibration, test = images(parts.calibration), images(parts.test)
+    scale, calibration, test = map(images, (parts.scale, parts.calibration, parts.test))
     _look_at_masks(data, [*parts.train, *parts.validation, *parts.test], test.decode)
-    return RunData(train, calibration, test, validation, parts.defects, parts.skipped)
+    return RunData(train, scale, calibration, test, validation, parts.defects, parts.skipped)
 
 
 def _check_masks_are_there(config: Config, train: ImageSet) -> None:
@@ -306,6 +315,7 @@ def data_identity(config: Config, data: RunData) -> Tree:
     """
     root, weights = dataset_root(config), config.model.weights
     sets = {"train": data.train, "calibration": data.calibration, "validation": data.validation}
+    sets |= {"scale": data.scale} if data.scale else {}
     samples = {name: part.samples if part else [] for name, part in (sets | {"test": data.test}).items()}
     digest, content = hashlib.sha256(), cache(content_digest)  # a frame is in several samples
     for name, s in ((name, s) for name, part in samples.items() for s in part):

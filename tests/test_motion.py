@@ -1,5 +1,6 @@
 """Stacked frames of a video (`data.stack_frames`), and the synthetic defects of motion."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 import predict as predict_command
 import train as train_command
-from datasets.build import build_data, new_samples
+from datasets.build import build_data, data_identity, new_samples
 from datasets.registry import SPECS
 from datasets.samples import Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
@@ -101,6 +102,26 @@ class TestStackedFrames:
         data = build_data(config(run__skip_unreadable=True), NORMALISE)
         kept = [s.path.name for s in data.train.samples if s.group == "Train001"]
         assert kept == ["002.tif", "004.tif"] and len(data.skipped) == 1
+
+    def test_a_clip_is_held_out_to_scale_the_speed_on(self, config, monkeypatch):
+        """On frames of the training the maps' score hardly spreads, and speed would count little."""
+        data = build_data(config(model__head="speed"), NORMALISE)
+        (held,), (kept,) = ({s.group for s in part.samples} for part in (data.scale, data.train))
+        assert held != kept and len(data.scale) == 4
+        asked = []
+        run = SimpleNamespace(data=data, model=SimpleNamespace(fit_score=asked.append))
+        monkeypatch.setattr(train_command, "image_batches", lambda run, images, what: images)
+        train_command.fit_score(run)
+        assert [s.group for s in asked[0].samples] == [held] * 4
+        plain = build_data(config(), NORMALISE)
+        assert len(plain.scale) == 0 and len(plain.train) == 8
+        assert data_identity(config(), plain) == data_identity(config(), replace(plain, scale=[]))
+        assert data_identity(config(), data)["images"]["scale"] == 4
+
+    def test_one_clip_is_too_few_to_scale_the_speed_on(self, config, ped2):
+        shutil.rmtree(ped2 / "Train/Train002")
+        with pytest.raises(DatasetError, match="found none to spare; take two clips or more"):
+            build_data(config(model__head="speed", run__skip_unreadable=True), NORMALISE)
 
     @pytest.mark.parametrize(
         ("settings", "message"),

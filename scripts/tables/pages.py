@@ -155,8 +155,13 @@ def supervised(rows: Rows) -> Table:
 
 def polyps() -> Table:
     """Supervised segmentation of CVC-ClinicDB."""
-    names = {"random frames": "random", "whole sequences held out": "sequence"}
-    rows = [(data, "UniNet, paper", [f"clinicdb-supervised-{n}-uninet-paper"]) for data, n in names.items()]
+    splits = {"random frames": "random", "whole sequences held out": "sequence"}
+    models = {"UniNet, paper": "paper", "UniNet, paper, teacher learns": "paper-teacher"}
+    rows = [
+        (data, title, [f"clinicdb-supervised-{split}-uninet-{name}"])
+        for data, split in splits.items()
+        for title, name in models.items()
+    ]
     return of_runs(rows, ("dsc", "miou"))
 
 
@@ -180,6 +185,22 @@ def steps() -> Table:
         second = " / ".join(test[m] for m in metrics)
         table.append([test["row"], first, second, f"{float(row['train_s']):.0f} s"])
     return table
+
+
+def robustness() -> Table:
+    """Training on few images, and with defects among them: image AUROC / pixel AUROC / pixel AP / PRO."""
+    metrics = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
+    models = {"remind": "ReMIND", "remind with bank": "ReMIND with its bank", "memory-bank": "memory bank"}
+    found: dict[str, dict[str, str]] = {}
+    for row in read_rows(MEASURED / "remind/robustness.csv"):
+        model = row["model"] + (" with bank" if "model.bank_fraction" in row["options"] else "")
+        limit = re.search(r"train_limit=(\d+)", row["options"])
+        category, _, percent = row["category"].partition("-")
+        what = f"{limit[1]} images" if limit else f"{int(percent)} % of the images show a defect"
+        values = " / ".join(f"{100 * float(row[m]):.1f}" for m in metrics)
+        found.setdefault(f"{category}, {what}", {})[model] = values
+    lines = [[data, *(cells.get(model, "") for model in models)] for data, cells in found.items()]
+    return [["trained on", *models.values()], *lines]
 
 
 def ablation(*numbers: str) -> Table:
@@ -241,16 +262,19 @@ def tables(rows: Rows) -> dict[str, Callable[[], Table]]:
     short = [row for row in one_class if row["image_size"] in ("128x128", "320x128")]
     full = [row for row in one_class if row not in short]
     video = [row for row in full if row["dataset"] == "ped2"]
-    images = [row for row in full if row["dataset"] != "ped2"]
+    parts = [row for row in full if row["category"] == "transistor"]
+    images = [row for row in full if row not in video and row not in parts]
     return {
         "small": lambda: small(full),
         "images": lambda: accuracy(images, IMAGE),
         "video": lambda: accuracy(video, FRAME),
+        "transistor": lambda: accuracy(parts, IMAGE),
         "short": lambda: accuracy(short, STRICT),
         "supervised": lambda: supervised(rows),
         "polyps": polyps,
         "several": several,
         "steps": steps,
+        "robustness": robustness,
         "speed": speed,
         "parts": lambda: ablation("04", "10", "09"),
         "decisions": lambda: ablation("05", "12"),
