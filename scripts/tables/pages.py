@@ -190,16 +190,15 @@ def steps() -> Table:
 def robustness() -> Table:
     """Training on few images, and with defects among them: image AUROC / pixel AUROC / pixel AP / PRO."""
     metrics = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
-    models = {"remind": "ReMIND", "remind with bank": "ReMIND with its bank", "memory-bank": "memory bank"}
+    models = {"remind": "ReMIND", "memory-bank": "memory bank"}
     found: dict[str, dict[str, str]] = {}
     for row in read_rows(MEASURED / "remind/robustness.csv"):
-        model = row["model"] + (" with bank" if "model.bank_fraction" in row["options"] else "")
         limit = re.search(r"train_limit=(\d+)", row["options"])
         category, _, percent = row["category"].partition("-")
         what = f"{limit[1]} images" if limit else f"{int(percent)} % of the images show a defect"
         values = " / ".join(f"{100 * float(row[m]):.1f}" for m in metrics)
-        found.setdefault(f"{category}, {what}", {})[model] = values
-    lines = [[data, *(cells.get(model, "") for model in models)] for data, cells in found.items()]
+        found.setdefault(f"{category}, {what}", {})[row["model"]] = values
+    lines = [[data, *(cells[model] for model in models)] for data, cells in found.items()]
     return [["trained on", *models.values()], *lines]
 
 
