@@ -159,7 +159,7 @@ def split_samples(config: Config) -> Parts:
         first = first_copies(s.path for s in calibration)
         calibration = [s for s in calibration if first[s.path] == s.path]  # copies say nothing new
     scale: list[Sample] = []
-    if config.model.head == "speed":  # on frames of the training the maps' score spreads an eighth as much
+    if config.model.head == "speed":  # on frames of the training the maps' score spreads a third as much
         normal, scale = hold_out(normal, data.validation_fraction, seed=seed)
         if not scale:
             found = "model.head=speed holds a clip of normal frames out, and found none to spare"
