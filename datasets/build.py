@@ -315,7 +315,7 @@ def data_identity(config: Config, data: RunData) -> Tree:
     """
     root, weights = dataset_root(config), config.model.weights
     sets = {"train": data.train, "calibration": data.calibration, "validation": data.validation}
-    sets |= {"scale": data.scale} if data.scale else {}
+    sets |= {"scale": data.scale} if data.scale else {}  # runs without it keep their identity
     samples = {name: part.samples if part else [] for name, part in (sets | {"test": data.test}).items()}
     digest, content = hashlib.sha256(), cache(content_digest)  # a frame is in several samples
     for name, s in ((name, s) for name, part in samples.items() for s in part):

@@ -51,7 +51,7 @@ class AnomalyModel(nn.Module):
         """Measure what is needed before the first step on batches of training normals; nothing here."""
 
     def fit_score(self, images: Iterable[Tensor]) -> None:
-        """Measure what a score of several parts needs on batches of training normals; nothing here."""
+        """Measure what a score of several parts needs on batches of normals; nothing here."""
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict]:
         """Parameter groups of the optimiser; here all that learn, at one rate."""

@@ -72,7 +72,7 @@ class ReMIND(AnomalyModel):
 
     @torch.no_grad()
     def fit_score(self, images: Iterable[Tensor]) -> None:
-        """Measure both distances of training normals, and scale the speed like the score of the maps.
+        """Measure both distances of normals, and scale the speed like the score of the maps.
 
         images: batches (B, 3, H, W).
         """

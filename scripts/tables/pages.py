@@ -261,13 +261,13 @@ def tables(rows: Rows) -> dict[str, Callable[[], Table]]:
     short = [row for row in one_class if row["image_size"] in ("128x128", "320x128")]
     full = [row for row in one_class if row not in short]
     video = [row for row in full if row["dataset"] == "ped2"]
-    parts = [row for row in full if row["category"] == "transistor"]
-    images = [row for row in full if row not in video and row not in parts]
+    transistor = [row for row in full if row["category"] == "transistor"]
+    images = [row for row in full if row["dataset"] != "ped2" and row["category"] != "transistor"]
     return {
         "small": lambda: small(full),
         "images": lambda: accuracy(images, IMAGE),
         "video": lambda: accuracy(video, FRAME),
-        "transistor": lambda: accuracy(parts, IMAGE),
+        "transistor": lambda: accuracy(transistor, IMAGE),
         "short": lambda: accuracy(short, STRICT),
         "supervised": lambda: supervised(rows),
         "polyps": polyps,
