@@ -159,11 +159,11 @@ def split_samples(config: Config) -> Parts:
         first = first_copies(s.path for s in calibration)
         calibration = [s for s in calibration if first[s.path] == s.path]  # copies say nothing new
     scale: list[Sample] = []
-    if config.model.head == "speed":  # on frames of the training the maps' score spreads a third as much
+    if config.model.head == "speed":  # on frames of the training the maps' score spreads less
         normal, scale = hold_out(normal, data.validation_fraction, seed=seed)
         if not scale:
-            found = "model.head=speed holds a clip of normal frames out, and found none to spare"
-            raise DatasetError(f"{found}; take two clips or more, and data.validation_fraction above 0")
+            way_out = "take two clips and data.validation_fraction above 0, or model.head=none"
+            raise DatasetError(f"model.head=speed holds a clip out, and found none to spare; {way_out}")
     supervised = config.model.setting == "supervised"
     train = [*normal, *anomalous] if supervised else normal
     validation = [s for s in samples if s.split == "validation"]

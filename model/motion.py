@@ -22,7 +22,8 @@ ROUNDS, WINDOW = 3, 15  # at each scale; side of the box in which the flow is on
 DAMPING = 1e-3  # added to the determinant: where a frame shows nothing, nothing moves
 CELLS = 32  # rows that the flow is averaged on; half as wide as high
 PERSON = 2.0  # cells: the Gaussian within which one vector stands for a body, whose limbs move all ways
-FASTEST = 0.005  # share of the cells whose mean is the score
+FASTEST = 0.005  # share of the cells whose mean is the speed
+STILL, LEAST = 0.01, 0.1  # pixels that count as no motion; the least factor: there defects must show, too
 
 
 class OpticalFlow(nn.Module):
@@ -74,8 +75,7 @@ def reduced(images: Tensor, scale: int) -> Tensor:
     sigma = (scale - 1) / 2 or 0.85  # this one is the kernel 1/4, 1/2, 1/4
     radius, (height, width) = max(1, round(1.25 * (scale - 1))), images.shape[2:]
     x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    kernel = (-0.5 * (x / sigma) ** 2).exp()
-    kernel = kernel / kernel.sum()
+    kernel = (-0.5 * (x / sigma) ** 2).softmax(dim=0)
     smooth = F.pad(images, (radius,) * 4, mode="reflect")
     smooth = F.conv2d(F.conv2d(smooth, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     size = (round(height / scale), round(width / scale))
@@ -111,10 +111,10 @@ def improved(flow: Tensor, first: Tensor, second: Tensor, weight: Tensor) -> Ten
 
 
 class SpeedHead(nn.Module):
-    """The speed of what moves fastest between the frames that `data.stack_frames` puts into one image.
+    """A factor of the model's own score: a power of the speed of what moves fastest, over its usual one.
 
-    It is scaled such that on normals it spreads as the model's own score does, and is 0 on average; before
-    `fit` it is 0. For images of other channels it says nothing.
+    The frames are those that `data.stack_frames` puts into one image. By the power the logarithms of both
+    spread alike on normals: of the scores as they are, the few high ones would set it (docs/LOG.md).
     """
 
     mean: Tensor
@@ -132,8 +132,8 @@ class SpeedHead(nn.Module):
         self.register_buffer("gain", torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) to (B,), in units of the model's own score."""
-        return (self.speed(images) - self.centre) * self.gain
+        """Normalised images (B, 3, H, W) to factors (B,): 1 at the usual speed, and at all before `fit`."""
+        return ((self.speed(images).log() - self.centre) * self.gain).exp().clamp(min=LEAST)
 
     def speed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to (B,), pixels from the frame in green to that in blue."""
@@ -143,10 +143,11 @@ class SpeedHead(nn.Module):
             cells = (CELLS, round(2 * CELLS * images.shape[3] / images.shape[2]))
             flow = F.interpolate(flow, cells, mode="bilinear", align_corners=False)
             speed = torch.stack([gaussian_blur(part, PERSON) for part in flow.unbind(1)]).norm(dim=0)
-            return top_mean(speed, torch.full_like(speed[:, 0, 0], FASTEST), limit=FASTEST)
+            return top_mean(speed, torch.full_like(speed[:, 0, 0], FASTEST), limit=FASTEST).clamp(min=STILL)
 
     def fit(self, own: Tensor, speed: Tensor) -> None:
-        """Set the scale from both scores of normal images, (N,) each."""
-        self.centre.copy_(speed.mean())
+        """Set the power from the model's own scores of normal images and their speeds, (N,) each."""
+        own, speed = own.clamp(min=1e-6).log(), speed.log()
         spread, own_spread = speed.std(correction=0), own.std(correction=0)
+        self.centre.copy_(speed.mean())
         self.gain.copy_(torch.where(spread > 0, own_spread / spread, 0))

@@ -72,17 +72,14 @@ class ReMIND(AnomalyModel):
 
     @torch.no_grad()
     def fit_score(self, images: Iterable[Tensor]) -> None:
-        """Measure both distances of normals, and scale the speed like the score of the maps.
-
-        images: batches (B, 3, H, W).
-        """
+        """Measure distances and, of videos, speed on normals; images: batches (B, 3, H, W)."""
         mode = self.training
         self.eval()
         images = images if self.speed is None else list(images)
         if self.fits:
             self.usual = torch.cat([self._highest_distances(batch) for batch in images]).mean(dim=0)
         if self.speed is not None:
-            self.speed.gain.zero_()  # the score is the maps' alone
+            self.speed.gain.zero_()  # so the score is the maps' alone
             pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
             self.speed.fit(*(torch.cat(scores) for scores in zip(*pairs, strict=True)))
         self.train(mode)
@@ -137,7 +134,7 @@ class ReMIND(AnomalyModel):
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,).
 
         Cosine distances from the student and the distance from the bank, each over its largest on normals,
-        are summed; the head's probability of a defect multiplies the sum. Speed adds to the score alone.
+        are summed; the head's probability of a defect multiplies the sum. Speed multiplies the score alone.
         """
         raw = self.teacher(images)
         teacher, student = self.restored(raw)
@@ -148,8 +145,10 @@ class ReMIND(AnomalyModel):
         if self.fits:
             far = nearest(patches_of(raw), self.bank)
             maps = [*(m / self.usual[0] for m in maps), far / self.usual[1]]
-        head_score = None if self.speed is None else self.speed(images)
-        return self.decision(maps, size, highest=2, factor=factor, head_score=head_score)
+        found = self.decision(maps, size, highest=2, factor=factor)
+        if self.speed is not None:
+            found.score = found.score * self.speed(images)
+        return found
 
     def parts_to_fold(self) -> list[nn.Module]:
         """All that has batch norms."""

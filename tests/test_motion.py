@@ -57,8 +57,9 @@ def ped2(tmp_path, monkeypatch):
 @pytest.fixture
 def config(make_config, ped2):
     def make(**settings):
-        chosen = {"run__data_root": str(ped2), "model__name": "remind"}
-        chosen |= {"data__synthetic": 0.0, "data__stack_frames": 1}
+        chosen = {"run__data_root": str(ped2), "data__synthetic": 0.0, "data__stack_frames": 1}
+        if "model__name" not in settings:
+            chosen |= {"model__name": "remind", "model__head": "none"}
         return make_config(path="configs/ped2.yaml", **(chosen | settings))
 
     return make
@@ -120,7 +121,9 @@ class TestStackedFrames:
 
     def test_one_clip_is_too_few_to_scale_the_speed_on(self, config, ped2):
         shutil.rmtree(ped2 / "Train/Train002")
-        with pytest.raises(DatasetError, match="found none to spare; take two clips or more"):
+        with pytest.raises(
+            DatasetError, match="none to spare; take two clips and .* above 0, or model.head=none"
+        ):
             build_data(config(model__head="speed", run__skip_unreadable=True), NORMALISE)
 
     @pytest.mark.parametrize(
@@ -234,27 +237,41 @@ class TestSpeedHead:
         found = head.speed(self.images((3, 1), (0, 0), (-2, 0)))
         np.testing.assert_allclose(found, [10**0.5, 0, 2], atol=0.3)  # at the border a little more
 
-    def test_scaled_like_the_models_own_score(self, head):
+    def test_its_logarithm_spreads_like_that_of_the_models_own_score(self, head):
         images, own = self.images((1, 0), (2, 0), (4, 0)), torch.tensor([0.1, 0.3, 0.2])
-        assert not head(images).any()  # before it is fitted
+        assert (head(images) == 1).all()  # before it is fitted
         head.fit(own, head.speed(images))
-        assert head(images).std(correction=0) == pytest.approx(own.std(correction=0).item(), rel=1e-4)
-        assert (
-            head(images).mean() == pytest.approx(0, abs=1e-6)
-            and head(self.images((6, 0))) > head(images).max()
+        logs = head(images).log()
+        assert logs.std(correction=0) == pytest.approx(own.log().std(correction=0).item(), rel=1e-4)
+        assert logs.mean() == pytest.approx(0, abs=1e-6)
+        assert head(self.images((6, 0))) > head(images).max()
+        # twice as fast is the same factor more, wherever one starts
+        power, speed = (
+            own.log().std(correction=0) / head.speed(images).log().std(correction=0),
+            head.speed(images),
         )
+        torch.testing.assert_close(logs[2] - logs[0], power * (speed[2] / speed[0]).log())
         head.fit(own, torch.ones(3))  # nothing ever moves: nothing to compare with
-        assert not head(images).any()
+        assert (head(images) == 1).all()
 
-    def test_adds_to_the_score_alone(self, config):
+    def test_where_nothing_moves_defects_still_count(self, head):
+        own = torch.tensor([0.1, 0.3, 0.2])
+        head.fit(own, head.speed(self.images((3, 0), (4, 0), (5, 0))))
+        assert head(self.images((0, 0))).item() == pytest.approx(0.1)
+        head.fit(own, head.speed(self.images((0, 0), (0, 0), (5, 0))))  # some do not move
+        assert head(self.images((0, 0), (5, 0))).isfinite().all()
+        head.fit(torch.tensor([0.0, 0.3, 0.2]), head.speed(self.images((3, 0), (4, 0), (5, 0))))
+        assert head(self.images((4, 0))).isfinite().all()
+
+    def test_multiplies_the_score_alone(self, config):
         model, images = build_model(config(model__head="speed")).eval(), self.images((2, 0), (5, 0))
         images = images[..., :64, :64]
         with torch.no_grad():
             plain = model.predict(images)
             model.fit_score([images[:1], images[1:]])
-            found, expected = model.predict(images), plain.score + model.speed(images)
-        assert model.speed(images).abs().min() > 0 and torch.equal(found.anomaly_map, plain.anomaly_map)
-        torch.testing.assert_close(found.score, expected)
+            found, factor = model.predict(images), model.speed(images)
+        assert (factor != 1).all() and torch.equal(found.anomaly_map, plain.anomaly_map)
+        torch.testing.assert_close(found.score, plain.score * factor)
 
     @pytest.mark.slow
     def test_onnx(self, head, tmp_path):
@@ -303,7 +320,7 @@ def test_train_and_predict(ped2, tmp_path, capsys, head):
         if "speed" in key
     }
     assert set(scale) == ({"speed.centre", "speed.gain"} if head == "speed" else set())
-    assert all(value > 0 for value in scale.values())
+    assert scale.get("speed.gain", 1) > 0
     out = tmp_path / "out"
     words = ["--checkpoint", str(folder), str(ped2 / "Test/Test001"), "--output", str(out), "--quiet"]
     assert run_command(predict_command.main, [*words, "--device", "cpu"]) == 0
