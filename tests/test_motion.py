@@ -118,6 +118,9 @@ class TestStackedFrames:
         assert len(plain.scale) == 0 and len(plain.train) == 8
         assert data_identity(config(), data)["images"]["scale"] == 4
         assert "scale" not in data_identity(config(), plain)["images"]  # older runs keep theirs, and go on
+        data.scale.samples *= 200  # more than for other statistics: few frames weigh the speed badly
+        train_command.fit_score(run)
+        assert len(asked[1]) == 512
 
     def test_one_clip_is_too_few_to_scale_the_speed_on(self, config, ped2):
         shutil.rmtree(ped2 / "Train/Train002")
