@@ -73,6 +73,9 @@ def main(argv: Sequence[str]) -> None:
     rate = args.false_alarm_rate
     check_rate(rate)
     detector = load_detector(args.checkpoint, device="cpu", precision="fp32")
+    output = args.output or detector.path.parent / FILE
+    if output.is_dir() or output.suffix == ".pt":
+        raise ExportError(f"--output {output} is a folder or a checkpoint; name a file, such as {FILE}")
     check_size(detector.model)
     data = comparison_images(args.images, detector)
     batches = comparison_batches(data)
@@ -89,7 +92,6 @@ def main(argv: Sequence[str]) -> None:
         print_result(compare(exported, detector, batches, rate))
         print_result(timing(exported, deployed, batches[0][0]))
     say_what_is_decided(detector, rate)
-    output = args.output or detector.path.parent / FILE
     write_atomically(output, lambda file: file.write(exported.content))
     print_result(f"{output} ({len(exported.content) / 2**20:.1f} MB)")
 
@@ -118,7 +120,9 @@ def comparison_images(where: Path | None, detector: Detector) -> ImageSet:
     if where is not None:
         return images_below(where, config, normalise)
     try:
-        return build_test(config, config, normalise)[0]
+        if len(data := build_test(config, config, normalise)[0]):
+            return data
+        raise DatasetError("it has no test image")
     except DatasetError as error:
         log.info("comparing on demo images, as the run's own are not there: %s", error)
         return images_below(write_demo(DEMO_ROOT), config, normalise)

@@ -34,7 +34,7 @@ from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils import cli
 from utils.checkpoint import find_checkpoint
-from utils.config import Config
+from utils.config import Config, check_together
 from utils.device import peak_memory_gb
 from utils.errors import ConfigError
 from utils.files import relative_to
@@ -149,7 +149,9 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
     if args.dataset and args.dataset != config.data.name:
         data = read_as(args.dataset, args.category or "all", config)
         config = replace(config, data=data, run=replace(config.run, data_root=None))  # it is of the other set
-    return build(Config, merge([config.to_dict(), {"run": asdict(config.run)}, nested(chosen)]))
+    changed = build(Config, merge([config.to_dict(), {"run": asdict(config.run)}, nested(chosen)]))
+    check_together(changed)
+    return changed
 
 
 def write_maps(folder: Path, scores: Scores, root: Path | None, *, quiet: bool) -> None:

@@ -7,22 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+from datasets import splits
 from datasets.check import Skipped, check_masks, filter_unreadable
 from datasets.demo import write_demo
 from datasets.files import IMAGE_SUFFIXES, find_images, natural_order, unused_files
 from datasets.loader import ImageSet
 from datasets.registry import collect, spec_of
 from datasets.samples import ANOMALOUS, NORMAL, UNKNOWN, Sample, check_splits, with_unused
-from datasets.splits import (
-    check_disjoint,
-    content_digest,
-    first_copies,
-    hold_out,
-    limit,
-    move_anomalies,
-    tied_groups,
-    without_copies,
-)
 from datasets.synthetic import DEFECT_KINDS, SyntheticTraining, SyntheticValidation
 from datasets.transforms import Decode, Normalise
 from datasets.video import FrameSet, with_earlier_frames
@@ -73,7 +64,7 @@ class Parts:
 
     def check_apart(self, test: Sequence[Sample]) -> None:
         """Stop if the model, its calibration or its settings depend on an image of `test`."""
-        check_disjoint([*self.train, *self.scale, *self.calibration, *self.validation], test)
+        splits.check_disjoint([*self.train, *self.scale, *self.calibration, *self.validation], test)
 
     @property
     def defects(self) -> frozenset[str]:
@@ -126,6 +117,8 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
     if not paths:
         message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
         raise DatasetError(with_unused(message, unused_files(where, ())) if where.is_dir() else message)
+    if data.stack_frames and not where.is_dir():
+        raise DatasetError(f"{where} is one frame, and this model takes several; give the folder of its clip")
     if not data.stack_frames:
         return [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p)) for p in paths]
     frames = sorted(paths, key=lambda path: (path.parent, natural_order(path)))  # a folder is a clip
@@ -146,21 +139,21 @@ def split_samples(config: Config) -> Parts:
     if data.stack_frames and not spec.video:
         raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(config)
-    test, moved = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
+    test, moved = splits.move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]
     if spec.drops_copies:
-        normal, anomalous = (without_copies(part, test) for part in (normal, anomalous))
-    normal, calibration = hold_out(normal, data.calibration_fraction, seed=seed)
+        normal, anomalous = (splits.without_copies(part, test) for part in (normal, anomalous))
+    normal, calibration = splits.hold_out(normal, data.calibration_fraction, seed=seed)
     if calibration:
-        tied = tied_groups([*calibration, *anomalous])
+        tied = splits.tied_groups([*calibration, *anomalous])
         apart = {tied[s.group] for s in calibration}
         anomalous = [s for s in anomalous if tied[s.group] not in apart]  # items that are held out stay out
-        first = first_copies(s.path for s in calibration)
+        first = splits.first_copies(s.path for s in calibration)
         calibration = [s for s in calibration if first[s.path] == s.path]  # copies say nothing new
     scale: list[Sample] = []
     if config.model.head == "speed":  # on frames of the training the maps' score spreads less
-        normal, scale = hold_out(normal, data.validation_fraction, seed=seed)
+        normal, scale = splits.hold_out(normal, data.validation_fraction, seed=seed)
         if not scale:
             way_out = "take two clips and data.validation_fraction above 0, or model.head=none"
             raise DatasetError(f"model.head=speed holds a clip out, and found none to spare; {way_out}")
@@ -172,7 +165,7 @@ def split_samples(config: Config) -> Parts:
     if (config.eval.split == "validation" or during_training) and not validation:
         if spec.segmentation or config.model.head == "frame":
             raise ConfigError(f"{spec.name} has no validation images: no eval.every, no --eval validation")
-        train, validation = hold_out(train, data.validation_fraction, seed=seed)
+        train, validation = splits.hold_out(train, data.validation_fraction, seed=seed)
         if not validation:
             raise DatasetError(f"{len(train)} training images leave none for data.validation_fraction")
         synthetic = all(s.label == NORMAL for s in validation)  # real ones where they are known
@@ -181,7 +174,7 @@ def split_samples(config: Config) -> Parts:
         raise DatasetError(f"{spec.name} has no anomalous training image for --setting supervised; {way_out}")
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
-    train = limit(train, data.train_limit, seed=seed)
+    train = splits.limit(train, data.train_limit, seed=seed)
     train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_oversampling - 1)
     return Parts(train, scale, calibration, validation, synthetic, test, skipped)
 
@@ -247,7 +240,7 @@ def build_test(
             test, skipped = _readable(data, test)
     else:
         samples, skipped = list_samples(config)
-        test, _ = move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
+        test, _ = splits.move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     if parts is not None:
         parts.check_apart(test)
     images = image_set(config, normalise, test)
@@ -317,7 +310,7 @@ def data_identity(config: Config, data: RunData) -> Tree:
     sets = {"train": data.train, "calibration": data.calibration, "validation": data.validation}
     sets |= {"scale": data.scale} if data.scale else {}  # runs without it keep their identity
     samples = {name: part.samples if part else [] for name, part in (sets | {"test": data.test}).items()}
-    digest, content = hashlib.sha256(), cache(content_digest)  # a frame is in several samples
+    digest, content = hashlib.sha256(), cache(splits.content_digest)  # a frame is in several samples
     for name, s in ((name, s) for name, part in samples.items() for s in part):
         lines = [f"{s.label}|{s.category}|{s.defect}"]
         lines += [f"{relative_to(path, root)}|{content(path)}" for path in (s.path, *s.masks, *s.earlier)]
@@ -327,5 +320,5 @@ def data_identity(config: Config, data: RunData) -> Tree:
         "root": str(root),
         "images": {name: len(part) for name, part in samples.items()},
         "fingerprint": digest.hexdigest()[:16],
-        "weights": content_digest(Path(weights)) if weights not in (None, "random") else None,
+        "weights": splits.content_digest(Path(weights)) if weights not in (None, "random") else None,
     }

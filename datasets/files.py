@@ -21,6 +21,7 @@ NORMAL_NAMES = {
     "good", "ok", "normal", "pass", "passed", "io", "gut", "nodefect", "nodefects", "nondefective",
     "defectfree", "faultfree", "anomalyfree", "healthy", "negative",
 }  # fmt: skip
+RESULTS = ("heatmaps", "clips", "maps", "masks")  # pictures, beside a scores.csv
 SHOWN = 4  # folders or endings that are named; the others are counted
 
 
@@ -60,7 +61,7 @@ def find_images(where: Path) -> list[Path]:
 def walk(where: Path, apart: Iterable[Path] = ()) -> Iterator[Path]:
     """Files in and below a folder, and what is hidden there (which is not entered).
 
-    Links to folders are followed, each folder is read once; those of `apart` are not entered.
+    Links to folders are followed, each folder is read once. Those of `apart` and results are left out.
     """
     seen, todo = {p.resolve() for p in apart}, [where]
     while todo:
@@ -69,6 +70,8 @@ def walk(where: Path, apart: Iterable[Path] = ()) -> Iterator[Path]:
             continue
         seen.add(here.resolve())
         entries = sorted(here.iterdir())
+        if here / "scores.csv" in entries:  # of a run, of test.py or predict.py: no images of the user
+            entries = [p for p in entries if p.stem not in RESULTS]
         folders = {p for p in entries if p.is_dir() and not is_hidden(p.name)}
         yield from (p for p in entries if p not in folders)
         todo += sorted(folders, key=lambda p: (p.is_symlink(), p), reverse=True)

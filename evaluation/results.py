@@ -215,8 +215,8 @@ def claim(folder: Path, *, overwrite: bool, images: Sequence[Path] = ()) -> list
     """What an earlier call of test.py or predict.py wrote to `folder`, for `begin`; none if nothing did. A
     RunError if it may not be replaced, is not such a call's, or if one of `images` would go with it.
     """
-    if (folder / CHECKPOINT).exists():
-        raise RunError(f"{printable(folder)} is the folder of a run; choose another --output")
+    if (folder / CHECKPOINT).exists() or (folder / "train").is_dir():
+        raise RunError(f"{printable(folder)} is the folder of a run or of a dataset; choose another --output")
     there = [folder / name for name in WRITTEN if (folder / name).exists()]
     if not there:
         return []

@@ -224,4 +224,7 @@ class Watch:
 
     def _name(self, path: Path) -> str:
         """As in scores.csv, on one line whatever the name: a row ends where its line does."""
-        return printable(path.relative_to(self.root).as_posix())
+        name = path.relative_to(self.root).as_posix()
+        return "".join(
+            printable(c) if c.splitlines() != [c] or "\ud800" <= c <= "\udfff" else c for c in name
+        )

@@ -174,11 +174,10 @@ def load_detector(
     config = state.config if change is None else change(state.config)
     place = choose_device(device)
     precision = choose_precision(precision or config.run.eval_precision, place)
-    options = replace(
-        config.run,
-        eval_precision=cast(Any, precision),
-        eval_batch_size=batch_size or config.run.eval_batch_size,
-    )
+    batch_size = config.run.eval_batch_size if batch_size is None else batch_size
+    if batch_size < 1:
+        raise ConfigError(f"--eval-batch-size is {batch_size}; it is at least 1")
+    options = replace(config.run, eval_precision=cast(Any, precision), eval_batch_size=batch_size)
     config = replace(config, run=options)
     model = build_model(config, pretrained=False).to(place).to(memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)

@@ -37,14 +37,14 @@ class ExportedModel(AnomalyModel):
 
 
 def exported_model(
-    file: Path, model: nn.Module, config: Config, normalise: Normalise
+    file: Path, model: AnomalyModel, config: Config, normalise: Normalise
 ) -> ExportedModel | None:
     """The file, if it is there, has these very weights and settings, and ONNX Runtime is installed.
 
-    Not for frames of video and centre crops, which the file makes of whole images.
+    Not for frames of video and centre crops, which the file makes of whole images, or for another score.
     """
     makes_more = config.data.stack_frames or config.data.center_crop or config.model.head == "frame"
-    if makes_more or not file.is_file():
+    if makes_more or model.decision.score_map != "raw" or not file.is_file():
         return None
     try:
         session = open_session(file)

@@ -133,6 +133,12 @@ def test_what_is_no_image_is_said_in_one_line(run, tmp_path):
     assert detector.predict([]) == []
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_hold_an_image(run, size):
+    with pytest.raises(ConfigError, match=f"--eval-batch-size is {size}; it is at least 1"):
+        load_detector(run, device="cpu", batch_size=size)
+
+
 def test_pictures_in_memory_are_decoded_as_files_are(tmp_path):
     for path in write_ten(tmp_path / "images").iterdir():
         if path.suffix != ".tiff":

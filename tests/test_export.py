@@ -3,6 +3,7 @@
 import builtins
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ import predict as predict_command
 from datasets.build import build_test
 from datasets.images import read_image
 from datasets.transforms import Decode
+from evaluation.published_protocol import april_detector
 from export import Exported
 from model import build_model, exported, layers, load_detector
 from model.exported import ExportedModel, contents
@@ -318,6 +320,7 @@ def test_when_a_file_is_used(checkpoint, monkeypatch, settings, precision, used)
     detector = load_detector(path, device="cpu", precision=precision)
     monkeypatch.setattr(exported, "open_session", lambda file: Session(detector.model, detector.config))
     assert isinstance(detector.deployed, ExportedModel) is used
+    assert not isinstance(april_detector(detector).deployed, ExportedModel)  # the file has today's score
 
 
 def test_a_file_of_other_weights_is_not_used(checkpoint, monkeypatch, caplog):
@@ -456,6 +459,26 @@ def test_a_wrongly_deployed_model_is_not_written(checkpoint, monkeypatch, capfd)
 
 
 @pytest.mark.slow
+def test_a_run_without_test_images(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
+    """Of good parts alone, as the README has them."""
+    good = shutil.copytree(mvtec_like / "part/train", tmp_path / "own/part/train").parent.parent
+    path = checkpoint(root=good)
+    monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)
+    monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
+    assert export(path) == 0
+    assert "on demo images, as the run's own are not there: it has no test image" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["last.pt", "."])
+def test_output_is_a_checkpoint_or_a_folder(checkpoint, capfd, name):
+    """Said before the long work, and nothing is replaced."""
+    path = checkpoint()
+    before = path.read_bytes()
+    assert export(path, "--output", str(path.parent / name)) == 1
+    assert "is a folder or a checkpoint; name a file, such as model.onnx" in capfd.readouterr().err
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
 def test_images_of_the_run_are_gone(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
     path = checkpoint(root=tmp_path / "gone")
     monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)

@@ -53,6 +53,20 @@ def test_hidden_names_are_no_images_kinds_or_categories(part, said, name):
     assert len(find_images(part.parent)) == 26  # 21 images, 5 masks
 
 
+def test_pictures_of_earlier_results_are_no_images(part, tmp_path):
+    """Of runs, test.py and predict.py below the folder: they would be scored, and calibrated on."""
+    before = find_images(part / "test")
+    names = "heatmaps.png", "clips.png", "heatmaps/good/000.png.png", "maps/000.tiff", "masks/000.png"
+    for place in ("run", "spot/out"):
+        for name in names:
+            (part / "test" / place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(part / "test/spot/000.png", part / "test" / place / name)
+    assert len(find_images(part / "test")) == len(before) + 10
+    for place in ("run", "spot/out"):
+        (part / "test" / place / "scores.csv").touch()
+    assert find_images(part / "test") == before
+
+
 def test_a_hidden_split_of_polyps(masters, tmp_path):
     root, spec = shutil.copytree(masters["kvasir"], tmp_path / "kvasir"), SPECS["kvasir"]
     shutil.copytree(root / "random", root / "@random")

@@ -97,6 +97,8 @@ class TestStackedFrames:
         files = sorted((ped2 / "Test/Test001").glob("*.tif"))
         samples = new_samples(files, ped2, config())
         assert samples[3].earlier == (files[1], files[2]) and samples[0].earlier == (files[2], files[1])
+        with pytest.raises(DatasetError, match="is one frame, and .* several; give the folder of its clip"):
+            new_samples(files[3:], files[3], config())  # it would be scored as if nothing moved
 
     def test_unreadable_neighbours_leave_a_frame_out(self, config, ped2):
         (ped2 / "Train/Train001/001.tif").write_bytes(b"broken")

@@ -142,6 +142,10 @@ def test_predictions_are_never_mixed(call, run, place, tmp_path, monkeypatch):
     assert {p.relative_to(out).as_posix() for p in out.rglob("*.*")} == {"scores.csv", "heatmaps/000.png"}
     code, err = call(predict_command, images / "good/000.png", "--output", run)
     assert code == 1 and "is the folder of a run" in err
+    before = sorted((place / REAL).rglob("*"))
+    code, err = call(predict_command, images, "--output", place / REAL, "--save", "mask")
+    assert code == 1 and "or of a dataset; choose another" in err  # they would be read as true masks
+    assert sorted((place / REAL).rglob("*")) == before
 
 
 def test_a_stopped_prediction(call, run, place, tmp_path, monkeypatch):

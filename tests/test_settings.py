@@ -401,6 +401,8 @@ class TestTestCommand:
         assert "NOT A FAIR PROTOCOL" in capfd.readouterr().out
         assert json.loads((folder / "test/metrics.json").read_text())["protocol"]["fair"] is False
         assert self.command("--checkpoint", str(folder), "--set", "eval.select=last") == 2
+        assert self.command("--checkpoint", str(folder), "--set", "score.blur_size=4") == 2
+        assert "must be odd" in capfd.readouterr().err  # what train.py refuses
 
     @pytest.mark.slow
     def test_soft_dice_says_so(self, run, masters, tmp_path, capfd):

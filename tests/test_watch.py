@@ -124,10 +124,13 @@ class TestRows:
 
     def test_odd_names_are_known_again(self, folders, new_watch):
         names = ["a,b.png", 'a"b.png', "a\nb.png", "a\rb.png", os.fsdecode(b"a\xffb.png"), "ä.png"]
+        blanks = ["a b.png", "a\u00a0b.png", "a\\xa0b.png", "9.41\u202fAM.png", "写真\u30001.png"]
+        names += blanks
         add(folders[0], *names)
         look(new_watch())
         look(new_watch())
         assert len(rows_of(folders[1])) == len(names)
+        assert set(blanks) < {row["path"] for row in rows_of(folders[1])}  # as predict.py alone writes them
         assert (folders[1] / "scores.csv").read_bytes().count(b"\n") == 1 + len(names)
 
     @pytest.mark.parametrize("torn", [1, 5, 20])

@@ -29,12 +29,7 @@ def show_final(
 
 
 def _show(
-    writer: SummaryWriter,
-    iteration: int,
-    results: dict[str, Results],
-    *,
-    split: str,
-    panel: Panel,
+    writer: SummaryWriter, iteration: int, results: dict[str, Results], *, split: str, panel: Panel
 ) -> None:
     for category, values in results.items():
         for name, value in values.items():
