@@ -185,14 +185,15 @@ def _cards(report: Report, chosen: Sequence[int]) -> list[dict[str, str | int]]:
     cards: list[dict[str, str | int]] = []
     for i in chosen:
         sample, shown = scores.samples[i], f"{values[i]:.4g}"
+        file = "/".join(sample.path.parts[-2:])  # items and clips name theirs alike
         image = figures.outlined(report.pixels(i), None if scores.masks is None else scores.masks[i])
-        about = f"{sample.category} {sample.defect} {sample.path.name}, {what} {shown}"
+        about = f"{sample.category} {sample.defect} {file}, {what} {shown}"
         cards.append({
             "place": i,
             "value": f"{values[i]:.6g}",
             "shown": shown,
             "kind": {0: "normal", 1: sample.defect}.get(sample.label, "unknown"),
-            "file": sample.path.name,
+            "file": file,
             "alt": about,
             "picture": _jpeg(np.hstack([image, figures.heatmap(scores.maps[i], report.scale)])),
         })  # fmt: skip

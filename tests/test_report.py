@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -95,6 +96,14 @@ def test_numbers_and_pictures(make_config, tmp_path):
     missed = html[html.index("lowest scores") : html.index("highest scores")]
     worst = min(i for i in range(50, 100) if report.scores.score[i] == report.scores.score[50:].min())
     assert f'data-place="{worst}"' in missed
+
+
+def test_files_of_one_name_are_told_apart(make_config, tmp_path):
+    report = report_of(make_config, tmp_path, count=4)
+    for i, sample in enumerate(report.scores.samples):
+        report.scores.samples[i] = replace(sample, path=tmp_path / f"kos0{i}/Part0.jpg")
+    html = page(report)
+    assert all(html.count(f"kos0{i}/Part0.jpg") > 1 for i in range(4))  # as text, and for people who listen
 
 
 def test_what_the_curves_show(make_config, tmp_path):
