@@ -23,7 +23,8 @@ DAMPING = 1e-3  # added to the determinant: where a frame shows nothing, nothing
 CELLS = 32  # rows that the flow is averaged on; half as wide as high
 PERSON = 2.0  # cells: the Gaussian within which one vector stands for a body, whose limbs move all ways
 FASTEST = 0.005  # share of the cells whose mean is the speed
-STILL, LEAST = 0.01, 0.1  # pixels that count as no motion; the least factor: there defects must show, too
+STILL, PRECISE = 0.01, 0.05  # pixels that count as no motion; share of a speed to which it is known
+LEAST, MOST = 0.1, 1e3  # of the factor: where nothing moves, defects must show, too
 
 
 class OpticalFlow(nn.Module):
@@ -120,7 +121,7 @@ class SpeedHead(nn.Module):
     mean: Tensor
     std: Tensor
     centre: Tensor
-    gain: Tensor
+    power: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """mean, std: by which images were normalised, per channel."""
@@ -129,11 +130,11 @@ class SpeedHead(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.register_buffer("centre", torch.zeros(()))
-        self.register_buffer("gain", torch.zeros(()))
+        self.register_buffer("power", torch.zeros(()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to factors (B,): 1 at the usual speed, and at all before `fit`."""
-        return ((self.speed(images).log() - self.centre) * self.gain).exp().clamp(min=LEAST)
+        return ((self.speed(images).log() - self.centre) * self.power).exp().clamp(LEAST, MOST)
 
     def speed(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to (B,), pixels from the frame in green to that in blue."""
@@ -150,4 +151,4 @@ class SpeedHead(nn.Module):
         own, speed = own.clamp(min=1e-6).log(), speed.log()
         spread, own_spread = speed.std(correction=0), own.std(correction=0)
         self.centre.copy_(speed.mean())
-        self.gain.copy_(torch.where(spread > 0, own_spread / spread, 0))
+        self.power.copy_(torch.where(spread > 1e-3, own_spread / spread.clamp(min=PRECISE), 0))

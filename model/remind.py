@@ -79,7 +79,7 @@ class ReMIND(AnomalyModel):
         if self.fits:
             self.usual = torch.cat([self._highest_distances(batch) for batch in images]).mean(dim=0)
         if self.speed is not None:
-            self.speed.gain.zero_()  # so the score is the maps' alone
+            self.speed.power.zero_()  # so the score is the maps' alone
             pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
             self.speed.fit(*(torch.cat(scores) for scores in zip(*pairs, strict=True)))
         self.train(mode)

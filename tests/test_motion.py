@@ -23,9 +23,9 @@ from datasets.video import with_earlier_frames
 from export import describe
 from model.build import build_model
 from model.motion import OpticalFlow, SpeedHead
-from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.checkpoint import Checkpoint, load_checkpoint, restore_model
 from utils.cli import run_command
-from utils.errors import ConfigError, DatasetError
+from utils.errors import CheckpointError, ConfigError, DatasetError
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SIDE, SPEED = 64, 3
@@ -256,8 +256,11 @@ class TestSpeedHead:
             head.speed(images),
         )
         torch.testing.assert_close(logs[2] - logs[0], power * (speed[2] / speed[0]).log())
-        head.fit(own, torch.ones(3))  # nothing ever moves: nothing to compare with
-        assert (head(images) == 1).all()
+        for still in (1.0, 0.01, 0.3):  # the same everywhere, but for rounding: nothing to compare with
+            head.fit(torch.rand(512), torch.full((512,), still))
+            assert (head(images) == 1).all()
+        head.fit(torch.rand(512), 3 + 0.02 * torch.rand(512))  # as on a belt: finite, whatever comes
+        assert head(self.images((0, 0), (9, 0))).tolist() == pytest.approx([0.1, 1000])
 
     def test_where_nothing_moves_defects_still_count(self, head):
         own = torch.tensor([0.1, 0.3, 0.2])
@@ -282,7 +285,7 @@ class TestSpeedHead:
     def test_onnx(self, head, tmp_path):
         onnxruntime = pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-        head.gain.fill_(1)
+        head.power.fill_(1)
         images = self.images((1, 0), (2, 1), (0, 3))[..., :64, :64].contiguous()
         shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
         with torch.no_grad():
@@ -292,6 +295,14 @@ class TestSpeedHead:
         for count in (3, 1):
             found = session.run(None, {session.get_inputs()[0].name: images[:count].numpy()})[0]
             np.testing.assert_allclose(found, expected[:count], rtol=1e-3)
+
+
+def test_a_scale_of_before_the_factor_is_refused(config, tmp_path):
+    """Its numbers were of a speed that was added; read as a factor they would give other scores in silence."""
+    model = build_model(config(model__head="speed"))
+    old = {name.replace("speed.power", "speed.gain"): value for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"speed\.(gain|power)"):
+        restore_model(model, old, source=tmp_path / "last.pt")
 
 
 def test_an_exported_model_says_what_its_channels_are(config):
@@ -324,8 +335,8 @@ def test_train_and_predict(ped2, tmp_path, capsys, head):
         for key, value in load_checkpoint(folder / "last.pt").model.items()
         if "speed" in key
     }
-    assert set(scale) == ({"speed.centre", "speed.gain"} if head == "speed" else set())
-    assert scale.get("speed.gain", 1) > 0
+    assert set(scale) == ({"speed.centre", "speed.power"} if head == "speed" else set())
+    assert scale.get("speed.power", 1) > 0
     out = tmp_path / "out"
     words = ["--checkpoint", str(folder), str(ped2 / "Test/Test001"), "--output", str(out), "--quiet"]
     assert run_command(predict_command.main, [*words, "--device", "cpu"]) == 0
