@@ -63,7 +63,7 @@ def good_samples(where: Path, config: Config, *, skip_unreadable: bool) -> list[
         cli.log.warning("the training images are not at %s: whether these are among them is unknown", root)
         return samples
     parts = split_samples(config)
-    for ours, theirs in shared_images([*parts.train, *parts.validation], samples):
+    for ours, theirs in shared_images([*parts.train, *parts.scale, *parts.validation], samples):
         same = f"{printable(theirs.path)} is the same file as {printable(ours.path)}"
         raise DatasetError(f"{same}, which the model was trained on; give images that it has not seen")
     return samples

@@ -177,8 +177,7 @@ def score_and_write(
 ) -> np.ndarray:
     """Write the files of each kind batch by batch, in threads, and keep the scores (N,) alone.
 
-    Without calibration the colour scale is made from the maps of the first SCALE_PIXELS pixels, whose images
-    wait until then.
+    Without calibration the colour scale is made from the first SCALE_PIXELS pixels, whose images wait.
     """
     scale = (calibration.low, calibration.high) if calibration else None
     level = calibration.pixel_level if calibration else np.inf

@@ -16,20 +16,10 @@ from tqdm import tqdm
 from datasets.build import build_test, dataset_root, read_as
 from datasets.check import write_skipped
 from datasets.registry import SPECS
+from evaluation import results as result_files
 from evaluation.figures import write_map
 from evaluation.published_protocol import UNFAIR, april_detector, april_results
 from evaluation.report import write_pages
-from evaluation.results import (
-    SCORES,
-    begin,
-    claim,
-    finish,
-    names_of,
-    protocol_notes,
-    results_table,
-    write_results,
-    write_scores,
-)
 from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils import cli
@@ -89,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate a checkpoint on the test set of its own or another dataset."""
     args = parse_arguments(argv)
     output = args.output or find_checkpoint(args.checkpoint).parent / "test"
-    earlier = claim(output, overwrite=args.overwrite)
+    earlier = result_files.claim(output, overwrite=args.overwrite)
     change = partial(evaluated_config, args=args)
     detector = load_detector(
         args.checkpoint,
@@ -102,15 +92,15 @@ def main(argv: Sequence[str]) -> None:
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
     results = results_by_category(scores, config.run, defects)
-    notes = [*protocol_notes(config, state.iteration), str(detector.path)]
-    cli.print_result(results_table(results, notes=notes))
-    begin(output, earlier)
+    notes = [*result_files.protocol_notes(config, state.iteration), str(detector.path)]
+    cli.print_result(result_files.results_table(results, notes=notes))
+    result_files.begin(output, earlier)
     root, command = dataset_root(config), shlex.join(["python", "test.py", *argv])
     write_skipped(output, skipped, root)
     p_values = detector.calibration.p_values(scores.score) if detector.calibration else None
-    write_scores(output / SCORES, scores, root, p_values=p_values)
+    result_files.write_scores(output / result_files.SCORES, scores, root, p_values=p_values)
     write = partial(
-        write_results,
+        result_files.write_results,
         config=config,
         command=command,
         timing={"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(detector.device)},
@@ -125,9 +115,9 @@ def main(argv: Sequence[str]) -> None:
     if args.protocol == APRIL:
         then = collect_scores(april_detector(detector).predictions(data, quiet=args.quiet), data)
         unfair = april_results(then, config)
-        cli.print_result("\n" + results_table(unfair, notes=[APRIL_NOTE]))
+        cli.print_result("\n" + result_files.results_table(unfair, notes=[APRIL_NOTE]))
         write(output / APRIL, results=unfair, across_images=f"sigma 4 in folder order: {UNFAIR}")
-    finish(output)
+    result_files.finish(output)
     cli.log.info("written to %s", output)
 
 
@@ -145,6 +135,8 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
             can = f"score.* and {', '.join(CHANGEABLE)} can be changed"
             raise ConfigError(f"--set {key}: a trained model has that fixed; {can}")
         chosen[key] = value
+    if config.model.head == "speed" and any(key.startswith("score.") for key in chosen):
+        raise ConfigError("--set score.*: the power of the speed was measured for the run's own score")
     chosen |= {"eval.split": "test", "eval.every": 0}
     if args.dataset and args.dataset != config.data.name:
         data = read_as(args.dataset, args.category or "all", config)
@@ -156,7 +148,7 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
 
 def write_maps(folder: Path, scores: Scores, root: Path | None, *, quiet: bool) -> None:
     """Write each anomaly map under its image's path in scores.csv, ending in .tiff, 32-bit float."""
-    names = names_of([relative_to(s.path, root) for s in scores.samples], ".tiff")
+    names = result_files.names_of([relative_to(s.path, root) for s in scores.samples], ".tiff")
     pairs = zip(names, scores.maps, strict=True)
     bar = tqdm(pairs, total=len(names), desc="maps", unit="image", leave=False, disable=quiet or None)
     for name, anomaly_map in bar:

@@ -41,6 +41,7 @@ from utils import cli, distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
 from utils.config import Config
 from utils.device import choose_device, peak_memory_gb, reset_peak_memory, seed_everything
+from utils.errors import ConfigError
 from utils.files import write_text
 from utils.layers import config_file, load_config
 from utils.optim import make_optimizer
@@ -126,12 +127,10 @@ def train_all(args: argparse.Namespace, *, command: str) -> list[Path]:
 
 def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command: str) -> dict[str, Results]:
     """Train, evaluate and write one run; a finished one is reported as it is."""
-    if args.overwrite and distributed.is_main_process():
-        clear_run(folder)
     device = distributed.device_for_rank(choose_device(config.run.device))
     reset_peak_memory(device)
     config, data, identity = contents(config)
-    done, state, best = earlier(folder, identity, resume=args.resume)
+    done, state, best = earlier(folder, identity, resume=args.resume, anew=args.overwrite)
     if done is not None:
         cli.log.info("%s is finished; --overwrite trains it again", folder)
         return done
@@ -141,6 +140,8 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     if state is not None:
         restore_model(model, state.model, source=folder / FILE)
     if distributed.is_main_process():
+        if args.overwrite:  # now that the new one can start
+            clear_run(folder)
         cli.log.info(describe(config, data, model))
         write_skipped(folder, data.skipped, dataset_root(config))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
@@ -272,9 +273,8 @@ def stop_if_not_finite(run: Run, done: TrainingStep, indices: Sequence[Tensor], 
 
 def fit_score(run: Run) -> None:
     """Let the model measure what its score needs, on normals held out for it or else on those of training."""
-    held_out = run.data.scale  # 512: by 64 frames the power of the speed is 15 % off
-    sample = statistics_sample(held_out, 512) if held_out else statistics_sample(run.data.train)
-    run.model.fit_score(image_batches(run, sample, "score unit"))
+    sample = statistics_sample(run.data.scale or run.data.train, 512 if run.data.scale else 64)
+    run.model.fit_score(image_batches(run, sample, "score unit"))  # by 64 a speed's power is 15 % off
 
 
 def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int) -> None:
@@ -292,7 +292,9 @@ def evaluate_during_training(run: Run, tracker: Tracker | NullTracker, done: int
     mean = results["mean"]
     tracker.note(f"step {done}, {split}: {short(mean)}")
     if config.eval.select == "best":
-        value = next(found for name in CRITERIA if (found := mean.get(name)) is not None)
+        value = next((found for name in CRITERIA if (found := mean.get(name)) is not None), None)
+        if value is None:
+            raise ConfigError("--select best needs test images of both kinds, normal and anomalous")
         if run.best is None or value > run.best:
             run.best = value
             run.save(done, BEST, value=value)

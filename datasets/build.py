@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -117,11 +118,13 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
     if not paths:
         message = f"no image at {where}; images end in {', '.join(IMAGE_SUFFIXES)}"
         raise DatasetError(with_unused(message, unused_files(where, ())) if where.is_dir() else message)
-    if data.stack_frames and not where.is_dir():
-        raise DatasetError(f"{where} is one frame, and this model takes several; give the folder of its clip")
     if not data.stack_frames:
         return [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p)) for p in paths]
     frames = sorted(paths, key=lambda path: (path.parent, natural_order(path)))  # a folder is a clip
+    clip, number = Counter(p.parent for p in frames).most_common()[-1]
+    if number < 3 * data.stack_frames:  # of which the judged frame would be its own earlier one
+        least = f"a clip of this model, a folder, has {3 * data.stack_frames} or more"
+        raise DatasetError(f"{clip} has {number} frames; {least}")
     clips = [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p.parent)) for p in frames]
     return with_earlier_frames(clips, data.stack_frames)
 
@@ -129,13 +132,16 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
 def split_samples(config: Config) -> Parts:
     """The parts of the dataset that is trained on.
 
-    Raises DatasetError if there is nothing to train or to validate with; ConfigError if settings of the data
-    do not go together.
+    Raises DatasetError if there is nothing to train or to validate with; ConfigError for settings that clash.
     """
     data, seed, spec = config.data, config.train.seed, spec_of(config.data.name)
     if data.frame_offset and (data.train_limit or data.num_train_anomalies or config.run.skip_unreadable):
         keys = "data.train_limit, data.num_train_anomalies and --skip-unreadable"
         raise ConfigError(f"{keys} leave gaps between frames; they need data.frame_offset=0")
+    if data.stack_frames and data.num_train_anomalies:
+        raise ConfigError(
+            "data.num_train_anomalies takes frames out of test clips; it needs data.stack_frames=0"
+        )
     if data.stack_frames and not spec.video:
         raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(config)
@@ -155,7 +161,9 @@ def split_samples(config: Config) -> Parts:
     if config.model.head == "speed":  # on frames of the training the maps' score spreads less
         normal, scale = splits.hold_out(normal, data.validation_fraction, seed=seed)
         if not scale:
-            way_out = "take two clips and data.validation_fraction above 0, or model.head=none"
+            way_out = (
+                "take two clips that share no frame, data.validation_fraction above 0, or model.head=none"
+            )
             raise DatasetError(f"model.head=speed holds a clip out, and found none to spare; {way_out}")
     supervised = config.model.setting == "supervised"
     train = [*normal, *anomalous] if supervised else normal
@@ -169,12 +177,12 @@ def split_samples(config: Config) -> Parts:
         if not validation:
             raise DatasetError(f"{len(train)} training images leave none for data.validation_fraction")
         synthetic = all(s.label == NORMAL for s in validation)  # real ones where they are known
+    train = splits.limit(train, data.train_limit, seed=seed)
     if supervised and all(s.label == NORMAL for s in train):
-        way_out = "data.num_train_anomalies=N moves some of the test set's there"
+        way_out = "data.num_train_anomalies=N moves some there, and data.train_limit may leave all out"
         raise DatasetError(f"{spec.name} has no anomalous training image for --setting supervised; {way_out}")
     if not train:
         raise DatasetError(f"{spec.name} has no normal training image; it is for --setting supervised")
-    train = splits.limit(train, data.train_limit, seed=seed)
     train += [s for s in train if s.label == ANOMALOUS] * (data.anomaly_oversampling - 1)
     return Parts(train, scale, calibration, validation, synthetic, test, skipped)
 
@@ -295,6 +303,7 @@ def read_as(name: str, category: str, config: Config) -> DataConfig:
     data, model = config.data, config.model
     chosen = {"data.tile": data.tile, "data.category": category}
     chosen |= {"model.name": model.name, "model.backbone": model.backbone}
+    chosen |= {"model.head": model.head} if model.name == "remind" else {}  # not what the other's file has
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
     return load_config(config_file(spec_of(name).name), chosen | {"data.name": name}, category=category).data

@@ -132,8 +132,7 @@ def table(rows: Sequence[Row]) -> str:
 def check_masks(name: str, samples: Sequence[Sample], decode: Decode) -> list[str]:
     """Decode every mask of the anomalous samples as training and testing will, in threads; return warnings:
     masks with grey levels, that cover half of the image, of other proportions than it, or of which a
-    centre crop leaves nothing, and images without a mask. Raises DatasetError if masks cannot be read, or
-    show nothing.
+    centre crop leaves nothing, and images without a mask. DatasetError if masks cannot be read or are empty.
     """
     anomalous = list({s.path: s for s in samples if s.label == ANOMALOUS}.values())
     masked = [s for s in anomalous if s.masks]

@@ -21,7 +21,7 @@ NORMAL_NAMES = {
     "good", "ok", "normal", "pass", "passed", "io", "gut", "nodefect", "nodefects", "nondefective",
     "defectfree", "faultfree", "anomalyfree", "healthy", "negative",
 }  # fmt: skip
-RESULTS = ("heatmaps", "clips", "maps", "masks")  # pictures, beside a scores.csv
+RESULTS = ("heatmaps.png", "clips.png", "heatmaps", "maps", "masks")  # beside a scores.csv
 SHOWN = 4  # folders or endings that are named; the others are counted
 
 
@@ -71,7 +71,7 @@ def walk(where: Path, apart: Iterable[Path] = ()) -> Iterator[Path]:
         seen.add(here.resolve())
         entries = sorted(here.iterdir())
         if here / "scores.csv" in entries:  # of a run, of test.py or predict.py: no images of the user
-            entries = [p for p in entries if p.stem not in RESULTS]
+            entries = [p for p in entries if p.name not in RESULTS]
         folders = {p for p in entries if p.is_dir() and not is_hidden(p.name)}
         yield from (p for p in entries if p not in folders)
         todo += sorted(folders, key=lambda p: (p.is_symlink(), p), reverse=True)

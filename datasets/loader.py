@@ -146,8 +146,7 @@ class TrainingOrder(Sampler[list[int]]):
 
     last_batch: what becomes of the samples that an epoch leaves. "carry" begins the next epoch's first batch
     with them, so that all batches have one size; "drop" leaves them out; "keep" makes a smaller batch.
-    repeat: how often each batch is given in a row. share: (k, n) takes the k-th of n equal pieces of each
-    batch.
+    repeat: how often each batch is given in a row. share: (k, n) takes piece k of n of each batch.
     """
 
     samples: int
@@ -199,9 +198,9 @@ def batches_per_epoch(samples: int, batch_size: int, last_batch: str) -> float:
 
 def count_steps(train: TrainConfig, images: int) -> int:
     """Steps of a run: `train.iterations`, or where it is set `train.epochs` over so many images."""
+    per_epoch = batches_per_epoch(images, train.batch_size, train.last_batch)
     if train.epochs is None:
         return train.iterations
-    per_epoch = batches_per_epoch(images, train.batch_size, train.last_batch)
     return math.ceil(train.epochs * per_epoch) * len(train.scales)
 
 

@@ -94,6 +94,8 @@ def collect(
     """
     root = find_root(spec, root)
     known = spec.list_categories(root)
+    if "all" in known and len(known) > 1:
+        raise DatasetError(f"{root} has a category named all, which stands for all; give it another name")
     # the only category of own images has any name, and groups, and so the split, stay those of the run
     renamed = category not in ("all", *known) and len(known) == 1 and not spec.counts
     if category not in ("all", *known) and not renamed:

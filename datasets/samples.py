@@ -49,8 +49,7 @@ class DatasetSpec:
     needs_test: an empty test set is an error.
     layout: what the root holds, for the message about a wrong one.
     drops_copies: training images that are byte-identical to a test image are dropped; elsewhere refused.
-    segmentation: every image is anomalous and has a mask. video: samples are frames in order, the group a
-    clip.
+    segmentation: every image is anomalous and has a mask. video: samples are frames, the group a clip.
     read_for_labels: patterns of files that labels come from and that no sample holds.
     """
 

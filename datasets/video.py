@@ -24,7 +24,7 @@ _log = logging.getLogger("uninet")
 
 def warn_of_gaps(samples: Sequence[Sample]) -> None:
     """Log where the numbers of a clip's frames do not rise by one; the group of a sample is its clip."""
-    gaps = [pair for clip in _clips(samples).values() for pair in pairwise(clip) if not _is_next(*pair)]
+    gaps = [pair for clip in _clips(samples) for pair in pairwise(clip) if not _is_next(*pair)]
     if gaps:
         before, after = gaps[0]
         _log.warning(
@@ -40,12 +40,12 @@ def _is_next(path: Path, after: Path) -> bool:
     return one[::2] == two[::2] and [step for step in steps if step] == [1]
 
 
-def _clips(samples: Sequence[Sample]) -> dict[str, list[Path]]:
-    """The frames of each clip, in order."""
-    clips: dict[str, list[Path]] = {}
+def _clips(samples: Sequence[Sample]) -> list[list[Path]]:
+    """The frames of each clip, in order; one of the training may have the name of one of the test set."""
+    clips: dict[tuple[str, str], list[Path]] = {}
     for sample in samples:
-        clips.setdefault(sample.group, []).append(sample.path)
-    return {name: sorted(frames, key=natural_order) for name, frames in clips.items()}
+        clips.setdefault((sample.split, sample.group), []).append(sample.path)
+    return [sorted(frames, key=natural_order) for frames in clips.values()]
 
 
 def with_earlier_frames(samples: Sequence[Sample], step: int) -> list[Sample]:
@@ -56,7 +56,7 @@ def with_earlier_frames(samples: Sequence[Sample], step: int) -> list[Sample]:
     """
     warn_of_gaps(samples)
     earlier = {}
-    for clip in _clips(samples).values():
+    for clip in _clips(samples):
         for place, path in enumerate(clip):
             towards = -step if place >= 2 * step else step
             places = (min(max(place + n * towards, 0), len(clip) - 1) for n in (2, 1))
@@ -183,6 +183,8 @@ def _labels(root: Path, clips: Sequence[dict[Path, int]]) -> list[np.ndarray]:
     labels = [np.zeros(number, bool) for number in frames]
     for of_clip, intervals in zip(labels, found, strict=True):
         for first, last in intervals:
+            if first < 1:
+                raise DatasetError(f"{file} has an interval from frame {first}; frames are counted from 1")
             of_clip[first - 1 : last] = True
     return labels
 

@@ -94,8 +94,7 @@ def pixel_metrics(
     pro_limits: tuple[float, ...] = PRO_LIMITS,
     curve: Curve | None = None,
 ) -> Results:
-    """AUROC, AP, F1 (best threshold, an oracle) and PRO over all pixels of the set, all None if a class is
-    absent.
+    """AUROC, AP, F1 (best threshold, an oracle) and PRO over all pixels, all None if a class is absent.
 
     PRO (Bergmann et al., IJCV 2021): mean covered share of all regions of the set against the false positive
     rate over all its normal pixels, from (0, 0), interpolated at the limit; the area is divided by the limit.

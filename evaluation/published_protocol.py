@@ -9,15 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from sklearn.metrics import auc
 
-from evaluation.metrics import (
-    Results,
-    check_finite,
-    count_below,
-    image_metrics,
-    mean_results,
-    ordered_keys,
-    split_pixels,
-)
+from evaluation import metrics
 from evaluation.scoring import Scores, as_slice, results_by_category, row_name
 from model.detector import Detector
 from utils.config import Config
@@ -35,7 +27,7 @@ def april_detector(detector: Detector) -> Detector:
     return replace(detector)
 
 
-def april_results(scores: Scores, config: Config) -> dict[str, Results]:
+def april_results(scores: Scores, config: Config) -> dict[str, metrics.Results]:
     """Metrics by category as the first public evaluation computed them.
 
     Scores are smoothed along each category's list of test images, in folder order; PRO is `legacy_pro`; DSC
@@ -47,11 +39,11 @@ def april_results(scores: Scores, config: Config) -> dict[str, Results]:
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])
         row, part = results[row_name(category)], as_slice(np.flatnonzero(chosen))
-        row |= image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
+        row |= metrics.image_metrics(smooth_in_order(scores.score[chosen]), scores.labels[chosen])
         row |= {name: row.pop(f"{name}_soft") for name in ("dsc", "miou") if name in row}
         pro = None if scores.masks is None else legacy_pro(scores.maps[part], scores.masks[part])
         row |= {"pro": pro, "pro_05": None}
-    return results | {"mean": mean_results(list(results.values()))}
+    return results | {"mean": metrics.mean_results(list(results.values()))}
 
 
 def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) -> float | None:
@@ -65,12 +57,12 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
     """
     if thresholds < 1:
         raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")
-    pixels = split_pixels(maps, masks)
+    pixels = metrics.split_pixels(maps, masks)
     low, high = np.float32(np.min(maps)), np.float32(np.max(maps))  # the published step is rounded to float32
     if low == high or not (pixels.n_normal and pixels.anomalous.size):
         return None
-    levels = ordered_keys(np.arange(low, high, (high - low) / thresholds))
-    _, at_most = count_below(maps, masks, levels)
+    levels = metrics.ordered_keys(np.arange(low, high, (high - low) / thresholds))
+    _, at_most = metrics.count_below(maps, masks, levels)
     fpr = (pixels.n_normal - at_most) / pixels.n_normal
     missed = np.searchsorted(pixels.anomalous, levels, side="right")
     overlap = 1 - np.append(0, np.cumsum(pixels.share))[missed]
@@ -89,4 +81,4 @@ def smooth_in_order(scores: np.ndarray, sigma: float = 4.0) -> np.ndarray:
     scores = np.asarray(scores)
     if scores.ndim != 1 or not sigma > 0:
         raise ValueError(f"scores {scores.shape} must be 1-D and sigma {sigma} positive")
-    return gaussian_filter1d(check_finite(scores, "scores").astype(np.float64), sigma)
+    return gaussian_filter1d(metrics.check_finite(scores, "scores").astype(np.float64), sigma)

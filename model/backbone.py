@@ -71,8 +71,7 @@ def build_backbone(
 ) -> tuple[nn.Module, BackboneInfo]:
     """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i.
 
-    name: a timm backbone. strides: increasing. image_size: (height, width). other_sizes: seen in training,
-    too.
+    name: a timm backbone. strides: increasing. image_size: (height, width). other_sizes: of training.
     weights: a state dict file (torchvision's or timm's names); None: those that belong to the name.
     random_weights: no pre-trained weights at all, for tests and timing.
     Raises ValueError for what the backbone has not or does not take, or a file of another backbone; OSError

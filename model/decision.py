@@ -115,8 +115,7 @@ class Decision:
     ) -> Prediction:
         """Sum of the upsampled maps, M_AS, and the score of each image, which depends on that image alone.
 
-        maps: distances (B, h_i, w_i). size: (H, W) of M_AS. highest: what no distance exceeds, if that is
-        known.
+        maps: distances (B, h_i, w_i). size: (H, W) of M_AS. highest: what no distance exceeds.
         head_score: (B,), a head's own score, added with `head_weight`. factor: (B, H, W), multiplies M_AS.
         """
         # a blur in bf16 would round scores to three digits

@@ -115,6 +115,11 @@ def test_the_command_line_wins():
     (COARSE | {"data__image_size": 128, "train__scales": [0.75, 1]}, r"multiples of 64.*0.75 gives \[96, 96"),
     (COARSE | {"data__tile": 64, "train__scales": [0.5]}, r"tile 64 must be multiples of 64.*0.5 gives"),
     ({"loss": 3}, "section.key=value"),
+    # what would be left out in silence
+    ({"model__name": "remind", "model__head": "mask"}, "model.head of --model remind is none; .* be mask"),
+    ({"model__name": "remind", "data__frame_offset": 3}, "data.frame_offset of --model remind is 0"),
+    ({"model__name": "recontrast", "loss__supervised": "bce"}, "loss.supervised of --model recontrast is"),
+    ({"model__name": "memory-bank", "data__synthetic": 0.5}, "data.synthetic of --model memory-bank is 0"),
 ])  # fmt: skip
 def test_mistakes(settings, message):
     with pytest.raises(ConfigError, match=message):

@@ -53,6 +53,15 @@ def test_hidden_names_are_no_images_kinds_or_categories(part, said, name):
     assert len(find_images(part.parent)) == 26  # 21 images, 5 masks
 
 
+def test_no_category_of_several_is_called_all(part, tmp_path):
+    shutil.copytree(part, part.parent / "all")
+    for category in ("all", "part"):
+        with pytest.raises(DatasetError, match="a category named all, which stands for all"):
+            collect(FOLDER, part.parent, category, warn=False)
+    shutil.rmtree(part)
+    assert {s.category for s in collect(FOLDER, part.parent, "all", warn=False)} == {"all"}
+
+
 def test_pictures_of_earlier_results_are_no_images(part, tmp_path):
     """Of runs, test.py and predict.py below the folder: they would be scored, and calibrated on."""
     before = find_images(part / "test")

@@ -13,8 +13,9 @@ from fixtures import COUNTS, write_ped2
 from PIL import Image
 
 import predict as predict_command
+import test as test_command
 import train as train_command
-from datasets.build import build_data, data_identity, new_samples
+from datasets.build import build_data, data_identity, new_samples, read_as
 from datasets.registry import SPECS
 from datasets.samples import Sample
 from datasets.synthetic import MIN_CHANGE, NoDefectError, add_defect
@@ -97,8 +98,41 @@ class TestStackedFrames:
         files = sorted((ped2 / "Test/Test001").glob("*.tif"))
         samples = new_samples(files, ped2, config())
         assert samples[3].earlier == (files[1], files[2]) and samples[0].earlier == (files[2], files[1])
-        with pytest.raises(DatasetError, match="is one frame, and .* several; give the folder of its clip"):
-            new_samples(files[3:], files[3], config())  # it would be scored as if nothing moved
+        for few in (files[3:], files[2:]):  # of the latter the second would be its own earlier frame
+            with pytest.raises(DatasetError, match=f"Test001 has {len(few)} frames; .* has 3 or more"):
+                new_samples(few, ped2, config())
+        other = sorted((ped2 / "Test/Test002").glob("*.tif"))[:2]
+        with pytest.raises(DatasetError, match="Test002 has 2 frames"):
+            new_samples([*files, *other], ped2, config())
+
+    def test_a_test_clip_of_a_training_clips_name_is_another(self, config, ped2, monkeypatch):
+        counts = {"ped2": COUNTS["ped2"]["ped2"]}
+        for part in ("Train", "Test"):
+            shutil.copytree(ped2 / f"{part}/{part}002", ped2 / part / "yard")
+        with (ped2 / "Test/UCSDped2.m").open("a") as file:
+            file.write("TestVideoFile{end+1}.gt_frame = [3:4];\n")
+        monkeypatch.setitem(SPECS, "ped2", replace(SPECS["ped2"], counts=counts))
+        data = build_data(config(run__skip_unreadable=True), NORMALISE)
+        for sample in (*data.train.samples, *data.test.samples):
+            assert all(path.parent == sample.path.parent for path in sample.earlier)
+
+    def test_frames_beside_those_of_the_test_are_not_trained_on(self, config):
+        message = "num_train_anomalies takes frames out of test clips"
+        with pytest.raises(ConfigError, match=message):
+            build_data(config(model__setting="supervised", data__num_train_anomalies=1), NORMALISE)
+
+    def test_another_score_needs_another_power(self, config):
+        """test.py would multiply it by what was measured for the run's own score."""
+        flags = ["--checkpoint", "r", "--set", "score.decision=max"]
+        args = test_command.parse_arguments(flags)
+        with pytest.raises(ConfigError, match="the power of the speed was measured for the run's own score"):
+            test_command.evaluated_config(config(model__head="speed"), args)
+        assert test_command.evaluated_config(config(), args).score.decision == "max"
+
+    def test_another_model_reads_frames_without_their_speed(self, config):
+        """The head is what was trained, not what the dataset's file says."""
+        plain = config(data__stack_frames=0, data__tile=32)
+        assert read_as("ped2", "all", plain).tile == 32
 
     def test_unreadable_neighbours_leave_a_frame_out(self, config, ped2):
         (ped2 / "Train/Train001/001.tif").write_bytes(b"broken")
@@ -127,7 +161,7 @@ class TestStackedFrames:
     def test_one_clip_is_too_few_to_scale_the_speed_on(self, config, ped2):
         shutil.rmtree(ped2 / "Train/Train002")
         with pytest.raises(
-            DatasetError, match="none to spare; take two clips and .* above 0, or model.head=none"
+            DatasetError, match="none to spare; take two clips .* above 0, or model.head=none"
         ):
             build_data(config(model__head="speed", run__skip_unreadable=True), NORMALISE)
 
@@ -298,7 +332,7 @@ class TestSpeedHead:
 
 
 def test_a_scale_of_before_the_factor_is_refused(config, tmp_path):
-    """Its numbers were of a speed that was added; read as a factor they would give other scores in silence."""
+    """Its numbers were of a speed that was added; as a factor they would give other scores."""
     model = build_model(config(model__head="speed"))
     old = {name.replace("speed.power", "speed.gain"): value for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"speed\.(gain|power)"):

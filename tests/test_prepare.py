@@ -317,6 +317,29 @@ class TestPreparation:
         kept = [s for s in raw if s.split == "test" or s.path.parent.name != "kos26"]  # a copy of kos01
         assert sorted(map(str, map(key, made))) == sorted(map(str, map(key, kept)))
 
+    def test_contaminated_training_with_a_folder_of_masks_for_each_image(self, tmp_path):
+        """As MVTec LOCO has them: each mask goes with its own image."""
+        source, shade = tmp_path / "part", iter(range(256))
+        for folder, count in {"train/good": 20, "test/good": 1, "test/cut": 6}.items():
+            for i in range(count):
+                path = source / folder / f"{i:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((9, 9), next(shade), np.uint8)).save(path)
+                for n in range(2) if folder == "test/cut" else ():
+                    mask = np.zeros((9, 9), np.uint8)
+                    mask[i, n] = 255
+                    path = source / f"ground_truth/cut/{i:03d}/{n:03d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(path)
+        assert self.prepare(prepare_contaminated, source, tmp_path / "out/part", "--rate", "0.1") == 0
+        samples = collect(SPECS["folder"], tmp_path / "out", "part")
+        defects = [s for s in samples if s.split == "test" and s.label == 1]
+        assert len(defects) == 2
+        for sample in defects:
+            row = int(sample.path.stem)
+            assert sorted(int(np.asarray(Image.open(m))[row].argmax()) for m in sample.masks) == [0, 1]
+            assert all(np.asarray(Image.open(m))[row].any() for m in sample.masks)
+
     def test_contaminated_training(self, tmp_path, capfd):
         source, shade = tmp_path / "part", iter(range(256))
         for folder, count in {"train/good": 20, "test/good": 3, "test/cut": 4, "test/dent": 2}.items():

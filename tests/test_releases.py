@@ -327,6 +327,8 @@ class TestPed2AsFrames:
         assert "labels.npy holds no labels: a Git LFS pointer" in error()
         savemat(root / "ped2.mat", {"other": 1})
         assert "ped2.mat cannot be read as labels of test frames (KeyError" in error()
+        savemat(root / "ped2.mat", {"gt": cells([0, 3], [1, 2])})
+        assert "ped2.mat has an interval from frame 0; frames are counted from 1" in error()
         savemat(root / "ped2.mat", {"gt": cells([2, 3])})
         assert "ped2.mat has 1 intervals for 2 test clips" in error()
 

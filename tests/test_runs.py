@@ -366,6 +366,22 @@ class TestNamesAndOverwrite:
         assert (folder / "notes.txt").is_file() and not (folder / "test").exists()
         assert load_checkpoint(folder / "last.pt").identity["settings"]["train.seed"] == 1
 
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (("--weights", "missing.pth"), "missing.pth"),
+            (("--backbone", "no_such_net"), "no_such_net"),
+            (("--set", "train.batch_size=64", "--set", "train.last_batch=drop"), "make no batch of 64"),
+        ],
+    )
+    def test_what_cannot_start_deletes_nothing(self, run, folder, flags, said):
+        """One line says why; the finished run is still there."""
+        assert run("--iterations", "1", "--eval", "none")[0] == 0
+        before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+        code, _, err = run("--iterations", "1", "--overwrite", *flags)
+        assert code != 0 and said in err and one_line(err)
+        assert {p: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
 
 class TestStatesThatAreNoEnd:
     def test_are_told_and_counted_by_their_own_step(self, run, state, mvtec_like, folder, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from conftest import LITE0, TINY
+from conftest import LITE0, ROOT, TINY
 from distributed_worker import SMALL_UNIAS
 from PIL import Image
 
@@ -199,6 +200,14 @@ class TestFilesOfARun:
         code, out, _ = run("--iterations", "3", "--select", "best", "--set", "eval.every=1")
         assert code == 0 and "NOT A FAIR PROTOCOL" in out
         assert metrics(the_run(tmp_path))["protocol"]["fair"] is False
+
+    def test_select_best_needs_both_kinds(self, run, mvtec_like):
+        for kind in (mvtec_like / "part/test").iterdir():
+            if kind.name != "good":
+                shutil.rmtree(kind)
+        flags = ("--iterations", "1", "--select", "best", "--set", "eval.every=1")
+        code, _, lines = run("--config", str(ROOT / "configs/folder.yaml"), *flags)
+        assert code == 2 and "--select best needs test images of both kinds" in "".join(lines)
 
     def test_last_never_sees_the_test_set_before_the_end(self, run, monkeypatch):
         """With --select last and no evaluation asked for, no test image is opened before the last step."""

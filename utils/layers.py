@@ -45,7 +45,13 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         layers = [base, dataset, chosen]
     else:
         layers = _layers(base, dataset, chosen, category)
-    config = build(Config, merge(layers))
+    config, asked = build(Config, merge(layers)), build(Config, merge([*layers, chosen]))
+    for section, _, name in (key.partition(".") for key in overrides):
+        here, there = (getattr(getattr(c, section), name, None) for c in (config, asked))
+        if here != there:
+            raise ConfigError(
+                f"{section}.{name} of --model {config.model.name} is {here}; it cannot be {there}"
+            )
     check_together(config)
     return config
 

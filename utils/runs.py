@@ -198,13 +198,15 @@ def finished_results(folder: Path, identity: Tree) -> dict[str, Results] | None:
 
 
 def earlier(
-    folder: Path, identity: Tree, *, resume: bool
+    folder: Path, identity: Tree, *, resume: bool, anew: bool = False
 ) -> tuple[dict[str, Results] | None, Checkpoint | None, float | None]:
     """What the folder holds of this very run: its results if it is finished; else the state to go on from if
-    there is one, whatever the model; and the value of the best state that `select: best` has kept.
+    there is one, whatever the model; and the value of the best state that was kept. If `anew`, nothing.
 
     Raises RunError if what is there is of another run, or unfinished without `resume`.
     """
+    if anew:
+        return None, None, None
     done = distributed.broadcast_object(finished_results(folder, identity))
     if done is not None:
         return done, None, None

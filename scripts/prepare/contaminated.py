@@ -67,8 +67,10 @@ def plan(source: Source, rate: float) -> list[Item]:
         items.append(_copy(sample, f"test/{sample.defect}"))
     for sample in (s for i, s in enumerate(defects) if i in kept):
         items.append(_copy(sample, f"test/{sample.defect}"))
-        folder = f"ground_truth/{sample.defect}"
-        items += [Item(mask, f"{folder}/{mask.name}") for mask in sample.masks]
+        # under the image's name: where each image has a folder of masks, these have names of their own
+        stem, masks = f"ground_truth/{sample.defect}/{sample.path.stem}_mask", sample.masks
+        names = [f"{stem}_{i}" for i in range(len(masks))] if len(masks) > 1 else [stem]
+        items += [Item(m, name + m.suffix) for m, name in zip(masks, names, strict=False)]
     return items
 
 
