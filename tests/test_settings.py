@@ -115,14 +115,14 @@ class TestSupervised:
         settings = {"model.setting": "supervised", "model.name": "remind", "data.num_train_anomalies": 2}
         assert data_of("kolektor", masters["kolektor"], **settings).trained_defects
         refused = 0
-        for seed in range(8):
+        for seed in range(3):
             few = settings | {"data.train_limit": 1, "train.seed": seed}
             try:
                 assert data_of("kolektor", masters["kolektor"], **few).trained_defects
             except DatasetError as error:
                 assert "no anomalous training image" in str(error) and "data.train_limit may" in str(error)
                 refused += 1
-        assert 0 < refused
+        assert refused
 
     def test_the_same_images_are_left_out_afterwards(self, run, masters, tmp_path):
         code, _, err = run("kolektor", "--iterations", "1")
