@@ -123,8 +123,8 @@ def new_samples(paths: Sequence[Path], where: Path, config: Config) -> list[Samp
     frames = sorted(paths, key=lambda path: (path.parent, natural_order(path)))  # a folder is a clip
     clip, number = Counter(p.parent for p in frames).most_common()[-1]
     if number < 3 * data.stack_frames:  # of which the judged frame would be its own earlier one
-        least = f"a clip of this model, a folder, has {3 * data.stack_frames} or more"
-        raise DatasetError(f"{clip} has {number} frames; {least}")
+        least = f"{3 * data.stack_frames} frames that this model needs of a clip"
+        raise DatasetError(f"the folder {clip} has {number} of the {least}")
     clips = [Sample(p, UNKNOWN, None, data.category, "predict", "", str(p.parent)) for p in frames]
     return with_earlier_frames(clips, data.stack_frames)
 

@@ -425,7 +425,9 @@ def test_stacked_frames_are_made_grey_inside(checkpoint, tmp_path, monkeypatch, 
     if wrong:
         monkeypatch.setattr(export_command, "grey_tensor", wrong)
     path = checkpoint(data__stack_frames=1, **BANK)
-    assert export(path, "--images", str(new_images(tmp_path / "new"))) == code
+    clip = new_images(tmp_path / "new")
+    shutil.move(clip / "below/grey.bmp", clip)  # a clip is one folder
+    assert export(path, "--images", str(clip)) == code
     out, err = capfd.readouterr()
     assert "differs from PyTorch's" in err if wrong else "on 11 images of 7 sizes" in out
 
