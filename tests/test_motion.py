@@ -15,6 +15,7 @@ from PIL import Image
 import predict as predict_command
 import test as test_command
 import train as train_command
+from calibrate import good_samples
 from datasets.build import build_data, data_identity, new_samples, read_as
 from datasets.registry import SPECS
 from datasets.samples import Sample
@@ -157,6 +158,12 @@ class TestStackedFrames:
         data.scale.samples *= 200  # more than for other statistics: few frames weigh the speed badly
         train_command.fit_score(run)
         assert len(asked[1]) == 512
+
+    def test_calibration_takes_no_clip_that_the_speed_was_measured_on(self, config, ped2):
+        fitted = config(model__head="speed")
+        (held,) = {s.group for s in build_data(fitted, NORMALISE).scale.samples}
+        with pytest.raises(DatasetError, match=f"{held}.* which the model was trained on"):
+            good_samples(ped2 / "Train" / held, fitted, skip_unreadable=False)
 
     def test_one_clip_is_too_few_to_scale_the_speed_on(self, config, ped2):
         shutil.rmtree(ped2 / "Train/Train002")
