@@ -460,14 +460,13 @@ def test_a_wrongly_deployed_model_is_not_written(checkpoint, monkeypatch, capfd)
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.slow
 def test_a_run_without_test_images(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
     """Of good parts alone, as the README has them."""
     good = shutil.copytree(mvtec_like / "part/train", tmp_path / "own/part/train").parent.parent
-    path = checkpoint(root=good)
+    path = checkpoint(root=good, path="configs/folder.yaml")
     monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)
     monkeypatch.setattr(export_command, "to_onnx", by_pytorch)
-    assert export(path) == 0
+    assert run_command(export_command.main, ["--checkpoint", str(path)]) == 0
     assert "on demo images, as the run's own are not there: it has no test image" in capfd.readouterr().err
 
 
@@ -481,6 +480,7 @@ def test_output_is_a_checkpoint_or_a_folder(checkpoint, capfd, name):
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
+@pytest.mark.slow
 def test_images_of_the_run_are_gone(checkpoint, tmp_path, mvtec_like, monkeypatch, capfd):
     path = checkpoint(root=tmp_path / "gone")
     monkeypatch.setattr(export_command, "write_demo", lambda root: mvtec_like)
