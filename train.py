@@ -273,7 +273,7 @@ def stop_if_not_finite(run: Run, done: TrainingStep, indices: Sequence[Tensor], 
 
 def fit_score(run: Run) -> None:
     """Let the model measure what its score needs, on normals held out for it or else on those of training."""
-    sample = statistics_sample(run.data.scale or run.data.train, 512 if run.data.scale else 64)
+    sample = statistics_sample(run.data.scale, 512) if run.data.scale else statistics_sample(run.data.train)
     run.model.fit_score(image_batches(run, sample, "score unit"))  # by 64 a speed's power is 15 % off
 
 

@@ -69,8 +69,8 @@ def plan(source: Source, rate: float) -> list[Item]:
         items.append(_copy(sample, f"test/{sample.defect}"))
         # under the image's name: where each image has a folder of masks, these have names of their own
         stem, masks = f"ground_truth/{sample.defect}/{sample.path.stem}_mask", sample.masks
-        names = [f"{stem}_{i}" for i in range(len(masks))] if len(masks) > 1 else [stem]
-        items += [Item(m, name + m.suffix) for m, name in zip(masks, names, strict=False)]
+        for i, mask in enumerate(masks):
+            items.append(Item(mask, (f"{stem}_{i}" if len(masks) > 1 else stem) + mask.suffix))
     return items
 
 
