@@ -61,9 +61,8 @@ def lister(tree: Tree, *, whole_root: bool = False) -> Callable[[Path, str], lis
 
 
 def list_tree(base: Path, category: str, tree: Tree) -> list[Sample]:
-    """All samples of the category whose folder is `base`: training, then test, by class and name; a
-    DatasetError if masks lie among the images, or a test class that counts as anomalous has a name of good
-    ones (OK, normal).
+    """Samples of the category in the folder `base`: training, then test, by class and name; a DatasetError
+    if masks lie among the images, or a test class that counts as anomalous is named like good ones (OK).
     """
     samples: list[Sample] = []
     taken: dict[Path, Path] = {}

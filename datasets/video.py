@@ -98,8 +98,7 @@ def list_ped2_categories(root: Path) -> list[str]:
 
 
 def list_ped2(root: Path, category: str) -> list[Sample]:
-    """Frames clip by clip, in order; the group is the clip. A DatasetError if labels are missing or do not
-    fit.
+    """Frames clip by clip, in order; the group is the clip. A DatasetError if labels are missing or wrong.
 
     The release gives the anomalous frames of each test clip as an interval, in UCSDped2.m. The other layout
     has intervals in a .mat file (cell array gt, frames from 1), or a label of 0 or 1 for each test frame in a

@@ -66,8 +66,7 @@ def unias_dice(maps: np.ndarray, masks: np.ndarray) -> float | None:
 
     The threshold has the largest sum of precision and recall over all pixels; the test masks choose it. An
     image without anomalous pixels counts 1 if nothing is predicted, else 0. None without an anomalous pixel.
-    maps: (N, H, W) finite, higher is more anomalous. masks: (N, H, W) of {0, 1}; other shapes are a
-    ValueError.
+    maps: (N, H, W) finite, higher is more anomalous; masks: of {0, 1}; ValueError for other shapes.
     """
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, H, W)")

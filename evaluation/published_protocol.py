@@ -52,8 +52,7 @@ def legacy_pro(maps: np.ndarray, masks: np.ndarray, *, thresholds: int = 800) ->
     Points of a false positive rate strictly below 0.3 are kept, and their rates stretched to [0, 1] before
     the area is taken. So the number depends on outliers and on where the thresholds fall. None where it is
     undefined: a class is absent, a constant map, fewer than two rates kept.
-    maps, masks: (N, H, W) as for `pixel_metrics`, which has the same errors. thresholds: their number, at
-    least 1.
+    maps, masks: (N, H, W) as for `pixel_metrics`, with the same errors. thresholds: how many (1 or more).
     """
     if thresholds < 1:
         raise ValueError(f"thresholds {thresholds} must be at least 1; the published evaluation used 800")

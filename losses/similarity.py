@@ -151,8 +151,7 @@ def contrastive_loss(d: Tensor, normal: Tensor | None = None) -> Tensor:
 def margin_loss(d: Tensor, tau: float, normal: Tensor | None = None) -> Tensor:
     """L_M of one pair (Eq. 11): mean of max(0, tau - d) over normal, of max(0, d - tau / 2) over others.
 
-    With T = 2 d stays below 0.011 at 256 px, so for tau = 1 the hinge never closes and the loss is 1 minus
-    mean d.
+    With T = 2 d stays below 0.011 at 256 px: for tau = 1 the hinge never closes, the loss is 1 - mean d.
     """
     value = (tau - d).clamp(min=0)
     if normal is None:

@@ -38,8 +38,7 @@ def dice_loss(logits: Tensor, mask: Tensor, *, smooth: float = 1.0, images: Tens
 def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Focal cross-entropy, plus Dice of the images that have a defect; both (B, 1, H, W).
 
-    The first is weight x mean((1 - p_t)^gamma x cross-entropy), p_t the probability given to the truth (Lin
-    et al., ICCV 2017).
+    The first is weight x mean((1 - p_t)^gamma x cross-entropy), p_t of the truth (Lin et al., ICCV 2017).
     """
     mask = mask.to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")

@@ -37,8 +37,7 @@ def uninet_loss(
     mask: Tensor | None = None,
     diagonals: list[Diagonal] | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over the 2n pairs (the source teacher's n first) of the weighted terms kd, sc, m, and these
-    unweighted.
+    """Sum over 2n pairs (the source teacher's n first) of the weighted terms kd, sc, m; these unweighted.
 
     Each is a mean over batch and positions; `reduction: paper` divides L_SC and L_M by n (Eqs. 10, 11).
     Computed in float32 whatever the model's precision, as a softmax over thousands of positions needs it.

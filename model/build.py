@@ -22,8 +22,7 @@ NETWORKS: dict[str, type[AnomalyModel]] = {
 def build_model(config: Config, *, pretrained: bool = True) -> AnomalyModel:
     """Build the model of `config.model.name`, on tiles if `config.data.tile` says so.
 
-    pretrained: False skips the backbone's weights, for a model whose state is loaded next. Raises as
-    `build_backbone`.
+    pretrained: False skips the backbone's weights, as a state is loaded next. Raises as `build_backbone`.
     """
     data, random = config.data, not pretrained or config.model.weights == "random"
     size = data.image_size if data.tile is None else (data.tile, data.tile)

@@ -167,8 +167,7 @@ def load_detector(
     """The model of a run folder or of a checkpoint file, ready to predict.
 
     device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16; by default the run's, in which its
-    held-out images were scored. change: what to change in the run's configuration; the model's own settings
-    must stay.
+    held-out images were scored. change: of the run's configuration, but for the model's own settings.
     """
     path, state = load_trained(run)
     config = state.config if change is None else change(state.config)

@@ -47,8 +47,7 @@ class TimeBudget:
     given: what the command line sets, as dotted keys.
 
     Raises:
-        ConfigError: for minutes that are no positive number, if the number of steps is given as well, or
-            with several processes.
+        ConfigError: for minutes that are not positive, with a number of steps, or with several processes.
     """
 
     def __init__(self, minutes: float, given: Tree, file: Path) -> None:

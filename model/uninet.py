@@ -30,8 +30,7 @@ class UniNet(AnomalyModel):
     """The model of the paper, with a head where a task needs one.
 
     Both teachers' features pass the bottleneck and the student as one batch of 2B, target first. What was
-    decoded from the target's features is compared with the SOURCE teacher, and the other way round (cross
-    pairing).
+    decoded from the target's features is compared with the SOURCE teacher, and the reverse (cross pairing).
     """
 
     cuda_graphs = True
@@ -95,11 +94,9 @@ class UniNet(AnomalyModel):
         return Pair(teacher, student, partial(self.dfs, level=level), (self.dfs.theta[level],))
 
     def diagnostics(self) -> dict[str, float]:
-        """For curves, per level: theta (Eq. 6), and the mean diagonal d (Eq. 9) of normal and anomalous
-        positions.
+        """For curves, per level: theta (Eq. 6), and the mean diagonal d (Eq. 9), normal and anomalous.
 
-        "highest" is what d can reach: the margin (Eq. 11) pulls it towards tau, or below tau / 2. A sync
-        point.
+        "highest" is what d can reach: the margin (Eq. 11) pulls it to tau, or below tau / 2. A sync point.
         """
         values: dict[str, float] = {}
         for level, stride in enumerate(self.info.strides):

@@ -34,8 +34,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
 
     path: the dataset's file in `configs/`, or a config.yaml saved by a run.
     overrides: dotted keys of the command line, such as {"train.iterations": 200}, which win over every file;
-    those of `RunOptions` begin with "run.". category: for the blocks by category (None: none of them
-    applies).
+    those of `RunOptions` begin with "run.". category: for the blocks by category (None: without these).
     """
     dataset, base, chosen = read_yaml(path), read_yaml(CONFIGS / "base.yaml"), nested(overrides)
     if "run" in dataset:

@@ -65,8 +65,7 @@ def sample_patches(
 ) -> Tensor:
     """A bank (M, C): `fraction` of the patches of each image, of all these `most`, equally likely.
 
-    They are drawn image by image, so the size of the batches changes nothing. Raises FloatingPointError if a
-    feature is not finite.
+    They are drawn image by image, whatever the batches. Raises FloatingPointError if a feature is not finite.
     """
     generator, kept = torch.Generator().manual_seed(seed), []
     keys, lots = torch.zeros(0), torch.Generator().manual_seed(seed)  # the lowest keys stay

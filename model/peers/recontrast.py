@@ -40,8 +40,7 @@ class ReContrast(UniNet):
 def mining_alpha(progress: float | Tensor, *, warm: float = 0.1) -> Tensor:
     """Where the threshold of hard positions lies, by the share of training that is done.
 
-    It rises from -3 (nearly all positions count) to 1 standard deviation above the mean over the first
-    `warm`.
+    It rises from -3 (nearly all count) to 1 standard deviation above the mean over the first `warm`.
     """
     alpha = ALPHA_START + (ALPHA_END - ALPHA_START) * progress / warm
     return torch.as_tensor(alpha, dtype=torch.float64).clamp(max=ALPHA_END)
