@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 import predict
-from datasets.build import dataset_root, image_set, new_samples, split_samples
+from datasets.build import dataset_root, image_set, split_samples
 from datasets.check import filter_unreadable
-from datasets.files import find_images
 from datasets.samples import Sample
 from datasets.splits import first_copies, shared_images
 from evaluation.scoring import calibrate, collect_scores
@@ -52,7 +51,7 @@ def good_samples(where: Path, config: Config, *, skip_unreadable: bool) -> list[
     """The images at or below `where`, each once. Raises DatasetError if there is none, or if the model was
     trained on one of them: it scores such images lower than new ones.
     """
-    samples = new_samples(find_images(where), where, config)
+    samples = predict.samples_at(where, None, config)
     samples = filter_unreadable(samples)[0] if skip_unreadable else samples
     if not samples:
         raise DatasetError(f"no image at {where} can be read")

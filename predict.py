@@ -154,18 +154,18 @@ def files_of(kinds: Sequence[str], inside: Sequence[Path], output: Path) -> dict
     return {kind: [folder / name for name in names] for kind, (folder, names) in where.items()}
 
 
-def samples_at(where: Path, output: Path, config: Config) -> list[Sample]:
+def samples_at(where: Path, output: Path | None, config: Config) -> list[Sample]:
     """The images at or below `where` as samples of unknown label, without what is below `output`."""
-    if where.is_dir() and where.resolve() == output.resolve():
+    if output and where.is_dir() and where.resolve() == output.resolve():
         raise DatasetError(f"--output {output} is the folder of the images; choose another one")
     found = find_images(where)
-    if output.resolve().is_relative_to(where.resolve()):
+    if output and output.resolve().is_relative_to(where.resolve()):
         kept = [p for p in found if not p.parent.resolve().is_relative_to(output.resolve())]
         if len(kept) < len(found):
             cli.log.info("%d images below %s are left alone: predictions", len(found) - len(kept), output)
         found = kept
     if found and where.is_dir():
-        log_unused(where, unused_files(where, found, apart=[output]))
+        log_unused(where, unused_files(where, found, apart=[output] if output else ()))
     return new_samples(found, where, config)
 
 

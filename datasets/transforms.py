@@ -268,7 +268,7 @@ def flip_rotate(
     return warped
 
 
-AUGMENTATIONS = {  # data.augment
+AUGMENTATIONS: dict[str, Callable[[Batch, np.random.Generator], Batch]] = {  # data.augment
     "flip": flip,
     "flip-rotate": flip_rotate,
     "affine": partial(flip_rotate, zoom=math.log(1.5), stretch=0.15, shift=0.2),

@@ -15,13 +15,19 @@ IMAGE = re.compile(r"(?!(.*/)?([.@$]|__)).*\.(png|jpe?g|jfif|bmp|tiff?)", re.I) 
 
 def read_image(path: Path) -> np.ndarray:
     """(1, H, W, 3) uint8 RGB, upright: the high byte of 16 bits, transparency blended over black."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    data, image = path.read_bytes(), Image.open(path)
+    cut = image.format == "JPEG" and data.endswith(b"\0") and not data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if cut or (image.format != "MPO" and getattr(image, "n_frames", 1) > 1):
+        raise ValueError("its end is missing" if cut else "it holds several pictures")
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"{image.mode} pixels have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+        if not (image := image.convert("RGBA")).getchannel("A").getbbox():
+            raise ValueError("it is transparent everywhere")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return np.asarray(image.convert("RGB"))[None]
 
 

@@ -142,7 +142,31 @@ def test_rows_keep_columns_of_an_older_file(tmp_path):
         accuracy_results.read_rows(path)
 
 
+def test_rows_that_are_there_already(tmp_path, capfd):
+    """A printed command on the file of the repository trains nothing, and says so; nor does another
+    precision's row stand for the one that is asked for.
+    """
+    words = ["--csv", str(tmp_path / "a.csv"), "--dry-run", "--datasets", "btad", "--categories", "01"]
+    words += ["--device", "cpu", "--models", "remind", "--precision"]
+    assert run_command(accuracy.main, [*words, "fp32"]) == 0
+    assert "nothing to train" not in capfd.readouterr().err
+    cells = cells_of(*words[2:], "fp32")
+    for cell in cells:
+        about = {"precision": "fp32", "command": "x"}
+        accuracy_results.append_row(tmp_path / "a.csv", cell.key | about, lock=tmp_path / "lock")
+    assert run_command(accuracy.main, [*words, "fp32"]) == 0
+    assert f"nothing to train: all rows are in {tmp_path / 'a.csv'}; --csv NEW.csv" in capfd.readouterr().err
+    assert run_command(accuracy.main, [*words, "auto"]) == 0
+    assert run_command(accuracy.main, [*words, "bf16"]) == 2
+    assert "has this run of 01 in fp32, and bf16 is asked for; --csv NEW.csv" in capfd.readouterr().err
+
+
 def test_mistakes(capfd):
+    assert run_command(accuracy.main, ["--dry-run", "--datasets", "mvtec", "--categories", "bottel"]) == 2
+    assert "no category to run is named bottel" in capfd.readouterr().err
+    words = ["--dry-run", "--datasets", "mvtec", "--categories", "bottle", "bottel", "--seeds", "0"]
+    assert run_command(accuracy.main, words) == 0
+    assert "no category to run is named bottel" in capfd.readouterr().err
     assert run_command(accuracy.main, []) == 2 and "--data NAME=DIR" in capfd.readouterr().err
     assert run_command(accuracy.main, ["--data", "nosuch=x"]) == 2
     assert run_command(accuracy.main, ["--dry-run", "--models", "nosuch"]) == 2

@@ -57,6 +57,13 @@ def test_copies_count_once(recalibrate, mvtec_like, tmp_path):
     assert "4 held-out images" in recalibrate(tmp_path / "new")[1]
 
 
+def test_what_is_not_used_is_said(recalibrate, mvtec_like, tmp_path):
+    shutil.copytree(mvtec_like / "part/test/good", tmp_path / "new")
+    (tmp_path / "new/more.webp").write_bytes(b"x")
+    code, _, err = recalibrate(tmp_path / "new")
+    assert code == 0 and "not used in" in err and "1 files of other kinds: 1 ending in .webp" in err
+
+
 def test_images_that_were_trained_on_are_refused(recalibrate, run, tmp_path):  # noqa: F811
     root = Path(load_checkpoint(tmp_path / RUN / "last.pt").config.run.data_root)
     code, _, err = recalibrate(root / "part/train/good")

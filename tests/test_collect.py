@@ -37,6 +37,13 @@ def test_copies_and_tables(tmp_path, capfd):
     assert short in out and out[-1] == "| btad-one-class-01-uninet | 3 | 25.0 |"
 
 
+def test_a_run_folder_itself_gives_its_name(tmp_path, capfd):
+    write_run(tmp_path / "first")
+    assert run_command(collect.main, [str(tmp_path / "first"), "--output", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["first.json"]
+    assert "| first | 01 |" in capfd.readouterr().out
+
+
 def test_nothing_there(tmp_path, capfd):
     assert run_command(collect.main, [str(tmp_path)]) == 1
     assert "no metrics.json below" in capfd.readouterr().err

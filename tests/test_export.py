@@ -2,6 +2,7 @@
 
 import builtins
 import csv
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 import export as export_command
 import predict as predict_command
 from datasets.build import build_test
-from datasets.images import read_image
+from datasets.images import UnreadableImageError, read_image
 from datasets.transforms import Decode
 from evaluation.published_protocol import april_detector
 from export import Exported
@@ -217,7 +218,33 @@ def test_the_example_refuses_in_one_line(bank, tmp_path, rate, content, said):
 def test_the_example_is_short_and_needs_three_packages():
     lines = EXAMPLE.read_text().splitlines()
     modules = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
-    assert len(lines) <= 60 and modules - set(sys.stdlib_module_names) == {"numpy", "PIL", "onnxruntime"}
+    assert len(lines) <= 70 and modules - set(sys.stdlib_module_names) == {"numpy", "PIL", "onnxruntime"}
+
+
+def test_the_example_refuses_what_predict_does(tmp_path):
+    """A JPEG whose second half is zeros, several pages, nothing but transparency."""
+    pytest.importorskip("onnxruntime")
+    spec = importlib.util.spec_from_file_location("onnx_predict", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    half = len(whole) // 2
+    (tmp_path / "cut.jpg").write_bytes(whole[:half] + bytes(len(whole) - half))
+    noise.save(tmp_path / "pages.tif", save_all=True, append_images=[noise])
+    noise.putalpha(0)
+    noise.save(tmp_path / "clear.png")
+    assert np.array_equal(example.read_image(tmp_path / "whole.jpg")[0], read_image(tmp_path / "whole.jpg"))
+    for name, reason in (
+        ("cut.jpg", "end is missing"),
+        ("pages.tif", "several"),
+        ("clear.png", "transparent"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            example.read_image(tmp_path / name)
+        with pytest.raises(UnreadableImageError, match=reason):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.slow

@@ -41,6 +41,12 @@ def test_an_old_python_is_named(call, tmp_path):
     assert error.count("\n") == 1
 
 
+def test_a_finished_dataset_can_be_trained_again(call):
+    assert "--resume" in call("datasets/mvtec", "DIR")
+    words = call("datasets/mvtec", "DIR", "--overwrite")
+    assert "--overwrite" in words and "--resume" not in words and "" not in words
+
+
 def test_no_file_claims_a_package():
     """Its folders have common names (datasets, model, utils), which would hide those of other packages."""
     assert not [name for name in ("setup.py", "setup.cfg") if (ROOT / name).exists()]

@@ -195,6 +195,14 @@ def test_mean_and_spread_over_seeds():
     assert tables._cell(runs[:1], [None], column, "image_auroc", spread=False) == ""
 
 
+@pytest.mark.parametrize("flags", [("--datasets", "mvtek"), ("--categories", "bottel"), ("--rows", "77")])
+def test_nothing_by_these_names(tmp_path, capfd, flags):
+    """No table of published values alone, as if ours had been asked for and had no run."""
+    words = ["04", "--data", str(tmp_path), "--output", str(tmp_path / "out"), *flags]
+    assert run_command(tables.main, words) == 2 and not (tmp_path / "out").exists()
+    assert "no run of 04 is of these --datasets, --categories and --rows" in capfd.readouterr().err
+
+
 def test_scripts_as_commands():
     done = processes.run("scripts.tables.reproduce", "--help")
     assert done.returncode == 0 and "--dry-run" in done.stdout

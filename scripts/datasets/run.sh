@@ -10,4 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 root=$(absolute "$1")
 shift
 prepare requirements.txt
-python train.py --dataset "$name" --data-root "$root" --resume "$@"
+again=--resume # goes on with a run that was stopped
+[[ " $* " == *" --overwrite "* ]] && again=
+python train.py --dataset "$name" --data-root "$root" $again "$@"

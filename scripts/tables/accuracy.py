@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     """Run what is missing, then print the table.
 
     Raises:
-        ConfigError: for an unknown name, or a folder that is not NAME=DIR.
+        ConfigError: for an unknown name, a folder that is not NAME=DIR, or rows of another precision.
         RunError: if a cell failed, after the others were run.
     """
     args = parse_arguments(argv)
@@ -101,9 +101,14 @@ def main(argv: Sequence[str]) -> None:
     if not roots and not args.dry_run:
         raise ConfigError("where are the datasets? Give each folder as --data NAME=DIR; --dry-run needs none")
     planned = list(cells(read_yaml(args.spec), roots, args))
-    there = {identity(row) for row in rows}
+    there = {identity(row): row for row in rows}
     missing = [cell for cell in planned if identity(cell.key) not in there]
+    _check_precision(args, planned, there)
     log.info("%d cells, %d of them finished before", len(planned), len(planned) - len(missing))
+    if planned and not missing:
+        log.warning(
+            "nothing to train: all rows are in %s; --csv NEW.csv starts a table of your own", args.csv
+        )
     if args.dry_run:
         print_result(listing(missing, rows))
         return
@@ -111,6 +116,18 @@ def main(argv: Sequence[str]) -> None:
     print_result(table(read_rows(args.csv)))
     if failed:
         raise RunError(f"{len(failed)} of {len(missing)} cells failed; to see why: {failed[0]}")
+
+
+Rows = dict[tuple[str, ...], Row]  # by what identifies them
+
+
+def _check_precision(args: argparse.Namespace, planned: Sequence[Cell], there: Rows) -> None:
+    """A row does not stand for a run of another precision, if one is asked for."""
+    for cell in planned if args.precision != "auto" else ():
+        row, asked = there.get(identity(cell.key)), cell.config.train.precision
+        if row and row["precision"] != asked:
+            same = f"{args.csv} has this run of {row['category']} in {row['precision']}"
+            raise ConfigError(f"{same}, and {asked} is asked for; --csv NEW.csv starts another table")
 
 
 def _root(text: str) -> tuple[str, Path]:
@@ -130,6 +147,10 @@ def cells(spec: Tree, roots: dict[str, Path], args: argparse.Namespace) -> Itera
     chosen = _chosen(spec["datasets"], args.datasets, "dataset")
     models = _chosen(spec["models"], args.models, "model")
     places = [(entry, c) for name, entry in _entries(chosen) for c in _categories(name, entry, roots, args)]
+    if lacking := set(args.categories or ()) - {c for _, c in places}:
+        log.warning("no category to run is named %s", ", ".join(sorted(lacking)))
+        if not places:
+            raise ConfigError("no cell is of these --datasets and --categories, with its data")
     for seed in args.seeds or spec["seeds"]:
         for entry, category in places:
             for name, flags in models.items():

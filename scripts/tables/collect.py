@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
         tree["command"] = portable(tree["command"])
         tree.pop("identity", None)  # it has folders of this machine
         # dataset, setting, category and run folder name the copy; what follows is an evaluation of that run
-        runs["-".join(path.relative_to(args.runs).parts[:-1])] = tree
+        name = "-".join(path.relative_to(args.runs).parts[:-1])
+        runs[name or args.runs.resolve().name] = tree
     if not runs:
         raise ValueError(f"no metrics.json below {args.runs}; train something first")
     for name, tree in runs.items():

@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     """Run and print every part of the tables.
 
     Raises:
-        ConfigError: for a table that does not exist, or --data missing.
+        ConfigError: for a table that does not exist, --data missing, or if no run is asked for.
     """
     args = parse_arguments(argv)
     known = [p.stem for p in sorted(SPECS_DIR.glob("*.yaml"))]
@@ -109,8 +109,11 @@ def main(argv: Sequence[str]) -> None:
     names = [stem for name in args.tables for stem in known if stem.startswith(name)]
     if args.data is None and not args.dry_run:
         raise ConfigError("where are the datasets? Give the folder that holds them with --data DIR")
-    for table in map(load_table, names):
-        runs = list(dict.fromkeys(run for _, _, run in runs_of(table, args)))
+    tables = [load_table(name) for name in names]
+    planned = [list(dict.fromkeys(run for _, _, run in runs_of(table, args))) for table in tables]
+    if not any(planned):
+        raise ConfigError(f"no run of {', '.join(names)} is of these --datasets, --categories and --rows")
+    for table, runs in zip(tables, planned, strict=True):
         if args.dry_run:
             print_result(listing(table, runs, args))
             continue
