@@ -274,7 +274,10 @@ def to_uninet(run: Path, output: Path) -> None:
 
     Raises:
         CheckpointError: if their code has not that network.
+        RunError: if there is such a file.
     """
+    if output.exists():
+        raise RunError(f"{output} is there already; choose another --output")
     path, state = load_trained(run)
     for key, value in AUTHORS.items():
         if (own := getattr(state.config.model, key)) != value:
@@ -333,6 +336,9 @@ def main(argv: Sequence[str]) -> None:
     """Convert a file, the files of a folder, or a run."""
     args = parse_arguments(argv)
     if args.to:
+        told = [name for name in ("dataset", "category", "setting", "weights", "set") if getattr(args, name)]
+        if told:
+            raise ConfigError(f"--{told[0]} is for --from: a run knows its own settings; leave it out")
         to_uninet(args.file, args.output)
         return
     whole = args.file.is_dir()

@@ -290,8 +290,17 @@ def test_a_run_opens_in_the_authors_code(convert, tmp_path, monkeypatch, flags):
     back = {f"{part}.{name}": x for part, own in tree.items() for name, x in own.items()}
     assert {name: tuple(x.shape) for name, x in back.items()} == table
     back = read_tensors(tmp_path / "back.pth")
+    with pytest.raises(RunError, match=r"back\.pth is there already; choose another --output"):
+        to_uninet(run, tmp_path / "back.pth")
     used = [n for n in theirs if not UNUSED.match(n) or (n.startswith("st.fc.") and "vad" in flags)]
     assert len(used) > 400 and all(torch.equal(back[name], theirs[name]) for name in used)
+
+
+@pytest.mark.parametrize("flag", [("--category", "bottle"), ("--set", "model.width=1")])
+def test_a_run_takes_no_settings(tmp_path, capfd, flag):
+    words = [str(tmp_path / "run"), "--to", "uninet", "--output", str(tmp_path / "back.pth"), *flag]
+    assert run_command(main, words) == 2
+    assert f"{flag[0]} is for --from" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
