@@ -234,31 +234,20 @@ def flip(batch: Batch, rng: np.random.Generator) -> Batch:
     return batch | flipped
 
 
-def flip_rotate(
-    batch: Batch, rng: np.random.Generator, *, zoom: float = 0, stretch: float = 0, shift: float = 0
-) -> Batch:
+def flip_rotate(batch: Batch, rng: np.random.Generator) -> Batch:
     """Flip each image along either axis (p = 0.5 each) and rotate it by up to 90 degrees both ways.
 
-    zoom, stretch: natural logarithms of the largest factors on both sides alike, and on each by itself.
-    shift: the largest, in half sides. Beyond the border image and mask go on mirrored. Masks stay binary.
+    Beyond the border image and mask go on mirrored. Masks stay binary.
     """
-
-    def uniform(largest: float) -> Tensor:
-        drawn = _sample(lambda n: rng.uniform(-largest, largest, n), count) if largest else np.zeros(count)
-        return torch.from_numpy(drawn)
-
     images = batch["image"]
     count, height, width = len(images), *images.shape[2:]
-    angle = uniform(math.pi / 2)
+    angle = torch.tensor(_sample(lambda n: rng.uniform(-math.pi / 2, math.pi / 2, n), count))
     flip_x, flip_y = (torch.tensor(_sample(lambda n: rng.choice([-1.0, 1.0], n), count)) for _ in range(2))
-    both = uniform(zoom)
-    wide, high = ((both + uniform(stretch)).exp() for _ in range(2))
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
-    # scaling, then rotation in pixels, written in coordinates that run from -1 to 1 along both sides
+    # rotation in pixels, written in coordinates that run from -1 to 1 along both sides
     matrix = torch.zeros(count, 2, 3, dtype=torch.float64)
-    matrix[:, 0, 0], matrix[:, 0, 1] = flip_x * cos * wide, -flip_x * sin * aspect * high
-    matrix[:, 1, 0], matrix[:, 1, 1] = flip_y * sin / aspect * wide, flip_y * cos * high
-    matrix[:, 0, 2], matrix[:, 1, 2] = uniform(shift), uniform(shift)
+    matrix[:, 0, 0], matrix[:, 0, 1] = flip_x * cos, -flip_x * sin * aspect
+    matrix[:, 1, 0], matrix[:, 1, 1] = flip_y * sin / aspect, flip_y * cos
     grid = F.affine_grid(matrix.to(images, non_blocking=True), list(images.shape), align_corners=False)
     warp = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
     warped = batch | {key: warp(batch[key]) for key in IMAGES if key in batch}
@@ -268,11 +257,7 @@ def flip_rotate(
     return warped
 
 
-AUGMENTATIONS: dict[str, Callable[[Batch, np.random.Generator], Batch]] = {  # data.augment
-    "flip": flip,
-    "flip-rotate": flip_rotate,
-    "affine": partial(flip_rotate, zoom=math.log(1.5), stretch=0.15, shift=0.2),
-}
+AUGMENTATIONS = {"flip": flip, "flip-rotate": flip_rotate}  # data.augment
 
 
 def by_category(batch: Batch, operations: Sequence[Sequence[str]], rng: np.random.Generator) -> Batch:

@@ -1,8 +1,10 @@
 """Configuration: layers, types, ranges, and what a user gets wrong."""
 
 import copy
+import json
 import math
 import random
+import shlex
 from dataclasses import asdict, fields
 from functools import cache
 from typing import get_type_hints
@@ -11,8 +13,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import train
 import utils.layers
 from datasets.registry import SPECS
+from utils.cli import overrides
 from utils.config import Config
 from utils.errors import ConfigError
 from utils.layers import load_config
@@ -36,6 +40,19 @@ def test_every_file_is_valid_and_survives_a_round_trip(path):
     config = load_config(path, {})
     again = build(Config, yaml.safe_load(yaml.safe_dump(config.to_dict())))
     assert asdict(again) == asdict(config)
+
+
+def test_our_settings_of_polyps_are_those_that_were_measured():
+    """configs/polyp_ours.yaml is the command of the rows of docs/RESULTS_MORE.md, in short."""
+    run = ROOT / "results/measured/settings/clinicdb-supervised-random-uninet-paper-teacher.json"
+    words = shlex.split(json.loads(run.read_text())["command"])[2:]
+    parsed = train.parse_arguments(words)
+    measured = load_config(ROOT / parsed.config, overrides(parsed), category="random")
+    parsed = train.parse_arguments(["--config", "configs/polyp_ours.yaml", *words[:6], "--data-root", "DIR"])
+    ours = load_config(
+        ROOT / parsed.config, overrides(parsed) | {"data.category": "random"}, category="random"
+    )
+    assert ours.to_dict() == measured.to_dict()
 
 
 def test_flavours_are_the_contracts_table():

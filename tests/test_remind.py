@@ -342,7 +342,7 @@ class TestSyntheticTraining:
         batch = data.__getitems__(draws)
         expected = NORMALISE(np.stack([data.pixels(i % len(data)) for i in draws]))
         assert torch.equal(batch["clean"], expected)
-        settings = {"data__augment": augment} if augment not in ("tile", "scale") else {}
+        settings = {"data__augment": augment} if augment in ("flip", "flip-rotate", "by-category") else {}
         settings |= {"data__augment_by_category": {"part": ["hflip", "rot90"]}}
         settings |= {"data__image_size": 64, "data__tile": 32 if augment == "tile" else None}
         settings |= {"train__scales": [1.0, 0.5]} if augment == "scale" else {}

@@ -96,8 +96,8 @@ class TestNoValueIsRead:
 
     @pytest.mark.parametrize(
         "settings",
-        [{"data.augment": "flip"}, {"data.augment": "affine", "train.scales": [1.0, 1.5]}],
-        ids=["flip", "affine"],
+        [{"data.augment": "flip"}, {"data.augment": "flip-rotate", "train.scales": [1.0, 1.5]}],
+        ids=["flip", "flip-rotate"],
     )
     def test_in_augmentation(self, settings):
         with launches.without_values(nn.Identity()):

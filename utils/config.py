@@ -50,7 +50,7 @@ class DataConfig:
     anomaly_oversampling: int = field(metadata=_number(1, 1000))
     synthetic: float = field(metadata=_number(0, 1))
     synthetic_kinds: tuple[DefectKind, ...]
-    augment: Literal["none", "flip", "flip-rotate", "affine", "by-category"]
+    augment: Literal["none", "flip", "flip-rotate", "by-category"]
     augment_by_category: dict[str, tuple[Literal["hflip", "vflip", "rot90"], ...]]
     frame_offset: int = field(metadata=_number(0, 1000))
     stack_frames: int = field(metadata=_number(0, 1000))
