@@ -101,9 +101,10 @@ def main(argv: Sequence[str]) -> None:
     if not roots and not args.dry_run:
         raise ConfigError("where are the datasets? Give each folder as --data NAME=DIR; --dry-run needs none")
     planned = list(cells(read_yaml(args.spec), roots, args))
-    there = {identity(row): row for row in rows}
+    if args.precision != "auto":
+        _check_precision(planned, rows, args.csv)
+    there = {identity(row) for row in rows}
     missing = [cell for cell in planned if identity(cell.key) not in there]
-    _check_precision(args, planned, there)
     log.info("%d cells, %d of them finished before", len(planned), len(planned) - len(missing))
     if planned and not missing:
         log.warning(
@@ -118,16 +119,13 @@ def main(argv: Sequence[str]) -> None:
         raise RunError(f"{len(failed)} of {len(missing)} cells failed; to see why: {failed[0]}")
 
 
-Rows = dict[tuple[str, ...], Row]  # by what identifies them
-
-
-def _check_precision(args: argparse.Namespace, planned: Sequence[Cell], there: Rows) -> None:
-    """A row does not stand for a run of another precision, if one is asked for."""
-    for cell in planned if args.precision != "auto" else ():
-        row, asked = there.get(identity(cell.key)), cell.config.train.precision
-        if row and row["precision"] != asked:
-            same = f"{args.csv} has this run of {row['category']} in {row['precision']}"
-            raise ConfigError(f"{same}, and {asked} is asked for; --csv NEW.csv starts another table")
+def _check_precision(planned: Sequence[Cell], rows: Sequence[Row], path: Path) -> None:
+    """A row does not stand for a run of another precision."""
+    asked = {identity(cell.key): cell.config.train.precision for cell in planned}
+    for row in rows:
+        if (precision := asked.get(identity(row), row["precision"])) != row["precision"]:
+            same = f"{path} has this run of {row['category']} in {row['precision']}"
+            raise ConfigError(f"{same}, and {precision} is asked for; --csv NEW.csv starts another table")
 
 
 def _root(text: str) -> tuple[str, Path]:
@@ -148,9 +146,10 @@ def cells(spec: Tree, roots: dict[str, Path], args: argparse.Namespace) -> Itera
     models = _chosen(spec["models"], args.models, "model")
     places = [(entry, c) for name, entry in _entries(chosen) for c in _categories(name, entry, roots, args)]
     if lacking := set(args.categories or ()) - {c for _, c in places}:
-        log.warning("no category to run is named %s", ", ".join(sorted(lacking)))
+        message = f"no category to run is named {', '.join(sorted(lacking))}"
         if not places:
-            raise ConfigError("no cell is of these --datasets and --categories, with its data")
+            raise ConfigError(f"{message}; --dry-run without --categories lists those that there are")
+        log.warning("%s", message)
     for seed in args.seeds or spec["seeds"]:
         for entry, category in places:
             for name, flags in models.items():
