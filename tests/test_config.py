@@ -260,6 +260,16 @@ def test_files_that_are_no_config(tmp_path, text, message):
 
 def test_merge_is_by_key():
     assert merge([{"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"b": 1}]) == {"a": {"x": 1, "y": 3}, "b": 1}
+    assert merge([{"a": {"x": 1}}, {"a": {}}, {"a": None}]) == {"a": {"x": 1}}  # sections without keys
+
+
+@pytest.mark.parametrize("value", [{}, None])
+def test_an_empty_mapping_empties_a_setting_that_is_one(make_config, value):
+    assert make_config(model__name="unias").data.augment_by_category
+    config = make_config(model__name="unias", data__augment_by_category=value)
+    assert config.data.augment_by_category == {}
+    config = make_config(model__name="unias", data__augment_by_category={"pill": []})  # others are kept
+    assert config.data.augment_by_category["pill"] == () and "screw" in config.data.augment_by_category
 
 
 def test_hash_covers_what_changes_the_result():
