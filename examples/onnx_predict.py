@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("scores.csv"))
     parser.add_argument("--false-alarm-rate", type=float, help="in place of the file's own")
     args = parser.parse_args(argv)
+    if args.output.exists():
+        sys.exit(f"error: {args.output} is there already; choose another --output")
     onnxruntime.set_default_logger_severity(3)  # else it warns that `rate` is an input
     session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
     about, rate = session.get_modelmeta().custom_metadata_map, args.false_alarm_rate

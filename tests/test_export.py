@@ -221,12 +221,24 @@ def test_the_example_is_short_and_needs_three_packages():
     assert len(lines) <= 70 and modules - set(sys.stdlib_module_names) == {"numpy", "PIL", "onnxruntime"}
 
 
-def test_the_example_refuses_what_predict_does(tmp_path):
-    """A JPEG whose second half is zeros, several pages, nothing but transparency."""
+@pytest.fixture
+def example():
     pytest.importorskip("onnxruntime")
     spec = importlib.util.spec_from_file_location("onnx_predict", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_keeps_a_file_that_is_there(example, tmp_path):
+    (tmp_path / "mine.csv").write_text("kept")
+    with pytest.raises(SystemExit, match=r"mine.csv is there already; choose another --output"):
+        example.main(["model.onnx", str(tmp_path), "--output", str(tmp_path / "mine.csv")])
+    assert (tmp_path / "mine.csv").read_text() == "kept"
+
+
+def test_the_example_refuses_what_predict_does(example, tmp_path):
+    """A JPEG whose second half is zeros, several pages, nothing but transparency."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     noise.save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
