@@ -2,8 +2,8 @@
 
 One frozen teacher, UniNet's bottleneck and student (Sec. 4.2), and synthetic defects (docs/RECIPE.md): the
 student restores normal features, of which only the hardest positions teach; a head learns from the defects'
-masks where teacher and student differ as they do on defects. A bank of training patches knows what a student
-restores although it was never there, as a part in the wrong place.
+masks where teacher and student differ as they do on defects. A bank of training patches and their places
+knows what a student restores although it was never there, as a part in the wrong place.
 
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
@@ -22,16 +22,17 @@ from model.base import AnomalyModel, Batch
 from model.decision import Prediction, added, distance_map, top_mean
 from model.heads import DiscriminationHead
 from model.motion import SpeedHead
-from model.peers.memory_bank import coreset, nearest, patches_of, sample_patches
+from model.peers.memory_bank import coreset, nearest, patches_of, placed, sample_patches
 from model.student import build_bottleneck_and_student
 from model.teachers import Features, FeatureStandardizer
 from utils.config import Config
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
-BANK_SIZE = 1 << 10  # patches, chosen to cover all; with 4096 screw loses 1.0 PRO (docs/LOG.md)
+BANK_SIZE = 1 << 12  # patches, chosen to cover all
 USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
 BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
 CANDIDATES = 1 << 18  # patches at most from which they are chosen: 160 MB with tf_efficientnet_lite0
+PLACE = 3  # standard deviations of a patch's features that the side of an image counts (docs/LOG.md)
 REPAIR = 0.1  # weight of restoring what was there; with 1 screw loses 11 points of image AUROC (docs/LOG.md)
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
@@ -50,8 +51,10 @@ class ReMIND(AnomalyModel):
         with_defects = config.data.synthetic > 0 or config.model.setting == "supervised"
         self.head = DiscriminationHead(info.channels) if with_defects else None
         self.fits = BANK_IMAGES if config.model.bank_fraction else 0
+        self.side = 0 if config.data.tile else PLACE  # a tile's place in its image is not known
         if self.fits:
-            self.register_buffer("bank", torch.zeros(0, sum(info.channels[-2:])))
+            self.register_buffer("bank", torch.zeros(0, sum(info.channels[-2:]) + 2))
+            self.register_buffer("place", torch.zeros(()))  # what an image's side counts beside features
             self.register_buffer("usual", torch.ones(2))  # distances of normals from student and bank
         video = config.model.head == "speed"
         self.speed = SpeedHead(*input_normalisation(config.model.backbone)) if video else None
@@ -66,9 +69,11 @@ class ReMIND(AnomalyModel):
         """Fill the bank of patches from training normals (B, 3, H, W), before the first step."""
         if not self.fits:
             super().fit(images, seed=seed)
-        batches = (self.teacher(batch) for batch in images)
-        patches = sample_patches(batches, self.config.bank_fraction, seed=seed, most=CANDIDATES)
-        self.bank = coreset(patches, BANK_SIZE, seed=seed)
+        patches = (placed(patches_of(self.teacher(batch))) for batch in images)
+        bank = sample_patches(patches, self.config.bank_fraction, seed=seed, most=CANDIDATES)
+        self.place = self.side * bank[:, :-2].var(dim=0).sum().sqrt()
+        bank[:, -2:] *= self.place
+        self.bank = coreset(bank, BANK_SIZE, seed=seed)
 
     @torch.no_grad()
     def fit_score(self, images: Iterable[Tensor]) -> None:
@@ -88,9 +93,13 @@ class ReMIND(AnomalyModel):
         """Images (B, 3, H, W) to (B, 2): mean of the largest 1 % of the distances from student and bank."""
         raw = self.teacher(images)
         maps = [distance_map(t, s) for t, s in zip(*self.restored(raw), strict=True)]
-        both = added(maps, maps[0].shape[1:]), nearest(patches_of(raw), self.bank)
+        both = added(maps, maps[0].shape[1:]), self._far(raw)
         share = torch.full((len(images),), USUAL, device=images.device)
         return torch.stack([top_mean(m, share, limit=USUAL) for m in both], dim=1)
+
+    def _far(self, features: Features) -> Tensor:
+        """The backbone's features to (B, h, w): distances to the nearest patch of the bank."""
+        return nearest(placed(patches_of(features), self.place), self.bank)
 
     def features(self, images: Tensor) -> tuple[Features, Features]:
         """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
@@ -143,8 +152,7 @@ class ReMIND(AnomalyModel):
             factor = upsample(self.head(teacher, student), size)[:, 0].sigmoid() + HEAD_FLOOR
         maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
         if self.fits:
-            far = nearest(patches_of(raw), self.bank)
-            maps = [*(m / self.usual[0] for m in maps), far / self.usual[1]]
+            maps = [*(m / self.usual[0] for m in maps), self._far(raw) / self.usual[1]]
         found = self.decision(maps, size, highest=2, factor=factor)
         if self.speed is not None:
             found.score = found.score * self.speed(images)

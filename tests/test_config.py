@@ -263,13 +263,11 @@ def test_merge_is_by_key():
     assert merge([{"a": {"x": 1}}, {"a": {}}, {"a": None}]) == {"a": {"x": 1}}  # sections without keys
 
 
-@pytest.mark.parametrize("value", [{}, None])
-def test_an_empty_mapping_empties_a_setting_that_is_one(make_config, value):
-    assert make_config(model__name="unias").data.augment_by_category
+@pytest.mark.parametrize("value", [{}, {"pill": ["hflip"]}])
+def test_a_setting_that_is_a_mapping_is_replaced(make_config, value):
+    assert "screw" in make_config(model__name="unias").data.augment_by_category
     config = make_config(model__name="unias", data__augment_by_category=value)
-    assert config.data.augment_by_category == {}
-    config = make_config(model__name="unias", data__augment_by_category={"pill": []})  # others are kept
-    assert config.data.augment_by_category["pill"] == () and "screw" in config.data.augment_by_category
+    assert config.data.augment_by_category == {name: tuple(kinds) for name, kinds in value.items()}
 
 
 def test_hash_covers_what_changes_the_result():

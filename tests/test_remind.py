@@ -21,7 +21,7 @@ from losses.supervised import focal_loss
 from model import build_model
 from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
-from model.peers.memory_bank import patches_of, sample_patches
+from model.peers.memory_bank import nearest, patches_of, placed, sample_patches
 from model.remind import REPAIR
 from model.step import TrainingStep
 from utils.checkpoint import load_checkpoint
@@ -220,7 +220,7 @@ class TestWithBank:
                 ]
                 for t, s in zip(teacher, student, strict=True)
             )
-            patches = patches_of(raw)
+            patches = placed(patches_of(raw), model.place)
             far = torch.cdist(patches.flatten(0, 2), model.bank).amin(1).view(patches.shape[:3])
             head = (
                 F.interpolate(model.head(teacher, student), (64, 64), mode="bilinear")[:, 0].sigmoid() + 0.05
@@ -236,7 +236,8 @@ class TestWithBank:
         maps = [distance_map(t, s)[:, None] for t, s in zip(teacher, student, strict=True)]
         size = maps[0].shape[2:]
         own = sum(F.interpolate(m, size, mode="bilinear", align_corners=True)[:, 0] for m in maps)
-        far = torch.cdist(patches_of(raw).flatten(0, 2), model.bank).amin(1).view(len(images), -1)
+        patches = placed(patches_of(raw), model.place).flatten(0, 2)
+        far = torch.cdist(patches, model.bank).amin(1).view(len(images), -1)
         expected = [
             np.mean(
                 [np.sort(row)[-max(1, len(row) // 100) :].mean() for row in one.flatten(1).double().numpy()]
@@ -244,6 +245,27 @@ class TestWithBank:
             for one in (own, far)
         ]
         torch.testing.assert_close(model.usual.double(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+    @torch.no_grad()
+    def test_a_part_in_the_wrong_place_is_far(self, make_config, model):
+        """Without its place a patch that is usual elsewhere has distance 0; a tile's place counts nothing."""
+        image = torch.randn(1, 3, 64, 64)
+        raw = model.teacher(image)
+        model.fit([image], seed=0)
+        patches = patches_of(raw)
+        spread = patches.flatten(0, 2).double().var(dim=0).sum().sqrt()
+        assert len(model.bank) == 16 and 0.7 < model.place / (3 * spread) < 1.4  # of a quarter of the patches
+        model.bank = placed(patches, model.place).flatten(0, 2)
+        assert model._far(raw).amax() < 0.02
+        moved = patches.roll((4, 4), dims=(1, 2))
+        assert nearest(moved, patches.flatten(0, 2)).amax() < 0.02
+        far = nearest(placed(moved, model.place), model.bank)
+        assert far.amin() > 0.1 and far.amax() <= model.place * 0.5**0.5 + 0.02
+        rows = placed(torch.zeros(1, 2, 4, 1), 8.0)[0, :, :, 1:]
+        assert rows[:, 0].tolist() == [[2, 1], [6, 1]] and rows[0, :, 1].tolist() == [1, 3, 5, 7]
+        cut = build_model(make_config(model__name="remind", model__bank_fraction=0.25, data__tile=64))
+        cut.fit([image], seed=0)
+        assert cut.place == 0 and (cut.bank[:, -2:] == 0).all()
 
     @torch.no_grad()
     def test_tiles_are_measured_as_they_are_scored(self, make_config):
@@ -261,12 +283,12 @@ class TestWithBank:
 
     def test_candidates_are_bounded_and_equally_likely(self):
         """A part of what is drawn without a bound, whatever the batches; early and late images alike."""
-        features = [torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)]
-        levels = [[f + i for f in features] for i in range(40)]
+        features = patches_of([torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)])
+        levels = [features + i for i in range(40)]
         whole = sample_patches(levels, 0.5, seed=3)
         assert torch.equal(sample_patches(levels, 0.5, seed=3, most=len(whole)), whole)
         some = sample_patches(levels, 0.5, seed=3, most=200)
-        batched = [[torch.cat(f) for f in zip(*levels[i : i + 5], strict=True)] for i in range(0, 40, 5)]
+        batched = [torch.cat(levels[i : i + 5]) for i in range(0, 40, 5)]
         assert torch.equal(sample_patches(batched, 0.5, seed=3, most=200), some) and len(some) == 200
         places = (whole[:, None] == some).all(dim=2).nonzero()[:, 0]  # in the order of the images
         assert len(places) == 200 and torch.equal(places, places.sort().values)
@@ -275,7 +297,7 @@ class TestWithBank:
     def test_without_one_a_state_has_no_more_than_before(self, make_config, model):
         plain = build_model(make_config(model__name="remind", model__width=0.5))
         assert not plain.fits and model.fits == 512
-        assert set(model.state_dict()) - set(plain.state_dict()) == {"bank", "usual"}
+        assert set(model.state_dict()) - set(plain.state_dict()) == {"bank", "place", "usual"}
 
     @torch.no_grad()
     def test_a_stored_bank_comes_back(self, make_config, model, batch):

@@ -324,9 +324,9 @@ def test_settings(make_config):
 class TestAugmentation:
     def test_each_category_as_listed(self, make_config):
         """In a batch of two categories the listed one is changed, mask alike; the other one is not."""
+        listed = make_config(model__name="unias").data.augment_by_category
+        assert listed["screw"] == ("hflip", "vflip", "rot90") and "hazelnut" not in listed
         config = make_config(model__name="unias", data__augment_by_category={"pill": ["hflip", "vflip"]})
-        assert config.data.augment_by_category["screw"] == ("hflip", "vflip", "rot90")
-        assert "hazelnut" not in config.data.augment_by_category
         batch = {"image": torch.rand(64, 3, 4, 4), "mask": torch.randint(0, 2, (64, 1, 4, 4))}
         names = ["pill", "hazelnut"] * 32
         found = augment_batch(batch, config, 3, names)

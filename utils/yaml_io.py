@@ -90,21 +90,13 @@ def parse_override(text: str) -> tuple[str, object]:
 
 
 def merge(layers: Sequence[Tree]) -> Tree:
-    """Merge trees: a later value replaces an earlier one, sections are merged key by key (none: no keys).
-
-    So is a setting that is a mapping of its own; an empty one empties it.
-    """
+    """Merge trees: a later value replaces an earlier one, sections are merged key by key (none: no keys)."""
     result: Tree = {}
     for layer in layers:
         for key, value in layer.items():
-            known = result.get(key)
-            result[key] = _merged(known, mapping(value, key)) if isinstance(known, dict) else value
+            section = result.get(key)
+            result[key] = section | mapping(value, key) if isinstance(section, dict) else value
     return result
-
-
-def _merged(section: Tree, layer: Tree) -> Tree:
-    emptied = [key for key, value in layer.items() if isinstance(section.get(key), dict) and not value]
-    return merge([section, layer]) | {key: {} for key in emptied}
 
 
 def nested(overrides: Mapping[str, object]) -> Tree:

@@ -37,8 +37,8 @@ class MemoryBank(AnomalyModel):
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor], *, seed: int) -> None:
         """Fill the bank from training normals (B, 3, H, W)."""
-        features = (self.backbone(batch) for batch in images)
-        self.bank = sample_patches(features, self.config.bank_fraction, seed=seed)
+        patches = (patches_of(self.backbone(batch)) for batch in images)
+        self.bank = sample_patches(patches, self.config.bank_fraction, seed=seed)
 
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""
@@ -60,17 +60,24 @@ def patches_of(features: Sequence[Tensor]) -> Tensor:
     return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1)
 
 
+def placed(patches: Tensor, weight: float | Tensor = 1) -> Tensor:
+    """(B, h, w, C) to (B, h, w, C + 2): with `weight` times each patch's place (y, x), from 0 to 1."""
+    axes = [weight * (torch.arange(n, device=patches.device) + 0.5) / n for n in patches.shape[1:3]]
+    place = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    return torch.cat([patches, place.expand(len(patches), -1, -1, -1)], dim=-1)
+
+
 def sample_patches(
-    features: Iterable[Sequence[Tensor]], fraction: float, *, seed: int, most: int | None = None
+    images: Iterable[Tensor], fraction: float, *, seed: int, most: int | None = None
 ) -> Tensor:
-    """A bank (M, C): `fraction` of the patches of each image, of all these `most`, equally likely.
+    """A bank (M, C): `fraction` of the patches (h, w, C) of each image, of all these `most`, equally likely.
 
     They are drawn image by image, whatever the batches. Raises FloatingPointError if a feature is not finite.
     """
     generator, kept = torch.Generator().manual_seed(seed), []
     keys, lots = torch.zeros(0), torch.Generator().manual_seed(seed)  # the lowest keys stay
-    for batch in features:
-        for patches in patches_of(batch).flatten(1, 2):
+    for batch in images:
+        for patches in batch.flatten(1, 2):
             count = max(1, round(fraction * len(patches)))
             kept.append(patches[torch.randperm(len(patches), generator=generator)[:count]])
             if most is not None:
