@@ -125,6 +125,7 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
     """The run's configuration with what the command line changes; always on the test set."""
     flags = {
         "run.data_root": args.data_root,
+        "run.device": args.device,
         "data.category": args.category,
         "run.skip_unreadable": args.skip_unreadable,
         "run.extra_metrics": args.extra_metrics,

@@ -39,7 +39,7 @@ from model.step import TrainingStep
 from model.time_budget import TimeBudget
 from utils import cli, distributed
 from utils.checkpoint import BEST, FILE, Checkpoint, load_checkpoint, restore_model, training_state
-from utils.config import Config
+from utils.config import Config, check_evaluations
 from utils.device import choose_device, peak_memory_gb, reset_peak_memory, seed_everything
 from utils.errors import ConfigError
 from utils.files import write_text
@@ -132,7 +132,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     config, data, identity = contents(config)
     done, state, best = earlier(folder, identity, resume=args.resume, anew=args.overwrite)
     if done is not None:
-        cli.log.info("%s is finished; --overwrite trains it again", folder)
+        cli.log.info("%s is finished; --overwrite trains it again, test.py has other metrics", folder)
         return done
     distributed.check_batches(config.train, len(data.train))
     seed_everything(config.train.seed)
@@ -157,7 +157,7 @@ def contents(config: Config) -> tuple[Config, RunData, Tree]:
     """The data of a run, its configuration with the length that follows from it, and the run's identity."""
     data = build_data(config, Normalise(*input_normalisation(config.model.backbone)))
     train = replace(config.train, iterations=count_steps(config.train, len(data.train)))
-    config = replace(config, train=train)
+    check_evaluations(config := replace(config, train=train))
     content = data_identity(config, data) if distributed.is_main_process() else {}
     return config, data, identity_of(config, distributed.broadcast_object(content))
 
@@ -229,7 +229,7 @@ def optimise(run: Run) -> float:
     loss = distributed.wrap_ddp(model, model.loss)  # gradients of the whole batch in every process
     training_step = TrainingStep(model, optimizer, config, loss=loss, start=start)
     labelled = config.model.head == "label" or any(sample.label == ANOMALOUS for sample in samples)
-    unused = {"index"} if labelled else {"index", "label"}
+    unused = {"index"} if labelled or config.data.synthetic else {"index", "label"}
     indices: deque[Tensor] = deque(maxlen=LOG_EVERY)  # of the images of the last batches
 
     # --- the loop -------------------------------------------------------------------------------------------

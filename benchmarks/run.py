@@ -97,17 +97,17 @@ def keep(args: argparse.Namespace, parts: Sequence[str]) -> str:
 def about(argv: Sequence[str], setup: Setup) -> str:
     """How and where the numbers were made."""
     made = shlex.join(["python", "benchmarks/run.py", *argv])
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    found = ", ".join(f"{name} {version}" for name, version in versions(torch.device(setup.device)).items())
     return (
         f"`{made}`: medians of {setup.rounds} rounds, {setup.threads} threads, {setup.device} "
-        f"({processor()}). Code {git_sha()}; {found}."
+        f"({processor(setup.device)}). Code {git_sha()}; {found}."
     )
 
 
-def processor() -> str:
-    """Name of the processor or GPU, and its cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def processor(device: str) -> str:
+    """Name of the GPU that is the device, or of the processor with its cores."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown processor")

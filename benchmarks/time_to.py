@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.cli import new_parser, print_result, run_command  # noqa: E402
+from utils.cli import new_parser, print_result, run_command, user_path  # noqa: E402
 from utils.tracking import validation_curve  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     """Train, and print one line."""
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("--at", type=float, default=0.97, help="image AUROC to reach")
-    parser.add_argument("--output", type=Path, help="folder of the run (default: one that is removed)")
+    parser.add_argument("--output", type=user_path, help="folder of the run (default: one that is removed)")
     parser.add_argument("train", nargs=argparse.REMAINDER, help="-- and flags of train.py")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

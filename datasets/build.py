@@ -301,9 +301,10 @@ def validation_kinds(data: DataConfig) -> tuple[str, ...]:
 def read_as(name: str, category: str, config: Config) -> DataConfig:
     """How a model that was trained as `config` says reads another dataset: as that one's own file says."""
     data, model = config.data, config.model
-    chosen = {"data.tile": data.tile, "data.category": category}
+    chosen: dict[str, object] = {"data.tile": data.tile, "data.category": category}
     chosen |= {"model.name": model.name, "model.backbone": model.backbone}
-    chosen |= {"model.head": model.head} if model.name == "remind" else {}  # not what the other's file has
+    if model.name == "remind":  # its heads are not what the other's file has
+        chosen |= {"model.head": model.head, "data.synthetic": data.synthetic}
     if model.flavor != "default":
         chosen["model.flavor"] = model.flavor
     return load_config(config_file(spec_of(name).name), chosen | {"data.name": name}, category=category).data

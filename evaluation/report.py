@@ -19,7 +19,7 @@ from evaluation.metrics_by_task import segmentation_metrics
 from evaluation.results import protocol_notes, table_cells
 from evaluation.scoring import Scores, row_name
 from utils.config import Config
-from utils.device import versions
+from utils.device import choose_device, versions
 from utils.files import write_text
 from utils.runs import git_sha
 
@@ -76,14 +76,14 @@ def write_pages(
         figures.write_png(folder / "heatmaps.png", heatmaps)
         if scores.kind == "video":
             figures.write_png(folder / "clips.png", figures.clip_page(scores))
-        model = config.model
+        model, made_with = config.model, versions(choose_device(config.run.device))
         facts = {
             "command": command,
             "backbone": model.backbone,
             "training": f"{step} steps of {config.train.batch_size}, {config.train.precision}",
             "prediction": f"{scores.ms_per_image:.1f} ms per image",
             "code": git_sha(),
-            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+            "versions": ", ".join(f"{name} {version}" for name, version in made_with.items()),
         }
         title = f"{model.name} ({model.flavor}) on {config.data.name}/{config.data.category}, {model.setting}"
         notes = protocol_notes(config, step)

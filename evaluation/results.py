@@ -17,15 +17,14 @@ from evaluation.metrics import Results
 from evaluation.scoring import Scores
 from utils.checkpoint import FILE as CHECKPOINT
 from utils.config import Config
-from utils.device import versions
+from utils.device import choose_device, versions
 from utils.errors import DatasetError, RunError
 from utils.files import printable, relative_to, write_json, write_text
-from utils.runs import RESULTS, git_sha
+from utils.runs import RESULTS, UNFINISHED, git_sha
 from utils.yaml_io import Tree
 
 LONGEST_NAME = 255  # bytes, of most file systems
 SCORES = "scores.csv"
-UNFINISHED = "unfinished"  # this file is there while a call writes
 WATCH = "watch.json"  # of predict.py --watch: what its rows go with
 WRITTEN = (  # by test.py and predict.py, below --output
     SCORES, "skipped.csv", "metrics.json", "report.html", "heatmaps.png", "clips.png", "heatmaps", "maps",
@@ -100,7 +99,7 @@ def write_results(
         "timing": {key: round(value, 4) for key, value in timing.items() if value is not None},
         **{name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part},
         **({"curve": list(curve)} if curve else {}),
-        "versions": {**versions(), "code": git_sha()},
+        "versions": {**versions(choose_device(config.run.device)), "code": git_sha()},
         "identity": identity,
     }
     write_json(folder / RESULTS, tree)

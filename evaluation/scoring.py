@@ -119,6 +119,9 @@ def results_by_category(
     labels = scores.labels
     known = np.array([s.defect in trained_defects for s in scores.samples])
     _log.info("measuring on %d images ...", len(labels))  # PRO and pixel metrics sort every pixel
+    for extra in options.extra_metrics:
+        if scores.masks is None or (extra == "soft_dsc" and scores.kind != "segmentation"):
+            _log.warning("%s is left out; it needs masks, soft_dsc a set of segmentation, too", extra)
     results: dict[str, Results] = {}
     for category in dict.fromkeys(s.category for s in scores.samples):
         chosen = np.array([s.category == category and s.label >= 0 for s in scores.samples])

@@ -1,7 +1,8 @@
 """What every model answers, so that training, scoring and export need not know which one it is."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class AnomalyModel(nn.Module):
     loss_config: LossConfig
     decision: Decision
     deployed: bool = False
+    bank: Tensor  # of models that have one
 
     def configure(self, info: BackboneInfo, config: Config) -> None:
         """Keep what a model knows of its backbone and its settings."""
@@ -85,6 +87,14 @@ class AnomalyModel(nn.Module):
             fold_batch_norms(part, *inputs)
         model.deployed = True
         return model
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> object:
+        """As usual; a bank of patches, where the model has one, takes the stored size."""
+        if "bank" in state_dict and hasattr(self, "bank"):
+            self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def train(self, mode: bool = True) -> "AnomalyModel":
         """As of any module, but frozen parts stay in eval. Raises RuntimeError for a deployed model."""

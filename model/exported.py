@@ -54,7 +54,8 @@ def exported_model(
     except Exception as error:  # onnxruntime's own kinds, which share no other class
         _log.warning("%s cannot be opened, so PyTorch predicts: %s", file, str(error).partition("\n")[0])
         return None
-    if not contents(model, config).items() <= session.get_modelmeta().custom_metadata_map.items():
+    own, held = contents(model, config), session.get_modelmeta().custom_metadata_map
+    if any(held.get(name) != own[name] for name in ("weights", "outputs")):
         _log.warning("%s is of other weights or settings, so PyTorch predicts; run export.py again", file)
         return None
     _log.info("ONNX Runtime predicts with %s", file)
@@ -62,12 +63,14 @@ def exported_model(
 
 
 def contents(model: nn.Module, config: Config) -> dict[str, str]:
-    """Metadata of a file that says which weights and settings it has."""
+    """Metadata of a file: which weights and settings it has, and those that its outputs depend on."""
     digest = hashlib.sha256()
     for name, values in model.state_dict().items():
         digest.update(name.encode())
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"weights": digest.hexdigest(), "config": json.dumps(config.to_dict())}
+    tree = config.to_dict()
+    outputs = tree["model"], tree["score"], [tree["data"][key] for key in ("image_size", "resize", "tile")]
+    return {"weights": digest.hexdigest(), "outputs": json.dumps(outputs), "config": json.dumps(tree)}
 
 
 def open_session(model: Path | bytes) -> "InferenceSession":

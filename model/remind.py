@@ -8,8 +8,7 @@ knows what a student restores although it was never there, as a part in the wron
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +92,9 @@ class ReMIND(AnomalyModel):
         """Images (B, 3, H, W) to (B, 2): mean of the largest 1 % of the distances from student and bank."""
         raw = self.teacher(images)
         maps = [distance_map(t, s) for t, s in zip(*self.restored(raw), strict=True)]
-        both = added(maps, maps[0].shape[1:]), self._far(raw)
+        both = added(maps, maps[0].shape[1:]), nearest(placed(patches_of(raw), self.place), self.bank)
         share = torch.full((len(images),), USUAL, device=images.device)
         return torch.stack([top_mean(m, share, limit=USUAL) for m in both], dim=1)
-
-    def _far(self, features: Features) -> Tensor:
-        """The backbone's features to (B, h, w): distances to the nearest patch of the bank."""
-        return nearest(placed(patches_of(features), self.place), self.bank)
 
     def features(self, images: Tensor) -> tuple[Features, Features]:
         """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
@@ -152,7 +147,8 @@ class ReMIND(AnomalyModel):
             factor = upsample(self.head(teacher, student), size)[:, 0].sigmoid() + HEAD_FLOOR
         maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
         if self.fits:
-            maps = [*(m / self.usual[0] for m in maps), self._far(raw) / self.usual[1]]
+            far = nearest(placed(patches_of(raw), self.place), self.bank)
+            maps = [*(m / self.usual[0] for m in maps), far / self.usual[1]]
         found = self.decision(maps, size, highest=2, factor=factor)
         if self.speed is not None:
             found.score = found.score * self.speed(images)
@@ -161,14 +157,6 @@ class ReMIND(AnomalyModel):
     def parts_to_fold(self) -> list[nn.Module]:
         """All that has batch norms."""
         return [self.teacher, self.bottleneck, self.student, *([self.head] if self.head else [])]
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> object:
-        """As usual; the bank takes the stored size."""
-        if self.fits and "bank" in state_dict:
-            self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def _summed_distance(a: Features, b: Features, where: list[Tensor], share: float | Tensor) -> Tensor:

@@ -109,8 +109,8 @@ def chosen_before(
     """What was chosen for an earlier run with the same other settings; the latest counts."""
     aside = ["train.iterations", "train.epochs", *(["data.image_size"] if free else [])]
     aside += ["train.precision"] if config.train.precision == "auto" else []
-    folders = run_folder(config, output, name).parent.glob(name or "*")
-    files = [path for folder in folders if (path := folder / "config.yaml").is_file()]
+    there = run_folder(config, output, name).parent.glob("*/config.yaml")
+    files = [path for path in there if name in (None, path.parent.name)]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         tree = read_yaml(path)
         if _without(tree, aside) == _without(config.to_dict(), aside):

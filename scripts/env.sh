@@ -6,10 +6,14 @@ set -euo pipefail
 stands=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-absolute() { # PATH, or NAME=PATH
+absolute() { # PATH, --flag=PATH, or NAME=PATH of --data
+    if [[ "$1" == -*=* || ("${flag-}" == --data && "$1" == *=*) ]]; then
+        echo "${1%%=*}=$(absolute "${1#*=}")"
+        return
+    fi
     case "$1" in
         /* | "") echo "$1" ;;
-        *=*) echo "${1%%=*}=$(absolute "${1#*=}")" ;;
+        "~" | "~/"*) echo "$HOME${1#"~"}" ;; # the shell leaves it in --output=~/runs
         *) echo "$stands/$1" ;;
     esac
 }

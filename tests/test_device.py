@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch._utils import ExceptionWrapper
 
 import utils.device
 from utils.cli import run_command
-from utils.device import autocast, choose_device, choose_precision, seed_everything
+from utils.device import autocast, choose_device, choose_precision, seed_everything, versions
 from utils.errors import DatasetError
 from utils.optim import rate_at
 
@@ -40,6 +41,14 @@ def test_auto_looks_before_it_chooses(monkeypatch, fp32, bf16, expected):
     if bf16 > 20:  # the small product was warning enough
         assert {size for _, size in probed} == {128}
     assert choose_precision("bf16", CPU) == "bf16" and choose_precision("fp32", CPU) == "fp32"
+
+
+def test_results_name_the_device_that_computed(monkeypatch):
+    """A run on the CPU of a machine with a GPU is no run on that GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    assert versions(torch.device("cpu"))["device"] == platform.machine()
+    assert versions(torch.device("cuda:1"))["device"] == "GPU cuda:1"
 
 
 def test_autocast():

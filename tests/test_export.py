@@ -20,6 +20,7 @@ from PIL import Image
 
 import export as export_command
 import predict as predict_command
+import test as test_command
 from datasets.build import build_test
 from datasets.images import UnreadableImageError, read_image
 from datasets.transforms import Decode
@@ -360,6 +361,19 @@ def test_when_a_file_is_used(checkpoint, monkeypatch, settings, precision, used)
     monkeypatch.setattr(exported, "open_session", lambda file: Session(detector.model, detector.config))
     assert isinstance(detector.deployed, ExportedModel) is used
     assert not isinstance(april_detector(detector).deployed, ExportedModel)  # the file has today's score
+
+
+def test_what_test_py_changes_leaves_the_file_in_use(checkpoint, monkeypatch, caplog):
+    """What a run validates, or a category's name, changes no output; another score does."""
+    path = checkpoint(**BANK, eval__every=1)
+    path.with_name("model.onnx").write_bytes(b"")
+    trained = load_detector(path, device="cpu")
+    monkeypatch.setattr(exported, "open_session", lambda file: Session(trained.model, trained.config))
+    asked = test_command.parse_arguments(["--checkpoint", str(path)])
+    change = partial(test_command.evaluated_config, args=asked)
+    assert isinstance(load_detector(path, device="cpu", change=change).deployed, ExportedModel)
+    asked.set = ["score.map_sigma=1"]
+    assert not isinstance(load_detector(path, device="cpu", change=change).deployed, ExportedModel)
 
 
 def test_a_file_of_other_weights_is_not_used(checkpoint, monkeypatch, caplog):

@@ -1,14 +1,18 @@
 """AUPIMO and UniAS's Dice: known answers, and slow references that look at every threshold."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINY
 from sklearn.metrics import f1_score, precision_recall_curve
 
+from datasets.samples import Sample
 from evaluation.metrics_by_task import aupimo, unias_dice
+from evaluation.scoring import Scores, results_by_category
 
 LABELS = np.array([0, 0, 0, 1, 1])
 
@@ -115,6 +119,17 @@ class TestUniasDice:
         loud[0, 0, 0] = 2  # one alarm in one of three normal images
         assert unias_dice(loud, masks) == pytest.approx(4 / 5)
         assert unias_dice(loud, np.zeros_like(masks)) is None
+
+
+@pytest.mark.parametrize(("masks", "left"), [(True, ["soft_dsc"]), (False, ["aupimo", "soft_dsc"])])
+def test_what_cannot_be_measured_is_told(make_config, caplog, masks, left):
+    samples = [Sample(Path("x"), label, None, "a", "test", "x", "x") for label in LABELS]
+    maps, truth = maps_and_masks(6)
+    scores = Scores(samples, maps.max(axis=(1, 2)), maps, truth if masks else None, 1.0)
+    asked = dataclasses.replace(make_config().run, extra_metrics=("aupimo", "soft_dsc"))
+    found = results_by_category(scores, asked)["a"]
+    assert [r.getMessage().split()[0] for r in caplog.records if "left out" in r.getMessage()] == left
+    assert ("aupimo" in found) is masks and not {"dsc_soft", "miou_soft"} & set(found)
 
 
 def test_in_the_results_of_a_run_and_of_test(mvtec_like, tmp_path, capfd):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import re
 from unittest import mock
@@ -94,7 +95,8 @@ def test_what_is_not_given_to_test_is_the_runs(make_config):
     )
     args = test_command.parse_arguments(["--checkpoint", "RUN"])
     same = test_command.evaluated_config(config, args)
-    assert (same.data, same.run) == (config.data, config.run)
+    here = dataclasses.replace(config.run, device="auto")  # and not where it was trained
+    assert (same.data, same.run) == (config.data, here)
     args = test_command.parse_arguments(["--checkpoint", "RUN", "--dataset", "btad"])
     assert test_command.evaluated_config(config, args).data.category == "all"
 

@@ -344,8 +344,10 @@ class TestNamesAndOverwrite:
             "report.html", "heatmaps.png", "clips.png", "events.out.tfevents.1.host", "model.onnx",
             "test/metrics.json", "test/scores.csv", "test/maps/part/test/000.tiff",
             "test/april-2025/metrics.json", "test-alpha0.1/metrics.json", "test-alpha0.1/report.html",
+            "test-stopped/unfinished", "test-stopped/scores.csv",
         ]  # fmt: skip
         foreign = ["notes.txt", "my/metrics.json", "test-images/000.png", "test/maps/readme.md"]
+        foreign += ["test-photos/config.yaml", "test-photos/scores.csv", "test-photos/maps/mine.tiff"]
         outside = tmp_path / "elsewhere/metrics.json"
         for path in (*(folder / name for name in (*own, *foreign)), outside):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -381,6 +381,8 @@ class TestCrossDataset:
         assert (read("mvtec3d").center_crop, read("mvtec3d", "cable_gland").center_crop) == (None, 256)
         for flavor, resize in (("paper", "bilinear"), ("released", "lanczos")):
             assert read("vad", **{"model.flavor": flavor}).resize == resize
+        for share in (0, 0.25):  # which decides whether the model has a head
+            assert read("vad", **{"model.name": "remind", "data.synthetic": share}).synthetic == share
 
 
 class TestTestCommand:

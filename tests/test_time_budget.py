@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, TINY, write_image
 
 import train as train_command
 from model import time_budget
 from utils.cli import run_command
+from utils.runs import run_folder
 from utils.yaml_io import read_yaml
 
 SMALL = ["--config", "configs/folder.yaml", "--backbone", TINY, "--weights", "random", "--device", "cpu"]
@@ -107,6 +109,17 @@ def test_several_categories_share_the_time(monkeypatch, make_config):
         config = budget.fit(make_config("configs/folder.yaml"), args, runs=runs)
         assert (config.train.iterations, config.train.epochs, config.data.image_size) == (7, None, (32, 32))
     assert given == [pytest.approx(60, abs=1), pytest.approx(120, abs=1)]
+
+
+def test_an_earlier_length_is_found_by_any_name(make_config, tmp_path):
+    config = make_config(train__iterations=77)
+    for name in ("plain", "a[1]"):
+        folder = run_folder(config, tmp_path, name)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+        other = make_config(train__iterations=5)
+        assert time_budget.chosen_before(other, tmp_path, name, free=True) == (77, (64, 64))
+    assert time_budget.chosen_before(other, tmp_path, "b", free=True) is None
 
 
 def test_a_memory_bank_takes_no_steps(call, capfd):

@@ -22,6 +22,7 @@ import test as test_command
 import train as train_command
 from datasets.registry import SPECS
 from model.peers import unias
+from model.step import TrainingStep
 from utils import tracking
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import run_command
@@ -61,6 +62,20 @@ def metrics(folder: Path) -> dict:
 def the_run(tmp_path: Path) -> Path:
     (found,) = (tmp_path / "runs").glob("*/*/*/*/metrics.json")
     return found.parent
+
+
+def test_uninet_is_told_which_images_show_a_synthetic_defect(run, monkeypatch):
+    """Else its losses take all of them for normal: anomaly_source is label."""
+    plain, seen = TrainingStep.__call__, []
+
+    def watched(step, batch):
+        seen.append((batch["label"].tolist(), batch["mask"].flatten(1).any(dim=1).tolist()))
+        return plain(step, batch)
+
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
+    assert run("--iterations", "4", "--eval", "none", "--set", "data.synthetic=0.5")[0] == 0
+    assert all(labels == masked for labels, masked in seen)
+    assert {label for labels, _ in seen for label in labels} == {0, 1}
 
 
 def test_the_loop_gives_batches_as_the_settings_say(run, monkeypatch):
@@ -401,7 +416,10 @@ class TestMistakes:
     @pytest.mark.parametrize(("flags", "code", "message"), [
         (("--set", "loss.temprature=1"), 2, "did you mean 'loss.temperature'"),
         (("--set", "iterations"), 2, "has no '='"),
-        (("--select", "best"), 2, "add --set eval.every=N"),
+        (("--select", "best"), 2, "eval.every 0 evaluates nothing in a training of"),
+        (("--iterations", "2", "--set", "eval.every=5"), 2, "5 evaluates nothing in a training of 2 steps"),
+        (("--model", "memory-bank", "--set", "eval.every=5"), 2, "nothing in a training of 0 steps"),
+        (("--iterations", "2", "--set", "train.epochs=2"), 2, "both given; a run has one length"),
         (("--category", "nothing"), 1, "no category 'nothing'"),
         (("--config", "configs/none.yaml"), 2, "no config file at"),
         (("--device", "gpu"), 1, "choose auto, cpu, cuda"),

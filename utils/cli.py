@@ -200,8 +200,8 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
         chosen["model.weights"] = str(user_path(weights))
     if "run.data_root" in chosen:  # a run keeps it, and may be used from another folder
         chosen["run.data_root"] = str(user_path(str(chosen["run.data_root"])).resolve())
-    if "train.iterations" in chosen:
-        chosen.setdefault("train.epochs", None)
+    if "train.iterations" in chosen and chosen.setdefault("train.epochs", None) is not None:
+        raise ConfigError("train.iterations and train.epochs are both given; a run has one length")
     return chosen
 
 

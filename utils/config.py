@@ -188,6 +188,14 @@ def scaled_side(side: int, scale: float) -> int:
     return side if scale == 1 else max(32, round(side * scale / 32) * 32)
 
 
+def check_evaluations(config: Config) -> None:
+    """Stop where none of the evaluations that `eval` promises takes place in a training of known length."""
+    every, steps = config.eval.every, 0 if config.model.name == "memory-bank" else config.train.iterations
+    if every > steps or (config.eval.select == "best" and every == 0):
+        way_out = "take one within the steps, or 0 with --select last"
+        raise ConfigError(f"eval.every {every} evaluates nothing in a training of {steps} steps; {way_out}")
+
+
 def check_together(config: Config) -> None:
     """Stop at settings that are each allowed, but not together: the ConfigError says what goes with what."""
     for problem in _problems(config):

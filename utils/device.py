@@ -120,8 +120,8 @@ def peak_memory_gb(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+def versions(device: torch.device) -> dict[str, str]:
+    """Versions that a result on this device depends on, and the device's name."""
     import timm
     import torchvision
 
@@ -131,5 +131,5 @@ def versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
         "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
     }

@@ -22,10 +22,11 @@ from utils.yaml_io import CONFIGS, Tree, read_yaml
 Results = dict[str, float | int | None]
 SHOWN = 4  # differences in a message
 RESULTS = "metrics.json"
+UNFINISHED = "unfinished"  # this file is there while test.py or predict.py writes
 # what train.py, test.py, export.py and calibrate.py write into a run folder
 WRITTEN = (
     "config.yaml", "log.jsonl", FILE, BEST, RECALIBRATED, RESULTS, "scores.csv", "skipped.csv", "report.html",
-    "heatmaps.png", "clips.png", "events.out.tfevents.*", "model.onnx*", "model.ts",
+    "heatmaps.png", "clips.png", "events.out.tfevents.*", "model.onnx*", "model.ts", UNFINISHED,
 )  # fmt: skip
 LOCK = ".lock"
 _log = logging.getLogger("uninet")
@@ -111,8 +112,6 @@ def place_of(
     A run that is there keeps the precision it began with; another one, or one that starts anew, takes that of
     this machine (`machine`; None: tried out).
     """
-    if config.eval.select == "best" and config.eval.every == 0:
-        raise ConfigError("--select best needs a cadence: add --set eval.every=N (iterations)")
     device = choose_device(config.run.device)
     if machine is None and "auto" in (config.train.precision, config.run.eval_precision):
         machine = distributed.broadcast_object(choose_precision("auto", device))
@@ -174,7 +173,8 @@ def clear_run(folder: Path) -> None:
 
     That includes evaluations by test.py in sub-folders test*, with their maps.
     """
-    tests = [p for p in folder.glob("test*") if p.is_dir() and not p.is_symlink()]
+    marks = RESULTS, UNFINISHED  # one of them is in each
+    tests = [p for p in folder.glob("test*") if any((p / m).is_file() for m in marks) and not p.is_symlink()]
     inside = [folder, *tests, *(p / "april-2025" for p in tests)]
     files = [path for place in inside for name in WRITTEN for path in place.glob(name)]
     files += [path for place in inside for path in (place / "maps").rglob("*.tiff")]

@@ -7,8 +7,7 @@ Legend: B images, C channels, P patches of an image, M patches in the bank.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,13 +43,6 @@ class MemoryBank(AnomalyModel):
         """Images (B, 3, H, W) to maps (B, H, W) of distances and scores (B,)."""
         distance = nearest(patches_of(self.backbone(images)), self.bank)
         return self.decision([distance], (images.shape[2], images.shape[3]))
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> object:
-        """As usual; the bank takes the stored size."""
-        self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def patches_of(features: Sequence[Tensor]) -> Tensor:

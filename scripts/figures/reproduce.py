@@ -39,7 +39,7 @@ from model import Detector, load_detector
 from model.inference import inputs_of, to_device
 from scripts import ROOT
 from scripts.tables import reproduce as tables
-from utils.cli import new_parser, print_result, run_command, when_stopped
+from utils.cli import new_parser, print_result, run_command, user_path, when_stopped
 from utils.config import Config
 from utils.errors import ConfigError
 from utils.files import write_text
@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=6, metavar="N", help="pictures in a row of a grid")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="for drawing")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "results/figures", metavar="DIR", help="for the picture"
+        "--output", type=user_path, default=ROOT / "results/figures", metavar="DIR", help="for the picture"
     )
     return parser.parse_args(argv)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -21,7 +20,7 @@ from evaluation.figures import COLOURS, subplots, svg
 from evaluation.published_protocol import smooth_in_order
 from scripts import ROOT
 from scripts.text import csv_text, markdown
-from utils.cli import new_parser, print_result, run_command
+from utils.cli import new_parser, print_result, run_command, user_path
 from utils.files import write_text
 
 Row = list[float | str]
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("figure", choices=("temperature", "smoothing"), help="what it shows")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "results/figures", metavar="DIR", help="for .csv and .svg"
+        "--output", type=user_path, default=ROOT / "results/figures", metavar="DIR", help="for .csv and .svg"
     )
     args = parser.parse_args(argv)
     header, rows, figure = temperature() if args.figure == "temperature" else smoothing()

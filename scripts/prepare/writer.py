@@ -16,7 +16,7 @@ from datasets.files import LFS_POINTER, is_lfs_pointer
 from datasets.images import read_image, read_mask
 from datasets.registry import SPECS, collect
 from datasets.samples import count, in_words
-from utils.cli import log, new_parser, print_result
+from utils.cli import log, new_parser, print_result, user_path
 from utils.errors import DatasetError
 from utils.files import write_atomically
 
@@ -70,8 +70,10 @@ class Source:
 def arguments_parser(description: str) -> argparse.ArgumentParser:
     """A parser of --source, --output and --quiet."""
     parser = new_parser(description)
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="the originals, unpacked")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the prepared dataset")
+    parser.add_argument(
+        "--source", type=user_path, required=True, metavar="DIR", help="the originals, unpacked"
+    )
+    parser.add_argument("--output", type=user_path, required=True, metavar="DIR", help="the prepared dataset")
     return parser
 
 

@@ -32,7 +32,7 @@ from scripts.tables.accuracy_results import (
     row_of,
     table,
 )
-from utils.cli import log, new_parser, overrides, print_result, run_command, when_stopped
+from utils.cli import log, new_parser, overrides, print_result, run_command, user_path, when_stopped
 from utils.config import Config
 from utils.device import choose_device, choose_precision, versions
 from utils.errors import ConfigError, DatasetError, RunError
@@ -62,9 +62,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list the cells and their time, train nothing")
     what.add_argument("--table", action="store_true", help="only print the table of what is there")
-    parser.add_argument("--spec", type=Path, default=SPEC, metavar="FILE", help="the cells")
-    parser.add_argument("--csv", type=Path, default=MEASURED / "accuracy.csv", metavar="FILE", help="results")
-    parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
+    parser.add_argument("--spec", type=user_path, default=SPEC, metavar="FILE", help="the cells")
+    parser.add_argument(
+        "--csv", type=user_path, default=MEASURED / "accuracy.csv", metavar="FILE", help="results"
+    )
+    parser.add_argument(
+        "--runs", type=user_path, default=ROOT / "checkpoints", metavar="DIR", help="run folders"
+    )
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these of --spec (default: all)")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these of --spec (default: all)")
@@ -111,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
             "nothing to train: all rows are in %s; --csv NEW.csv starts a table of your own", args.csv
         )
     if args.dry_run:
-        print_result(listing(missing, rows))
+        print_result(listing(missing, rows, device=args.device))
         return
     failed = run_all(missing, args)
     print_result(table(read_rows(args.csv)))
@@ -215,19 +219,19 @@ def _config(words: Sequence[str]) -> Config:
     return load_config(ROOT / parsed.config, overrides(parsed), category=parsed.category)
 
 
-def listing(missing: Sequence[Cell], rows: Sequence[Row]) -> str:
+def listing(missing: Sequence[Cell], rows: Sequence[Row], *, device: str) -> str:
     """What --dry-run says: one line per cell, with minutes where this machine has measured such a step."""
-    speeds, device = measured_steps(rows, MEASURED), versions()["device"]
+    speeds, machine = measured_steps(rows, MEASURED), versions(choose_device(device))["device"]
     lines, known, unknown = [], 0.0, 0
     for cell in missing:
         key, shown = cell.key, "no steps"
         if key["iterations"]:
-            step = speeds.get((key["model"], key["backbone"], key["image_size"], device))
+            step = speeds.get((key["model"], key["backbone"], key["image_size"], machine))
             seconds = (step or 0) * int(key["iterations"])
             shown = f"{seconds / 60:.0f} min" if step else "time unknown"
             known, unknown = known + seconds, unknown + (step is None)
         lines.append(f"{shown}: python train.py {shlex.join(cell.words)}")
-    total = f"about {known / 3600:.1f} hours of training on {device}, one at a time"
+    total = f"about {known / 3600:.1f} hours of training on {machine}, one at a time"
     return "\n".join([*lines, f"{len(missing)} cells to run: {total}; {unknown} of unknown time"])
 
 

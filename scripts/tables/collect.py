@@ -9,11 +9,10 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from evaluation.results import COLUMNS
 from scripts.text import markdown
-from utils.cli import new_parser, print_result, run_command
+from utils.cli import new_parser, print_result, run_command, user_path
 from utils.files import write_json
 from utils.yaml_io import Tree
 
@@ -34,8 +33,10 @@ def main(argv: Sequence[str]) -> None:
         ValueError: if there is none.
     """
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument("runs", type=Path, help="a folder with finished runs somewhere below it")
-    parser.add_argument("--output", type=Path, help="where the copies go (default: nowhere; tables only)")
+    parser.add_argument("runs", type=user_path, help="a folder with finished runs somewhere below it")
+    parser.add_argument(
+        "--output", type=user_path, help="where the copies go (default: nowhere; tables only)"
+    )
     args = parser.parse_args(argv)
     runs = {}
     for path in sorted(args.runs.rglob("metrics.json")):

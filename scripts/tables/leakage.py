@@ -24,7 +24,7 @@ from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.text import markdown
 from train import CRITERIA
-from utils.cli import new_parser, print_result, run_command
+from utils.cli import new_parser, print_result, run_command, user_path
 from utils.yaml_io import Tree
 
 Cells = list[str]
@@ -38,7 +38,12 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "runs", nargs="*", type=Path, default=[ROOT / "checkpoints"], metavar="DIR", help="with runs below"
+        "runs",
+        nargs="*",
+        type=user_path,
+        default=[ROOT / "checkpoints"],
+        metavar="DIR",
+        help="with runs below",
     )
     parser.add_argument("--shuffles", type=int, default=20, metavar="N", help="orders that are averaged over")
     args = parser.parse_args(argv)

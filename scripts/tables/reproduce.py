@@ -24,7 +24,17 @@ from evaluation.results import COLUMNS
 from scripts import ROOT
 from scripts.tables.spec import SPECS_DIR, Column, Table, load_table, printed, reported
 from scripts.text import csv_text, markdown
-from utils.cli import EXTRA, SKIP, log, new_parser, overrides, print_result, run_command, when_stopped
+from utils.cli import (
+    EXTRA,
+    SKIP,
+    log,
+    new_parser,
+    overrides,
+    print_result,
+    run_command,
+    user_path,
+    when_stopped,
+)
 from utils.config import Config
 from utils.errors import ConfigError, RunError
 from utils.files import write_text
@@ -68,7 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--april", action="store_true", help="also the column of the unfair protocol")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write <table>.md and .csv there (default: nowhere)"
+        "--output", type=user_path, metavar="DIR", help="write <table>.md and .csv there (default: nowhere)"
     )
     return parser.parse_args(argv)
 
@@ -77,7 +87,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which runs, where they are, and how they are trained; figures have them, too."""
     parser.add_argument(
         "--data",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="folder that holds the datasets by name (default: none; needed without --dry-run)",
     )
@@ -86,7 +96,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--backbone", metavar="NAME", help="for every run (default: the published one)")
     parser.add_argument("--iterations", type=int, metavar="N", help="for every run (default: as published)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "checkpoints", metavar="DIR", help="run folders")
+    parser.add_argument(
+        "--runs", type=user_path, default=ROOT / "checkpoints", metavar="DIR", help="run folders"
+    )
     SKIP.add(parser, "skip-unreadable")
     EXTRA.add(parser, "extra-metrics", default="none")
     parser.add_argument(
