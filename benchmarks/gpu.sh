@@ -15,7 +15,7 @@ while (($#)); do
         *) echo "error: unknown flag $1; see the head of benchmarks/gpu.sh" >&2 && exit 2 ;;
     esac
 done
-mkdir -p "$output"
+mkdir -p "$output" && rm -f "$output/GPU.md"
 table=$output/rows.md began=$SECONDS
 echo "commit $(git rev-parse --short HEAD), $device; rows in $table" | tee "$table"
 

@@ -1,6 +1,6 @@
 """Speed and memory of ours beside the peer's, on this machine, in one run: prints one table.
 
-python benchmarks/run.py --peer-python /tmp/peer/bin/python --markdown benchmarks/RESULTS.md
+python benchmarks/run.py --peer-python /tmp/peer/bin/python --markdown FILE
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
     if args.rounds < 1:
         raise ValueError(f"--rounds {args.rounds} is too few; give at least 1")
+    if args.markdown and Path(args.markdown).exists():
+        raise ValueError(f"{args.markdown} is there already; choose a new file for --markdown")
     device = choose_device(args.device)
     setup = Setup(sys.executable, args.peer_python, args.rounds, str(device), args.threads)
     fast = choose_precision("auto", device)
