@@ -27,7 +27,7 @@ from model.teachers import Features, FeatureStandardizer
 from utils.config import Config
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
-BANK_SIZE = 1 << 12  # patches, chosen to cover all
+BANK_SIZE = 1 << 10  # patches, chosen to cover all; 4096 gain nothing on validation (docs/LOG.md)
 USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
 BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
 CANDIDATES = 1 << 18  # patches at most from which they are chosen: 160 MB with tf_efficientnet_lite0
