@@ -88,13 +88,11 @@ class AnomalyModel(nn.Module):
         model.deployed = True
         return model
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> object:
+    def load_state_dict(self, state_dict: Mapping[str, Any], **how: bool) -> object:  # type: ignore[override]
         """As usual; a bank of patches, where the model has one, takes the stored size."""
         if "bank" in state_dict and hasattr(self, "bank"):
             self.bank = torch.empty_like(state_dict["bank"], device=self.bank.device)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        return super().load_state_dict(state_dict, **how)
 
     def train(self, mode: bool = True) -> "AnomalyModel":
         """As of any module, but frozen parts stay in eval. Raises RuntimeError for a deployed model."""

@@ -29,9 +29,10 @@ from utils.config import Config
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
 BANK_SIZE = 1 << 10  # patches, chosen to cover all; 4096 gain nothing on validation (docs/LOG.md)
 USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
+BEYOND = 2  # how much more a distance from the bank counts above that unit
 BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
 CANDIDATES = 1 << 18  # patches at most from which they are chosen: 160 MB with tf_efficientnet_lite0
-PLACE = 3  # standard deviations of a patch's features that the side of an image counts (docs/LOG.md)
+PLACE = 6  # standard deviations of a patch's features that the side of an image counts (docs/LOG.md)
 REPAIR = 0.1  # weight of restoring what was there; with 1 screw loses 11 points of image AUROC (docs/LOG.md)
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
@@ -137,8 +138,8 @@ class ReMIND(AnomalyModel):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,).
 
-        Cosine distances from the student and the distance from the bank, each over its largest on normals,
-        are summed; the head's probability of a defect multiplies the sum. Speed multiplies the score alone.
+        Distances from the student and from the bank, each over its largest on normals, are summed, what is
+        beyond that of the bank tripled, times the head's probability. Speed multiplies the score alone.
         """
         raw = self.teacher(images)
         teacher, student = self.restored(raw)
@@ -147,8 +148,8 @@ class ReMIND(AnomalyModel):
             factor = upsample(self.head(teacher, student), size)[:, 0].sigmoid() + HEAD_FLOOR
         maps = [distance_map(t, s) for t, s in zip(teacher, student, strict=True)]
         if self.fits:
-            far = nearest(placed(patches_of(raw), self.place), self.bank)
-            maps = [*(m / self.usual[0] for m in maps), far / self.usual[1]]
+            far = nearest(placed(patches_of(raw), self.place), self.bank) / self.usual[1]
+            maps = [*(m / self.usual[0] for m in maps), far + BEYOND * (far - 1).relu()]
         found = self.decision(maps, size, highest=2, factor=factor)
         if self.speed is not None:
             found.score = found.score * self.speed(images)
