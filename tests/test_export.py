@@ -39,7 +39,7 @@ def write_checkpoint(make_config, file, root, calibration=None, **settings):
     settings = {"run__data_root": str(root), "data__category": "part", "model__width": 0.25} | settings
     config = make_config(model__backbone="resnet18", **settings)  # few layers: exporting takes a while
     model = build_model(config)
-    if config.model.name == "memory-bank":
+    if model.fits or config.model.name == "memory-bank":
         model.fit([torch.randn(4, 3, 64, 64)], seed=0)
     Checkpoint(config, model.state_dict(), 1, calibration=calibration).save(file)
     return file
@@ -265,6 +265,7 @@ def test_the_example_refuses_what_predict_does(example, tmp_path):
     pytest.param("bilinear", {}, id="paper"),
     pytest.param("lanczos", RELEASED, id="released"),
     pytest.param("bilinear", {"model__name": "remind"}, id="remind"),
+    pytest.param("bilinear", {"model__name": "remind", "model__bank_fraction": 0.5}, id="remind-bank"),
     pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast"),
     pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles"),
 ])  # fmt: skip

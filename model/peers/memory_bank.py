@@ -56,7 +56,7 @@ def placed(patches: Tensor, weight: float | Tensor = 1) -> Tensor:
     """(B, h, w, C) to (B, h, w, C + 2): with `weight` times each patch's place (y, x), from 0 to 1."""
     axes = [weight * (torch.arange(n, device=patches.device) + 0.5) / n for n in patches.shape[1:3]]
     place = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    return torch.cat([patches, place.expand(len(patches), -1, -1, -1)], dim=-1)
+    return torch.cat([patches, place.expand(patches.shape[0], -1, -1, -1)], dim=-1)
 
 
 def sample_patches(
