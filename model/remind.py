@@ -138,8 +138,8 @@ class ReMIND(AnomalyModel):
     def predict(self, images: Tensor) -> Prediction:
         """Images (B, 3, H, W) to maps (B, H, W) and scores (B,).
 
-        Distances from the student and from the bank, each over its largest on normals, are summed, what is
-        beyond that of the bank tripled, times the head's probability. Speed multiplies the score alone.
+        Distances from student and bank, each over its largest on normals, are summed; above 1 the bank's is
+        tripled. The head's probability of a defect multiplies the sum, speed the score alone.
         """
         raw = self.teacher(images)
         teacher, student = self.restored(raw)

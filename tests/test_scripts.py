@@ -3,6 +3,7 @@
 import importlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,11 @@ def test_every_script_answers(call, script, capfd):
     else:
         assert run_command(main, flags) == 0
         assert "python train.py --dataset " in capfd.readouterr().out.replace(f"{ROOT}/", "")
+
+
+def test_a_benchmark_keeps_a_table_that_is_there(tmp_path):
+    (tmp_path / "t.md").write_text("kept")
+    words = [sys.executable, ROOT / "benchmarks/run.py", "--markdown", tmp_path / "t.md"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "t.md is there already; choose a new file" in done.stderr
+    assert (tmp_path / "t.md").read_text() == "kept"
