@@ -127,9 +127,8 @@ def check_files(spec: DatasetSpec, root: Path, samples: Sequence[Sample]) -> Non
             problem = f"{path} is missing" if path == sample.path else problem
             raise DatasetError(f"{problem}. {_way_out(spec, root, sample.category)}")
     if pointers := [path for path, _ in files if is_lfs_pointer(path)]:
-        raise DatasetError(
-            f"{len(pointers)} images and masks were not fetched, as {pointers[0]}: {LFS_POINTER}"
-        )
+        found = f"{len(pointers)} images and masks were not fetched"
+        raise DatasetError(f"{found}, as {pointers[0]}: {LFS_POINTER}")
 
 
 def check_splits(spec: DatasetSpec, category: str, samples: Sequence[Sample]) -> None:

@@ -31,7 +31,7 @@ BANK_SIZE = 1 << 10  # patches, chosen to cover all; 4096 gain nothing on valida
 USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
 BEYOND = 2  # how much more a distance from the bank counts above that unit
 BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
-CANDIDATES = 1 << 18  # patches at most from which they are chosen: 160 MB with tf_efficientnet_lite0
+CANDIDATES = 1 << 18  # patches at most from which they are chosen, fewer where one has more than 256 numbers
 PLACE = 6  # standard deviations of a patch's features that the side of an image counts (docs/LOG.md)
 REPAIR = 0.1  # weight of restoring what was there; with 1 screw loses 11 points of image AUROC (docs/LOG.md)
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
@@ -70,7 +70,8 @@ class ReMIND(AnomalyModel):
         if not self.fits:
             super().fit(images, seed=seed)
         patches = (placed(patches_of(self.teacher(batch))) for batch in images)
-        bank = sample_patches(patches, self.config.bank_fraction, seed=seed, most=CANDIDATES)
+        most = CANDIDATES * 256 // max(256, self.bank.shape[1])  # 256 MiB
+        bank = sample_patches(patches, self.config.bank_fraction, seed=seed, most=most)
         self.place = self.side * bank[:, :-2].var(dim=0).sum().sqrt()
         bank[:, -2:] *= self.place
         self.bank = coreset(bank, BANK_SIZE, seed=seed)

@@ -52,9 +52,8 @@ class TimeBudget:
 
     def __init__(self, minutes: float, given: Tree, file: Path) -> None:
         if not (minutes > 0 and math.isfinite(minutes)):
-            raise ConfigError(
-                f"--minutes is {minutes:g}; expected the minutes that training may take, more than 0"
-            )
+            found = f"--minutes is {minutes:g}"
+            raise ConfigError(f"{found}; expected the minutes that training may take, more than 0")
         if any(given.get(key) is not None for key in ("train.iterations", "train.epochs")):
             raise ConfigError("--minutes chooses the number of steps, --iterations gives it; leave one out")
         if distributed.world_size() > 1:
@@ -139,7 +138,7 @@ def shape_of(samples: Sequence[Sample], side: int, multiple: int) -> tuple[int, 
 
 
 def measure(config: Config, device: torch.device) -> tuple[float, float]:
-    """Seconds of a step, and of the rest: decoding, scoring held-out and test images, writing."""
+    """Seconds of a step, and of the rest: decoding, a bank, scoring held-out and test images, writing."""
     data, train = build_data(config, Normalise(*input_normalisation(config.model.backbone))), config.train
     seed_everything(train.seed)
     model = build_model(config, pretrained=False).to(device).to(memory_format=torch.channels_last)
@@ -150,9 +149,11 @@ def measure(config: Config, device: torch.device) -> tuple[float, float]:
     first = list(training_batches(data.train, order, workers=0, device=torch.device("cpu")))
     decode = (time.perf_counter() - start) / (PROBE * train.batch_size)
     model.fit_statistics(inputs_of(to_device(batch, device)) for batch in first)
+    start = time.perf_counter()
     if model.fits:
         model.fit((inputs_of(to_device(batch, device)) for batch in first), seed=train.seed)
-    seconds = []
+    whole = min(model.fits, len(data.train)) / (PROBE * train.batch_size)
+    bank, seconds = whole * (time.perf_counter() - start), []
     start = time.perf_counter()
     for batch in training_batches(data.train, order, workers=0, device=torch.device("cpu")):
         categories = [data.train.samples[i].category for i in batch["index"].tolist()]
@@ -164,4 +165,5 @@ def measure(config: Config, device: torch.device) -> tuple[float, float]:
         model.eval().predict(inputs_of(to_device(first[0], device))).score.sum().item()
     score = (time.perf_counter() - start) / train.batch_size
     later = len(data.calibration) + len(data.test)
-    return float(np.median(seconds[EAGER:])), decode * (data.train.cached + later) + score * later + WRITING
+    rest = bank + decode * (data.train.cached + later) + score * later + WRITING
+    return float(np.median(seconds[EAGER:])), rest

@@ -12,6 +12,7 @@ from utils.layers import MODELS
 def test_each_model_says_how_it_learns(make_config, name, tile):
     """By `loss` or by `fit`; the other one says so, in place of an attribute that is missing."""
     settings = {"data__tile": tile, "data__image_size": [128, 128]} if tile else {}
+    settings |= {"model__bank_fraction": 0} if name == "remind" else {}  # with a bank it learns by both
     model = build_model(make_config(model__name=name, **settings))
     assert isinstance(model, AnomalyModel)
     assert model.one_pass == (name == "memory-bank")

@@ -95,6 +95,9 @@ def test_the_command_line_wins():
     assert (one.loss.temperature, one.data.resize) == (2, "lanczos")
     lite = load(model__backbone="tf_efficientnet_lite0")
     assert lite.model.feature_gain == 0.2 and load().model.feature_gain is None
+    ours = {setting: load(model__name="remind", model__setting=setting) for setting in utils.layers.SETTINGS}
+    assert [config.model.bank_fraction for config in ours.values()] == [0.5, 0, 0]  # where it was measured
+    assert load_config(CONFIGS / "ped2.yaml", {"model.name": "remind"}).model.bank_fraction == 0
     bank = load(model__name="memory-bank")
     assert bank.model.flavor == "default" and bank.score.decision == "max" and bank.score.map_sigma == 4
 

@@ -18,7 +18,7 @@ from datasets.transforms import Decode, Normalise, augment_batch
 from losses.kd import hardest_distance
 from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss
-from model import build_model
+from model import build_model, remind
 from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
 from model.peers.memory_bank import nearest, patches_of, placed, sample_patches
@@ -126,7 +126,8 @@ class TestDiscriminationHead:
 class TestModel:
     @pytest.fixture
     def model(self, make_config):
-        return build_model(make_config(model__name="remind", model__width=0.5))
+        settings = {"model__width": 0.5, "model__bank_fraction": 0}
+        return build_model(make_config(model__name="remind", **settings))
 
     def test_one_teacher(self, model, batch, make_config):
         teacher, student = model.features(batch["image"])
@@ -175,7 +176,8 @@ class TestModel:
         torch.testing.assert_close(found.anomaly_map, folded.anomaly_map, rtol=1e-3, atol=1e-4)
 
     def test_no_head_where_no_defect_is_shown(self, make_config, batch):
-        model = build_model(make_config(model__name="remind", model__width=0.5, data__synthetic=0))
+        settings = {"model__width": 0.5, "model__bank_fraction": 0, "data__synthetic": 0}
+        model = build_model(make_config(model__name="remind", **settings))
         assert model.head is None and set(model.train().loss(batch, 0.5)) == {"kd", "total"}
         assert model.eval().predict(batch["image"]).score.shape == (4,)
 
@@ -298,8 +300,19 @@ class TestWithBank:
         assert len(places) == 200 and torch.equal(places, places.sort().values)
         assert 60 < (places < len(whole) // 2).sum() < 140
 
+    def test_wide_features_are_fewer(self, model, monkeypatch):
+        """The candidates take 256 MiB at most, whatever the backbone."""
+        asked = []
+        monkeypatch.setattr(remind, "sample_patches", lambda *_, most, **__: asked.append(most) or 1 / 0)
+        for width in (154, 256, 1538):
+            model.bank = torch.zeros(0, width)
+            with pytest.raises(ZeroDivisionError):
+                model.fit([], seed=0)
+        assert asked[:2] == [1 << 18, 1 << 18] and asked[2] * 1538 * 4 <= 1 << 28 < (asked[2] + 1) * 1538 * 4
+
     def test_without_one_a_state_has_no_more_than_before(self, make_config, model):
-        plain = build_model(make_config(model__name="remind", model__width=0.5))
+        settings = {"model__width": 0.5, "model__bank_fraction": 0}
+        plain = build_model(make_config(model__name="remind", **settings))
         assert not plain.fits and model.fits == 512
         assert set(model.state_dict()) - set(plain.state_dict()) == {"bank", "place", "usual"}
 

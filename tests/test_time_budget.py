@@ -1,5 +1,7 @@
 """`--minutes`: the length that fits, the size of own images, what is kept, what is refused."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from conftest import ROOT, TINY, write_image
 
 import train as train_command
 from model import time_budget
+from model.remind import ReMIND
 from utils.cli import run_command
 from utils.runs import run_folder
 from utils.yaml_io import read_yaml
@@ -128,8 +131,18 @@ def test_a_memory_bank_takes_no_steps(call, capfd):
 
 
 @pytest.mark.slow
-def test_a_model_with_a_bank_is_timed(make_config, mvtec_like):
-    settings = {"model__name": "remind", "model__bank_fraction": 0.5, "model__width": 0.25}
+def test_a_bank_of_all_images_counts(make_config, mvtec_like, monkeypatch):
+    """Not that of the few that are timed."""
+    settings = {"model__name": "remind", "model__width": 0.25, "train__batch_size": 1}
     config = make_config(run__data_root=str(mvtec_like), data__category="part", **settings)
-    step, rest = time_budget.measure(config, torch.device("cpu"))
-    assert step > 0 and rest > 0
+    plain, cpu = ReMIND.fit, torch.device("cpu")
+
+    def slow(model, images, *, seed):
+        time.sleep(1)
+        plain(model, images, seed=seed)
+
+    step, rest = time_budget.measure(config, cpu)
+    monkeypatch.setattr(ReMIND, "fit", slow)
+    longer = time_budget.measure(config, cpu)[1] - rest
+    whole = len(time_budget.split_samples(config).train) / time_budget.PROBE
+    assert step > 0 and longer == pytest.approx(whole, rel=0.5)

@@ -48,9 +48,8 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
     for section, _, name in (key.partition(".") for key in overrides):
         here, there = (getattr(getattr(c, section), name, None) for c in (config, asked))
         if here != there:
-            raise ConfigError(
-                f"{section}.{name} of --model {config.model.name} is {here}; it cannot be {there}"
-            )
+            what = f"{section}.{name} of --model {config.model.name}"
+            raise ConfigError(f"{what} is {here}; it cannot be {there}")
     check_together(config)
     return config
 

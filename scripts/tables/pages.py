@@ -102,7 +102,7 @@ def shipped(rows: Rows, category: str, pair: tuple[str, str], *, told: bool) -> 
         for g in grouped(rows)
         if g[0]["category"] == category
         and (g[0]["model"], g[0]["flavor"]) == pair
-        and (options_of(g[0]) != ALL_KINDS) == told
+        and options_of(g[0]).startswith(ALL_KINDS) != told
         and len(g) >= 3
     ]
     return min(groups, key=lambda g: (len(g[0]["options"]), -int(g[0]["iterations"] or 0)), default=[])
@@ -190,15 +190,16 @@ def steps() -> Table:
 def robustness() -> Table:
     """Training on few images, and with defects among them: image AUROC / pixel AUROC / pixel AP / PRO."""
     metrics = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
-    models = {"remind": "ReMIND", "memory-bank": "memory bank"}
+    models = {"remind": "ReMIND", "no bank": "ReMIND without its bank", "memory-bank": "memory bank"}
     found: dict[str, dict[str, str]] = {}
     for row in read_rows(MEASURED / "remind/robustness.csv"):
         limit = re.search(r"train_limit=(\d+)", row["options"])
         category, _, percent = row["category"].partition("-")
         what = f"{limit[1]} images" if limit else f"{int(percent)} % of the images show a defect"
         values = " / ".join(f"{100 * float(row[m]):.1f}" for m in metrics)
-        found.setdefault(f"{category}, {what}", {})[row["model"]] = values
-    lines = [[data, *(cells[model] for model in models)] for data, cells in found.items()]
+        model = "no bank" if "model.bank_fraction=0" in row["options"] else row["model"]
+        found.setdefault(f"{category}, {what}", {})[model] = values
+    lines = [[data, *(cells.get(model, "") for model in models)] for data, cells in found.items()]
     return [["trained on", *models.values()], *lines]
 
 
