@@ -248,13 +248,13 @@ def optimise(run: Run) -> float:
             stop_if_not_finite(run, training_step, indices, step)
         rates = dict(zip((group["name"] for group in groups), schedule.get_last_lr(), strict=True))
         schedule.step()
-        # log, evaluate, save
         tracker.step(done, mean_parts, lr=rates, images=train.batch_size, diagnose=model.diagnostics)
         if config.eval.every and done % config.eval.every == 0:
             paused = time.perf_counter()
             evaluate_during_training(run, tracker, done)
             began += time.perf_counter() - paused  # training time does not count it
         if main and done % config.run.save_every == 0 and done < train.iterations:
+            fit_score(run)  # so that this state can be scored, too
             elapsed = seconds + time.perf_counter() - began
             run.save(done, seconds=elapsed, **training_state(optimizer, schedule))
     tracker.close()

@@ -94,7 +94,7 @@ def write_model(path: Path, root: Path, backbone: str, side: int) -> None:
     """A checkpoint of a model that was not trained."""
     settings = {"run.data_root": str(root), "data.category": "part", "data.image_size": side}
     settings |= {"data.calibration_fraction": 0, "model.backbone": backbone}
-    settings |= {"model.weights": "random", "train.precision": "fp32"}
+    settings |= {"model.weights": "random", "train.precision": "fp32", "model.bank_fraction": 0}
     config = load_config(CONFIGS / "folder.yaml", settings)
     Checkpoint(config, build_model(config).state_dict(), config.train.iterations).save(path)
 

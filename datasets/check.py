@@ -109,8 +109,7 @@ def check_category(spec: DatasetSpec, root: Path, name: str) -> Row:
         return Row(name, found, published, "damaged", str(error), unused=unused)
     groups = {s.group for s in train}
     if known := sum(s.group in groups for s in test):
-        known_items = f"{known} of {len(test)} test images are of an item or patient that is trained on"
-        notes = [known_items, *notes]
+        notes = [f"{known} of {len(test)} test images are of an item or patient that is trained on", *notes]
     status = "ok" if found == published else "differs"
     if not (spec.verified or counts_are_wrong(spec, found, published)):
         status = f"unverified: {status}"

@@ -259,8 +259,11 @@ class batches:  # noqa: N801 (used as a function)
 
 def statistics_sample(data: ImageSet, most: int = STATISTICS_IMAGES) -> ImageSet:
     """Normal training images (all, if there is none), spread over the set and so over its categories."""
-    samples = [s for s in data.samples if s.label == NORMAL] or data.samples
-    return ImageSet(evenly_spread(samples, most), data.decode, data.normalise)
+    normal = [i for i, s in enumerate(data.samples) if s.label == NORMAL] or list(range(len(data)))
+    chosen = evenly_spread(normal, most)
+    sample = ImageSet([data.samples[i] for i in chosen], data.decode, data.normalise)
+    sample._cache = {at: data._cache[i] for at, i in enumerate(chosen) if i in data._cache}
+    return sample
 
 
 def evenly_spread(items: Sequence[T], count: int) -> list[T]:

@@ -8,6 +8,7 @@ knows what a student restores although it was never there, as a part in the wron
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -29,6 +30,7 @@ from utils.config import Config
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
 BANK_SIZE = 1 << 10  # patches, chosen to cover all; 4096 gain nothing on validation (docs/LOG.md)
 USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
+LEAST = 1e-3  # of the patches' length that the bank's unit is: cdist in fp32 has no more digits
 BEYOND = 2  # how much more a distance from the bank counts above that unit
 BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
 CANDIDATES = 1 << 18  # patches at most from which they are chosen, fewer where one has more than 256 numbers
@@ -72,7 +74,7 @@ class ReMIND(AnomalyModel):
         patches = (placed(patches_of(self.teacher(batch))) for batch in images)
         most = CANDIDATES * 256 // max(256, self.bank.shape[1])  # 256 MiB
         bank = sample_patches(patches, self.config.bank_fraction, seed=seed, most=most)
-        self.place = self.side * bank[:, :-2].var(dim=0).sum().sqrt()
+        self.place = self.side * bank[:, :-2].var(dim=0, correction=min(1, len(bank) - 1)).sum().sqrt()
         bank[:, -2:] *= self.place
         self.bank = coreset(bank, BANK_SIZE, seed=seed)
 
@@ -84,6 +86,7 @@ class ReMIND(AnomalyModel):
         images = images if self.speed is None else list(images)
         if self.fits:
             self.usual = torch.cat([self._highest_distances(batch) for batch in images]).mean(dim=0)
+            self.usual[1].clamp_(min=LEAST * self.bank.norm(dim=1).mean())  # else rounding, of equal images
         if self.speed is not None:
             self.speed.power.zero_()  # so the score is the maps' alone
             pairs = [(self.predict(batch).score, self.speed.speed(batch)) for batch in images]
@@ -151,7 +154,7 @@ class ReMIND(AnomalyModel):
         if self.fits:
             far = nearest(placed(patches_of(raw), self.place), self.bank) / self.usual[1]
             maps = [*(m / self.usual[0] for m in maps), far + BEYOND * (far - 1).relu()]
-        found = self.decision(maps, size, highest=2, factor=factor)
+        found = self.decision(maps, size, highest=math.inf if self.fits else 2, factor=factor)
         if self.speed is not None:
             found.score = found.score * self.speed(images)
         return found

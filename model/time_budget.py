@@ -18,7 +18,7 @@ import torch
 
 from datasets.build import build_data, split_samples
 from datasets.images import upright_size
-from datasets.loader import TrainingOrder, training_batches
+from datasets.loader import STATISTICS_IMAGES, TrainingOrder, training_batches
 from datasets.samples import Sample
 from datasets.transforms import Normalise, augment_batch
 from model.backbone import input_normalisation
@@ -44,10 +44,8 @@ _log = logging.getLogger("uninet")
 class TimeBudget:
     """The minutes that the runs of one command share.
 
-    given: what the command line sets, as dotted keys.
-
-    Raises:
-        ConfigError: for minutes that are not positive, with a number of steps, or with several processes.
+    given: what the command line sets, as dotted keys. Raises ConfigError for minutes that are not positive,
+    with a number of steps, or with several processes.
     """
 
     def __init__(self, minutes: float, given: Tree, file: Path) -> None:
@@ -165,5 +163,5 @@ def measure(config: Config, device: torch.device) -> tuple[float, float]:
         model.eval().predict(inputs_of(to_device(first[0], device))).score.sum().item()
     score = (time.perf_counter() - start) / train.batch_size
     later = len(data.calibration) + len(data.test)
-    rest = bank + decode * (data.train.cached + later) + score * later + WRITING
+    rest = bank + decode * (data.train.cached + later) + score * (later + STATISTICS_IMAGES) + WRITING
     return float(np.median(seconds[EAGER:])), rest

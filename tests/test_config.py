@@ -130,6 +130,7 @@ def test_the_command_line_wins():
     ({"model__backbone": "a" * 5000, "model__strides": []}, "model.strides is"),
     ({"model__strides": [4, 16]}, "twice the one before"),
     ({"model__strides": [16, 8]}, "twice the one before"),
+    ({"model__name": "remind", "model__strides": [16]}, "needs 2 at least, .* or model.bank_fraction=0"),
     ({"model__name": "memory-bank", "model__strides": [16]}, "needs 2 at least"),
     ({"model__mem_kernels": [2, 4]}, "odd sides"),
     (COARSE | {"data__image_size": 128, "train__scales": [0.75, 1]}, r"multiples of 64.*0.75 gives \[96, 96"),

@@ -18,6 +18,7 @@ from datasets.loader import (
     batches,
     batches_per_epoch,
     fits_on,
+    statistics_sample,
     training_batches,
 )
 from datasets.registry import SPECS, collect
@@ -289,6 +290,15 @@ class TestLoading:
         small = ImageSet(data.samples, data.decode, NORMALISE, cache_gb=2.5 * 3 * 48 * 40 / 2**30)
         assert small.cached == 2 and len(small.fill_cache(quiet=True)._cache) == 2
         assert torch.equal(small.__getitems__([2])["image"], fresh)
+
+    def test_a_sample_decodes_nothing_again(self, data, monkeypatch):
+        whole = ImageSet(data.samples, data.decode, NORMALISE, cache_gb=1).fill_cache(quiet=True)
+        monkeypatch.delattr(ImageSet, "_decoded")
+        sample = statistics_sample(whole, 2)
+        places = [whole.samples.index(s) for s in sample.samples]
+        assert len(places) == 2 and all(
+            np.array_equal(sample.pixels(at), whole.pixels(i)) for at, i in enumerate(places)
+        )
 
     def test_no_masks_where_one_is_unknown(self, data):
         from dataclasses import replace

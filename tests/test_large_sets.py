@@ -7,9 +7,10 @@ import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
+import printed_commands
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 
 import evaluation.metrics
 import evaluation.scoring
@@ -19,6 +20,7 @@ from datasets.transforms import Decode, Normalise
 from evaluation.metrics import pixel_metrics
 from evaluation.published_protocol import legacy_pro
 from evaluation.scoring import Scores, results_by_category, score_images
+from model import load_detector
 from model.decision import Prediction
 from model.inference import ScoringOptions
 from utils.checkpoint import Checkpoint, load_checkpoint
@@ -167,3 +169,12 @@ def test_a_younger_setting_leaves_runs_and_checkpoints_as_they_were(make_config,
     assert load_checkpoint(tmp_path / "old.pt").config == load_checkpoint(tmp_path / "new.pt").config
     rounded = dataclasses.replace(config, run=dataclasses.replace(config.run, eval_precision="bf16"))
     assert config_hash(rounded) != config_hash(config)
+
+
+def test_the_model_of_the_benchmark_predicts(mvtec_like, tmp_path):
+    with printed_commands.modules_of(ROOT / "benchmarks"):
+        import large_sets
+    large_sets.write_model(tmp_path / "last.pt", mvtec_like, TINY, 64)
+    assert (
+        load_detector(tmp_path / "last.pt", device="cpu").predict(np.zeros((64, 64, 3), np.uint8)).score >= 0
+    )

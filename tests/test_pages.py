@@ -36,9 +36,14 @@ def test_another_number_changes_the_page():
 
 
 def test_every_row_of_the_file_is_in_a_table():
-    names = ("images", "video", "transistor", "short")
+    names = ("images", "large", "no_bank", "video", "transistor", "short")
     shown = sum(int(row[4]) for name in names for row in pages.tables(ROWS)[name]()[1:])
     assert shown == sum(row["setting"] == "one-class" for row in ROWS)
+
+
+def test_a_small_bank_is_a_bank():
+    rows = [row | {"options": "--set model.bank_fraction=0.25"} for row in ROWS if row["model"] == "remind"]
+    assert len(pages.tables(rows)["no_bank"]()) == 1 < len(pages.tables(ROWS)["no_bank"]())
 
 
 def test_an_unknown_marker_is_named():

@@ -300,6 +300,33 @@ class TestWithBank:
         assert len(places) == 200 and torch.equal(places, places.sort().values)
         assert 60 < (places < len(whole) // 2).sum() < 140
 
+    @torch.no_grad()
+    def test_a_bank_of_one_patch_has_a_place(self, make_config):
+        model = build_model(make_config(model__name="remind", model__bank_fraction=0.001))
+        model.fit([torch.randn(1, 3, 64, 64)], seed=0)
+        assert model.bank.shape[0] == 1 and model.place == 0 and model.bank.isfinite().all()
+
+    @torch.no_grad()
+    def test_equal_images_have_a_unit_above_rounding(self, make_config):
+        """Their distances from the bank are what cdist rounds, in the forms of several libraries."""
+        model = build_model(make_config(model__name="remind", model__bank_fraction=1)).eval()
+        images = torch.randn(1, 3, 64, 64).repeat(4, 1, 1, 1)
+        model.fit([images], seed=0)
+        model.fit_score([images])
+        length = model.bank.norm(dim=1).mean()
+        assert model.usual[1] == pytest.approx(1e-3 * length.item(), rel=1e-4)
+
+    @torch.no_grad()
+    def test_the_sum_has_no_highest_value(self, make_config, model, batch, monkeypatch):
+        """A student's distance is 2 at most; a bank's has no bound, so it cuts no share of the pixels."""
+        asked, plain = [], model.decision
+        model.decision = lambda *words, highest, **rest: asked.append(highest) or plain(*words, **rest)
+        model.fit([batch["image"]], seed=0)
+        model.predict(batch["image"])
+        model.fits = 0
+        model.predict(batch["image"])
+        assert asked == [math.inf, 2]
+
     def test_wide_features_are_fewer(self, model, monkeypatch):
         """The candidates take 256 MiB at most, whatever the backbone."""
         asked = []
@@ -348,8 +375,10 @@ class TestWithBank:
         monkeypatch.setattr(TrainingStep, "__call__", stopped)
         assert run_command(train_command.main, [*flags, "--name", "stopped"]) != 0
         monkeypatch.setattr(TrainingStep, "__call__", plain)
-        assert run_command(train_command.main, [*flags, "--name", "stopped", "--resume"]) == 0
         folder = tmp_path / "folder/one-class/part"
+        state = load_checkpoint(folder / "stopped/last.pt")  # predict.py takes it, too
+        assert state.iteration == 2 and (state.model["usual"] != 1).all()
+        assert run_command(train_command.main, [*flags, "--name", "stopped", "--resume"]) == 0
         whole, resumed = (load_checkpoint(folder / name / "last.pt").model for name in ("whole", "stopped"))
         assert len(whole["bank"]) > 9 and (whole["usual"] != 1).all()
         assert all(torch.equal(values, resumed[name]) for name, values in whole.items())

@@ -89,7 +89,7 @@ SETTING_OF = {name.replace("-", "_"): flag.setting for name, flag in (WHAT | HOW
 SETTING_OF["dataset"] = "data.name"
 MODEL_LINES = {
     "uninet": "the paper's: two teachers, a student with feature selection, contrastive and margin losses",
-    "remind": "our recipe: one frozen teacher, hard positions, synthetic defects (docs/RECIPE.md)",
+    "remind": "our recipe: one frozen teacher, hard positions, synthetic defects, a bank (docs/RECIPE.md)",
     "recontrast": "its ancestor: contrastive reconstruction with mining of hard points (NeurIPS 2023)",
     "unias": "coarse-to-fine reconstruction by a transformer, one model for all categories (WACV 2025)",
     "memory-bank": "the baseline: distance to the nearest of the training patches; no training",

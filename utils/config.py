@@ -232,12 +232,12 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"data.augment by-category turns images and {sides}; --set data.augment=none does not"
     if config.score.blur_size is not None and config.score.blur_size % 2 == 0:
         yield f"score.blur_size {config.score.blur_size} must be odd: a kernel has a middle"
-    with_bank = model.name == "memory-bank" or (model.name == "remind" and model.bank_fraction > 0)
     if model.name == "memory-bank" and model.bank_fraction == 0:
         yield "model.bank_fraction 0 leaves memory-bank nothing to compare with; 0.1 is usual"
-    least = 2 if with_bank else 1
+    least = {"memory-bank": 2, "remind": 1 + (model.bank_fraction > 0)}.get(model.name, 1)
     if len(strides) < least:
-        yield f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]"
+        without = ", or model.bank_fraction=0" if model.name == "remind" and strides else ""
+        yield f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]{without}"
     if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):
         yield f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]"
     if any(kernel % 2 == 0 for kernel in model.mem_kernels or ()):

@@ -108,8 +108,7 @@ def coreset(patches: Tensor, count: int, *, seed: int) -> Tensor:
 
     Distances are those of random projections to PROJECTED dimensions (the approximate coreset of PatchCore).
     """
-    generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(patches.shape[1], PROJECTED, generator=generator)
+    projection = torch.randn(patches.shape[1], PROJECTED, generator=torch.Generator().manual_seed(seed))
     points = patches @ projection.to(patches)
     squares, chosen = points.square().sum(dim=1), [0]
     far = torch.full_like(squares, math.inf)  # squared, to the nearest chosen one

@@ -257,8 +257,7 @@ def reconstruction_loss(targets: list[Tensor], restored: list[Tensor]) -> dict[s
 def sine_positions() -> Tensor:
     """Sine positions of the grid, normalised to 2 pi: (1, N, D), half of the channels for each axis."""
     step = (torch.arange(G, dtype=torch.float32) + 1) / G * 2 * math.pi
-    frequency = 10000 ** (2 * (torch.arange(D // 2) // 2) / (D // 2))
-    angle = step[:, None] / frequency
+    angle = step[:, None] / 10000 ** (2 * (torch.arange(D // 2) // 2) / (D // 2))
     axis = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)  # (G, D / 2)
     y, x = axis[:, None].expand(-1, G, -1), axis[None].expand(G, -1, -1)
     return torch.cat([y, x], dim=2).view(1, G * G, D)
@@ -267,8 +266,7 @@ def sine_positions() -> Tensor:
 def neighbour_mask() -> Tensor:
     """(N, N), True where the second position lies in the 7 x 7 neighbourhood of the first: forbidden."""
     place = torch.stack(torch.meshgrid(torch.arange(G), torch.arange(G), indexing="ij")).flatten(1)
-    apart = (place[:, :, None] - place[:, None]).abs().amax(dim=0)
-    return apart <= NEIGHBOURS // 2
+    return (place[:, :, None] - place[:, None]).abs().amax(dim=0) <= NEIGHBOURS // 2
 
 
 def _xavier_uniform(*modules: nn.Module) -> None:
