@@ -249,14 +249,13 @@ def optimise(run: Run) -> float:
         rates = dict(zip((group["name"] for group in groups), schedule.get_last_lr(), strict=True))
         schedule.step()
         tracker.step(done, mean_parts, lr=rates, images=train.batch_size, diagnose=model.diagnostics)
+        paused = time.perf_counter()  # training time counts neither of these
         if config.eval.every and done % config.eval.every == 0:
-            paused = time.perf_counter()
             evaluate_during_training(run, tracker, done)
-            began += time.perf_counter() - paused  # training time does not count it
         if main and done % config.run.save_every == 0 and done < train.iterations:
-            fit_score(run)  # so that this state can be scored, too
-            elapsed = seconds + time.perf_counter() - began
-            run.save(done, seconds=elapsed, **training_state(optimizer, schedule))
+            fit_score(run, 64)  # so that this state can be scored, too
+            run.save(done, seconds=seconds + paused - began, **training_state(optimizer, schedule))
+        began += time.perf_counter() - paused
     tracker.close()
     return seconds + time.perf_counter() - began
 
@@ -271,9 +270,9 @@ def stop_if_not_finite(run: Run, done: TrainingStep, indices: Sequence[Tensor], 
     raise FloatingPointError(f"{found}; lower optim.lr or use --precision fp32")
 
 
-def fit_score(run: Run) -> None:
+def fit_score(run: Run, most: int = 512) -> None:
     """Let the model measure what its score needs, on normals held out for it or else on those of training."""
-    sample = statistics_sample(run.data.scale, 512) if run.data.scale else statistics_sample(run.data.train)
+    sample = statistics_sample(run.data.scale, most) if run.data.scale else statistics_sample(run.data.train)
     run.model.fit_score(image_batches(run, sample, "score unit"))  # by 64 a speed's power is 15 % off
 
 

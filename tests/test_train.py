@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import processes
@@ -62,6 +63,21 @@ def metrics(folder: Path) -> dict:
 def the_run(tmp_path: Path) -> Path:
     (found,) = (tmp_path / "runs").glob("*/*/*/*/metrics.json")
     return found.parent
+
+
+def test_training_time_counts_no_saving(run, tmp_path, monkeypatch):
+    """A state's units are measured before it is written; a clock stands still but for that."""
+    plain, clock = train_command.fit_score, SimpleNamespace(now=0.0)
+
+    def slow(*words):
+        clock.now += 1000
+        plain(*words)
+
+    monkeypatch.setattr(train_command, "fit_score", slow)
+    monkeypatch.setattr(train_command, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    code, *_ = run("--model", "remind", "--iterations", "6")
+    assert code == 0 and clock.now == 3000  # steps 2, 4 and the end
+    assert metrics(the_run(tmp_path))["timing"]["train_s"] == 0
 
 
 def test_uninet_is_told_which_images_show_a_synthetic_defect(run, monkeypatch):
