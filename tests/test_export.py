@@ -264,7 +264,8 @@ def test_the_example_refuses_what_predict_does(example, tmp_path):
 @pytest.mark.parametrize(("resize", "settings"), [
     pytest.param("bilinear", {}, id="paper"),
     pytest.param("lanczos", RELEASED, id="released"),
-    pytest.param("bilinear", {"model__name": "remind"}, id="remind"),
+    pytest.param("bilinear", {"model__name": "remind", "model__bank_fraction": 0}, id="remind"),
+    pytest.param("bilinear", {"model__name": "remind"}, id="remind-bank"),
     pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast"),
     pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles"),
 ])  # fmt: skip
@@ -307,7 +308,7 @@ def test_onnx_of_frames(checkpoint, mvtec_like, tmp_path):
 def test_a_cpu_predicts_with_the_file(checkpoint, mvtec_like, tmp_path):
     """load_detector, and predict.py with it: the same maps as PyTorch's, to 1e-4 of their range."""
     pytest.importorskip("onnxruntime")
-    path = checkpoint(calibration=CALIBRATION, **BANK)
+    path = checkpoint(calibration=CALIBRATION)
     images = pictures(path)
     plain = load_detector(path, device="cpu").predict(images)
     assert export(path) == 0

@@ -450,10 +450,10 @@ def resident(pid):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_each_image_is_there_once(folders):
-    """3,000 images arrive; the watch is killed at any moment of its work, and its memory stays flat."""
+def test_killed_twenty_times_each_image_is_there_once(folders):
+    """5,000 images arrive; the watch is killed at any moment of its work, and its memory stays flat."""
     images, output = folders
-    scores, count, rng = output / "scores.csv", 3000, random.Random(0)
+    scores, count, rng = output / "scores.csv", 5000, random.Random(0)
     flags = ["--checkpoint", "x", "--watch", images, "--output", output, "--save", "map", "--quiet"]
 
     def rows():
@@ -470,7 +470,7 @@ def test_killed_ten_times_each_image_is_there_once(folders):
     threading.Thread(target=arrive, args=(images, count), daemon=True).start()
     script = None
     try:
-        for _ in range(10):
+        for _ in range(20):
             script = processes.start("predict.py", *flags, before=FAST)
             wait_for(rows() + rng.randint(1, 80), script)
             time.sleep(rng.uniform(0, 0.1))
