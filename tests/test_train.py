@@ -336,7 +336,10 @@ class TestResume:
             monkeypatch.setattr(unias, name, value)
         flags = ("--model", model, "--setting", "one-class", "--iterations", "4")
         flags += () if model == "uninet" else ("--eval", "none")
-        run(*flags, "--name", "whole")
+        said = []
+        monkeypatch.setattr(train_command.cli.log, "info", lambda text, *args: said.append(text % args))
+        run(*flags, "--name", "whole", "--resume")
+        assert any(x.endswith("part/whole, so it begins") for x in said) and not said.clear()
         real, calls = train_command.stop_if_not_finite, []
 
         def interrupt(*args):
@@ -351,7 +354,9 @@ class TestResume:
         monkeypatch.setattr(train_command, "stop_if_not_finite", real)
         code, _, err = run(*flags, "--name", "broken")
         assert code == 1 and "--resume goes on" in err
+        assert not any("so it begins" in x for x in said)
         assert run(*flags, "--name", "broken", "--resume")[0] == 0
+        assert "going on from step 2" in said and not any("so it begins" in x for x in said)
         folder = tmp_path / "runs/mvtec/one-class/part"
         a, b = (load_checkpoint(folder / name / "last.pt").model for name in ("whole", "broken"))
         assert all(torch.equal(a[k], b[k]) for k in a)
