@@ -28,7 +28,7 @@ def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
     """
     first = {path: path for path in paths}
     groups = [list(first)]
-    for key in (_size, content_digest, _digest):
+    for key in (_size, content_digest, lambda path: hashlib.sha256(path.read_bytes()).digest()):
         same: dict[object, list[Path]] = {}
         for i, path in ((i, path) for i, group in enumerate(groups) for path in group):
             same.setdefault((i, key(path)), []).append(path)
@@ -40,10 +40,6 @@ def first_copies(paths: Iterable[Path]) -> dict[Path, Path]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def shared_images(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sample, Sample]]:

@@ -100,7 +100,8 @@ def fold_batch_norms(module: nn.Module, *inputs: object) -> None:
     pairs, expected = _followed(module, inputs)
     for conv, norm in pairs:
         _replace(module, names[conv], fold(copy.deepcopy(conv), norm))
-        _replace(module, names[norm], _activation_of(norm))
+        rest = [getattr(norm, x) for x in ("drop", "act") if hasattr(norm, x)]  # of timm's BatchNormAct2d
+        _replace(module, names[norm], nn.Sequential(*rest))
     if not _same(module(*copy.deepcopy(inputs)), expected):
         kind = type(module).__name__
         _log.warning("a %s gives something else with its batch norms folded: left as it is", kind)
@@ -141,8 +142,3 @@ def _same(found: object, expected: object) -> bool:
 def _replace(module: nn.Module, name: str, child: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, child)
-
-
-def _activation_of(norm: nn.Module) -> nn.Module:
-    """Of timm's BatchNormAct2d, which ends with `drop` and `act`; nothing of a plain batch norm."""
-    return nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))

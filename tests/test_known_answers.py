@@ -358,18 +358,32 @@ class TestMemoryBank:
         centres = 100 * torch.eye(4, 6)
         noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
         points = centres.repeat(10, 1) + noise
-        chosen = coreset(points, 4, seed=0)
+        chosen = coreset(points, 4, rare=0, seed=0)
         assert sorted(chosen.argmax(dim=1).tolist()) == [0, 1, 2, 3]
         assert all((points == x).all(dim=1).any() for x in chosen)
-        assert torch.equal(chosen[0], points[0]) and torch.equal(coreset(points, 3, seed=0), chosen[:3])
-        whole = coreset(points, 100, seed=0)
+        three = coreset(points, 3, rare=0, seed=0)
+        assert torch.equal(chosen[0], points[0]) and torch.equal(three, chosen[:3])
+        whole = coreset(points, 100, rare=0, seed=0)
         assert sorted(map(tuple, whole.tolist())) == sorted(map(tuple, points.tolist()))
+
+    def test_a_coreset_leaves_out_what_few_others_are_like(self):
+        """Of four clusters and two odd points that are alike, as patches of one image's defect are."""
+        noise = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
+        usual = 100 * torch.eye(4, 6).repeat(25, 1) + noise
+        points = torch.cat([usual[:50], torch.full((2, 6), 300.0), usual[50:]])
+        assert (coreset(points, 5, rare=0, seed=0) == 300).all(dim=1).sum() == 1
+        chosen = coreset(points, 200, rare=0.02, seed=0)
+        assert sorted(map(tuple, chosen.tolist())) == sorted(map(tuple, usual.tolist()))
+        assert len(coreset(points, 200, rare=0.1, seed=0)) == 92
+        # one patch stays, and of patches that are all equal as many as of others
+        assert torch.equal(coreset(points[:1], 5, rare=0.02, seed=0), points[:1])
+        assert len(coreset(torch.ones(60, 6), 60, rare=0.02, seed=0)) == 59
 
     def test_the_coresets_next_patch_is_the_farthest(self, monkeypatch):
         """Against a dense search; as many projections as dimensions keep the order of far points."""
         points = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)).double()
         monkeypatch.setattr(torch, "randn", lambda *size, generator: torch.eye(*size))
-        chosen = coreset(points, 12, seed=0)
+        chosen = coreset(points, 12, rare=0, seed=0)
         for i in range(1, 12):
             far = torch.cdist(points, chosen[:i]).amin(dim=1)
             assert torch.equal(points[far.argmax()], chosen[i])

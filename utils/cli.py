@@ -76,7 +76,7 @@ HOW = {
     "device": Flag("run.device", "where to compute; auto: a GPU if there is one", "auto|cpu|cuda"),
     "precision": Flag("train.precision", "auto: bf16 where it is faster, else fp32", choices=PRECISIONS),
     "eval-precision": Flag("run.eval_precision", "of scoring; bf16 is coarser", choices=PRECISIONS),
-    "eval-batch-size": Flag("run.eval_batch_size", "images scored at once; changes no result", "N", int),
+    "eval-batch-size": Flag("run.eval_batch_size", "images scored at once; moves last digits", "N", int),
     "workers": Flag("run.workers", "loader processes (default: up to 4 for a GPU, else 0)", "N", int),
     "cache-gb": Flag("run.cache_gb", "decoded images kept in memory, at most", "GB", float),
     "graph": Flag("run.graph", "auto: a GPU replays the training step as a graph", choices=("auto", "off")),

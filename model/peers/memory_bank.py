@@ -20,6 +20,7 @@ from utils.config import Config
 
 ROWS = 1 << 10  # of the bank, compared at once: with 16 images of 1024 patches 64 MB
 PROJECTED = 64
+OTHERS, ALIKE = 1 << 11, 3  # how many random patches one is compared with, and which of the nearest counts
 
 
 class MemoryBank(AnomalyModel):
@@ -103,13 +104,19 @@ def nearest(patches: Tensor, bank: Tensor) -> Tensor:
     return torch.stack(parts).amin(dim=0).view(-1, *patches.shape[1:3])
 
 
-def coreset(patches: Tensor, count: int, *, seed: int) -> Tensor:
+def coreset(patches: Tensor, count: int, *, rare: float, seed: int) -> Tensor:
     """Of patches (N, C) at most `count` that cover all: each next one is the farthest from those before.
 
-    Distances are those of random projections to PROJECTED dimensions (the approximate coreset of PatchCore).
+    The share `rare` is left out first: the patches whose like is not among random others, as a defect's
+    (the idea of SoftPatch). Distances are those of projections to PROJECTED dimensions, as in PatchCore.
     """
-    projection = torch.randn(patches.shape[1], PROJECTED, generator=torch.Generator().manual_seed(seed))
-    points = patches @ projection.to(patches)
+    generator = torch.Generator().manual_seed(seed)
+    points = patches @ torch.randn(patches.shape[1], PROJECTED, generator=generator).to(patches)
+    others = points[torch.randperm(len(points), generator=generator)[:OTHERS]]
+    nth = min(ALIKE, len(others))
+    far = torch.cat([torch.cdist(part, others).kthvalue(nth).values for part in points.split(ROWS)])
+    kept = far.argsort(stable=True)[: len(far) - int(rare * len(far))].sort().values
+    patches, points = patches[kept], points[kept]
     squares, chosen = points.square().sum(dim=1), [0]
     far = torch.full_like(squares, math.inf)  # squared, to the nearest chosen one
     for _ in range(min(count, len(points)) - 1):
