@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,6 +25,7 @@ from datasets.loader import ImageSet  # noqa: E402
 from datasets.samples import Sample  # noqa: E402
 from datasets.transforms import Decode, Normalise  # noqa: E402
 from evaluation.scoring import results_by_category, score_images  # noqa: E402
+from model.base import AnomalyModel  # noqa: E402
 from model.decision import Prediction  # noqa: E402
 from model.inference import ScoringOptions  # noqa: E402
 from utils.cli import new_parser, print_result, run_command  # noqa: E402
@@ -58,7 +59,7 @@ class GeneratedSet(ImageSet):
         return mask
 
 
-class Brightness(nn.Module):
+class Brightness(AnomalyModel):
     """The mean of the channels as the map, made finer by noise so that nearly all values differ."""
 
     def predict(self, images: Tensor) -> Prediction:
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     scored, start = peak_memory_gb(CPU), time.perf_counter()
     mean = results_by_category(scores, options)["mean"]
     seconds = time.perf_counter() - start
+    assert scores.masks is not None
     kept = (scores.maps.nbytes + scores.masks.nbytes) / 2**30
     peak = peak_memory_gb(CPU)
     print_result(

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -129,7 +130,7 @@ def rows(precision: str) -> Iterator[list[str]]:
             chosen = {"model.weights": "random", "train.precision": precision, "train.batch_size": 8}
             config = load_config(CONFIGS / "mvtec.yaml", chosen | settings)
         else:
-            config = configuration(spec.but(precision=precision))
+            config = configuration(replace(spec, precision=precision))
         model = build_model(config, pretrained=False)
         if name == "UniNet, peer's shape":
             halve_branches(model)

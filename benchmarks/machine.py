@@ -22,9 +22,8 @@ def machine(spec: Spec) -> tuple[Workload, Operations]:
     x = torch.randn(CONVOLUTION, device=spec.device, dtype=dtype).contiguous(
         memory_format=torch.channels_last
     )
-    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(
-        spec.device, dtype, memory_format=torch.channels_last
-    )
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    conv = conv.to(spec.device, dtype).to(memory_format=torch.channels_last)
     a, b = (torch.randn(PRODUCT, PRODUCT, device=spec.device, dtype=dtype) for _ in range(2))
     conv_gflop = 2 * batch * height * width * channels**2 * 9 / 1e9
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,9 @@ def pixel_metrics(spec: Spec) -> Built:
     maps, masks = maps_and_masks(spec)
 
     def run() -> Reply:
-        return {"pro": all_pixel_metrics(maps, masks)["pro"]}
+        pro = all_pixel_metrics(maps, masks)["pro"]
+        assert pro is not None  # there are regions
+        return {"pro": pro}
 
     run()
     return run, Operations()
@@ -135,7 +138,7 @@ def pixel_metrics(spec: Spec) -> Built:
 
 def memory_bank(spec: Spec) -> Built:
     """Fit on `count` images, then score one batch; the bank is a random tenth of the patches."""
-    net, batch = uninet(spec.but(variant="memory-bank")), images(spec)
+    net, batch = uninet(replace(spec, variant="memory-bank")), images(spec)
 
     @torch.inference_mode()
     def run() -> None:
@@ -214,7 +217,7 @@ def build(spec: Spec) -> tuple[Workload, Reply]:
     keep_freed_memory()  # as every command does
     if spec.row in STAGES:
         run, operations = STAGES[spec.row](spec)
-        return run, {"stages": {name: vars(found) for name, found in operations.items()}}
+        return run, {"stage_operations": {name: vars(found) for name, found in operations.items()}}
     run, found = WORKLOADS[spec.row](spec)
     return run, {"operations": vars(found)}
 

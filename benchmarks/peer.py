@@ -38,7 +38,7 @@ def train(spec: Spec) -> Workload:
     net, batch = model(spec).train(), images(spec)
     labels = torch.zeros(spec.batch, device=spec.device)
     learnt = [net.student, net.bottleneck, net.dfs]
-    groups = [{"params": list(part.parameters())} for part in learnt]
+    groups: list[dict[str, object]] = [{"params": list(part.parameters())} for part in learnt]
     groups.append({"params": list(net.teachers.target_teacher.parameters()), "lr": 1e-6})
     optimizer = torch.optim.AdamW(groups, lr=5e-3, weight_decay=1e-5, eps=1e-10, amsgrad=True)
 

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 GPU_SECONDS = 0.3  # what is faster is repeated for so long on a GPU
-Reply = dict[str, object]
 Workload = Callable[[], "Reply | None"]
 
 
@@ -39,9 +39,21 @@ class Spec:
     count: int = 0
     channels: int = 0
 
-    def but(self, **changes: object) -> Spec:
-        """The same with some fields changed."""
-        return replace(self, **changes)
+
+class Reply(TypedDict, total=False):
+    """What a measured process answers: first facts about a workload, then of each run what it has."""
+
+    operations: dict[str, float]  # fields of `Operations`
+    stage_operations: dict[str, dict[str, float]]
+    versions: str
+    seconds: float
+    peak_gb: float
+    over_gb: float
+    stages: dict[str, float]  # seconds of each
+    convolution: float  # GFLOP/s, as is `product`
+    product: float
+    pro: float
+    off: float  # maps from PyTorch's, as a share of their range
 
 
 # --- the parent's side --------------------------------------------------------------------------------------
@@ -52,13 +64,15 @@ class Worker:
 
     def __init__(self, python: str, script: Path, spec: Spec) -> None:
         threads = {"OMP_NUM_THREADS": str(spec.threads), "MKL_NUM_THREADS": str(spec.threads)}
-        self.process = subprocess.Popen(  # noqa: S603 (our own script, in an interpreter the user named)
+        process = subprocess.Popen(  # noqa: S603 (our own script, in an interpreter the user named)
             [python, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **threads},
         )
+        assert process.stdin and process.stdout
+        self.process, self.requests, self.answers = process, process.stdin, process.stdout
         self.facts = self._ask({"do": "build", "spec": asdict(spec)})
 
     def run(self) -> Reply:
@@ -67,9 +81,9 @@ class Worker:
 
     def _ask(self, request: Mapping[str, object]) -> Reply:
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+            line = self.answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:
@@ -83,8 +97,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.requests.close()
+        self.answers.close()
         self.process.wait()
 
 
@@ -98,7 +112,8 @@ def serve(build: Callable[[Spec], tuple[Workload, Reply]]) -> None:
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    workload: Workload | None = None
+    workload: Workload
+    reply: Mapping[str, object]
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from operations import Operations
@@ -109,8 +109,9 @@ class Measured:
         """Seconds that the operations need at the machine's throughput."""
         if not (self.machine and self.operations.total):
             return None
-        rates = [statistics.median(m[key] for m in self.machine) for key in ("convolution", "product")]
-        return self.operations.limit(*rates) / per
+        convolution = statistics.median(m["convolution"] for m in self.machine)
+        product = statistics.median(m["product"] for m in self.machine)
+        return self.operations.limit(convolution, product) / per
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ class Setup:
 
     def worker(self, spec: Spec, *, peer: bool = False) -> Worker:
         """A started process for a spec."""
-        spec = spec.but(device=self.device, threads=self.threads)
-        script = HERE / ("peer.py" if peer else "ours.py")
-        return Worker(self.peer_python if peer else self.python, script, spec)
+        spec = replace(spec, device=self.device, threads=self.threads)
+        python = self.peer_python if peer else self.python
+        assert python is not None
+        return Worker(python, HERE / ("peer.py" if peer else "ours.py"), spec)
 
 
 def measure(setup: Setup, spec: Spec, *, peer: bool, limited: bool) -> Measured:
@@ -139,10 +141,10 @@ def measure(setup: Setup, spec: Spec, *, peer: bool, limited: bool) -> Measured:
     found = Measured()
     wanted = {"ours": (spec, False)}
     if limited:
-        wanted["machine"] = (spec.but(row="machine"), False)
+        wanted["machine"] = (replace(spec, row="machine"), False)
     if peer and setup.peer_python:
         # the peer is measured in fp32, as its users run it; ours may be faster in bf16
-        wanted["peer"] = (spec.but(precision="fp32"), True)
+        wanted["peer"] = (replace(spec, precision="fp32"), True)
     with ExitStack() as stack:
         sides = started(setup, wanted, stack)
         found.operations = Operations(**sides["ours"].facts.get("operations", {}))
@@ -160,11 +162,12 @@ def started(setup: Setup, wanted: dict[str, tuple[Spec, bool]], stack: ExitStack
     Raises:
         WorkerError: if one fails that is not the peer, which is left out with a warning.
     """
+
+    def start(spec: Spec, peer: bool) -> Worker:
+        return stack.enter_context(setup.worker(spec, peer=peer))
+
     with ThreadPoolExecutor(1 if setup.device == "cpu" else len(wanted)) as pool:
-        futures = {
-            name: pool.submit(lambda s=spec, p=peer: stack.enter_context(setup.worker(s, peer=p)))
-            for name, (spec, peer) in wanted.items()
-        }
+        futures = {name: pool.submit(start, *side) for name, side in wanted.items()}
     if "peer" in futures and isinstance(error := futures["peer"].exception(), WorkerError):
         log.warning("no peer: %s", error)
         del futures["peer"]
@@ -174,8 +177,8 @@ def started(setup: Setup, wanted: dict[str, tuple[Spec, bool]], stack: ExitStack
 def stages(setup: Setup, spec: Spec) -> list[tuple[str, Operations, float, float]]:
     """(stage, operations, seconds, share of the limit) of each part of `train` or `predict`, medians."""
     with (
-        setup.worker(spec.but(row=f"{spec.row}-stages")) as ours,
-        setup.worker(spec.but(row="machine")) as rates,
+        setup.worker(replace(spec, row=f"{spec.row}-stages")) as ours,
+        setup.worker(replace(spec, row="machine")) as rates,
     ):
         replies, machine = [], []
         for _ in range(setup.rounds):
@@ -183,7 +186,7 @@ def stages(setup: Setup, spec: Spec) -> list[tuple[str, Operations, float, float
             replies.append(ours.run()["stages"])
         measured = Measured(machine=machine)
         table = []
-        for name, counts in ours.facts["stages"].items():
+        for name, counts in ours.facts["stage_operations"].items():
             measured.operations = Operations(**counts)
             seconds = statistics.median(reply[name] for reply in replies)
             table.append((name, measured.operations, seconds, (measured.limit() or 0.0) / seconds))

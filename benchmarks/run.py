@@ -121,7 +121,7 @@ def main_table(setup: Setup, args: argparse.Namespace, precisions: Sequence[str]
     lines, all_found, notes = [list(COLUMNS)], [], []
     for row, variant, precision in chosen(args, precisions):
         log.info("%s, %s, %s", row.title, variant, precision)
-        spec = row.spec.but(variant=variant, precision=precision)
+        spec = replace(row.spec, variant=variant, precision=precision)
         try:
             found = measure(setup, spec, peer=row.peer and variant == "peer", limited=row.limited)
             all_found.append((precision, found))
@@ -143,7 +143,7 @@ def main_table(setup: Setup, args: argparse.Namespace, precisions: Sequence[str]
 def chosen(args: argparse.Namespace, precisions: Sequence[str]) -> Iterator[tuple[Row, str, str]]:
     """Rows, shapes and precisions that the command line asks for."""
     for row in ROWS:
-        row = replace(row, spec=row.spec.but(size=args.size or row.spec.size))
+        row = replace(row, spec=replace(row.spec, size=args.size or row.spec.size))
         if args.only and row.name not in args.only:
             continue
         for precision in precisions if row.bf16 else precisions[:1]:
@@ -159,7 +159,7 @@ def stage_tables(setup: Setup, args: argparse.Namespace, precisions: Sequence[st
         if row.name in ("train", "one") and variant == (args.shape or ["peer"])[0]:
             log.info("stages: %s, %s, %s", row.title, variant, precision)
             try:
-                found = stages(setup, row.spec.but(variant=variant, precision=precision))
+                found = stages(setup, replace(row.spec, variant=variant, precision=precision))
             except WorkerError as error:
                 log.warning("not measured: %s", error)
                 continue

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from losses.uninet import uninet_loss
 from model.decision import distance_map
+from model.uninet import UniNet
 from utils.device import autocast
 from utils.optim import make_optimizer
 
@@ -24,6 +25,7 @@ Counted = tuple[Workload, dict[str, Operations]]
 def train_stages(spec: Spec) -> Counted:
     """Forward and backward of each part of `train`, gradients reaching all that learns and its inputs."""
     net, device = uninet(spec).train(), torch.device(spec.device)
+    assert isinstance(net, UniNet)
     batch = images(spec).contiguous(memory_format=torch.channels_last)
     config = configuration(spec)
     optimizer, schedule = make_optimizer(net.parameter_groups(config.optim), config)
@@ -77,6 +79,7 @@ def train_stages(spec: Spec) -> Counted:
 def predict_stages(spec: Spec) -> Counted:
     """Each part of `predict` of the deployed model on one batch, as predict.py runs it."""
     net = uninet(spec).deploy()
+    assert isinstance(net, UniNet)
     batch = images(spec).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), autocast(torch.device(spec.device), spec.precision):
         pairs = net.features(batch)

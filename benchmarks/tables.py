@@ -65,7 +65,7 @@ def throughput(found: Sequence[tuple[str, Measured]]) -> str:
     for precision in dict.fromkeys(p for p, _ in found):
         replies = [reply for p, measured in found if p == precision for reply in measured.machine]
         if replies:
-            values = [[reply[key] for reply in replies] for key in ("convolution", "product")]
+            values = [[r["convolution"] for r in replies], [r["product"] for r in replies]]
             rows.append(
                 [precision, *(f"{statistics.median(v):.0f} ({min(v):.0f} to {max(v):.0f})" for v in values)]
             )

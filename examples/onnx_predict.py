@@ -15,7 +15,8 @@ IMAGE = re.compile(r"(?!(.*/)?([.@$]|__)).*\.(png|jpe?g|jfif|bmp|tiff?)", re.I) 
 
 def read_image(path: Path) -> np.ndarray:
     """(1, H, W, 3) uint8 RGB, upright: the high byte of 16 bits, transparency blended over black."""
-    data, image = path.read_bytes(), Image.open(path)
+    data = path.read_bytes()
+    image: Image.Image = Image.open(path)
     cut = image.format == "JPEG" and data.endswith(b"\0") and not data.rstrip(b"\0").endswith(b"\xff\xd9")
     if cut or (image.format != "MPO" and getattr(image, "n_frames", 1) > 1):
         raise ValueError("its end is missing" if cut else "it holds several pictures")

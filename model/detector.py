@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def load_detector(
     run: str | Path,
     *,
     device: str = "auto",
-    precision: str | None = None,
+    precision: Literal["auto", "fp32", "bf16"] | None = None,
     batch_size: int | None = None,
     change: Callable[[Config], Config] | None = None,
 ) -> Detector:
@@ -176,7 +176,7 @@ def load_detector(
     batch_size = config.run.eval_batch_size if batch_size is None else batch_size
     if batch_size < 1:
         raise ConfigError(f"--eval-batch-size is {batch_size}; it is at least 1")
-    options = replace(config.run, eval_precision=cast(Any, precision), eval_batch_size=batch_size)
+    options = replace(config.run, eval_precision=precision, eval_batch_size=batch_size)
     config = replace(config, run=options)
     model = build_model(config, pretrained=False).to(place).to(memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)

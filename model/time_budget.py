@@ -11,7 +11,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,7 +80,7 @@ def choose(config: Config, seconds: float, *, free: bool) -> tuple[int, tuple[in
     """Length, and where it is `free` the image size, of a run that takes so long; said in one line."""
     start, device = time.perf_counter(), choose_device(config.run.device)
     if config.train.precision == "auto":
-        precision = cast(Any, choose_precision("auto", device))
+        precision = choose_precision("auto", device)
         config = replace(config, train=replace(config.train, precision=precision))
     samples = split_samples(config).train
     multiple = 2 * config.model.strides[-1]  # so that a decoder restores each level at its size

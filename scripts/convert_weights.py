@@ -142,7 +142,7 @@ def to_ours(
     problems: list[str] = []
     for key, tensor in theirs.items():
         ours = renamed(key, pairs)
-        if ours in start:
+        if ours and ours in start:
             found[ours] = _converted(ours, tensor, start[ours], name)
         elif not UNUSED.match(key):
             problems.append(f"expected no {key}, found one of shape {list(tensor.shape)}")
@@ -236,7 +236,8 @@ def config_of(file: Path, name: str, chosen: Mapping[str, object]) -> Config:
     multi, categories = told.get("model.setting") == "multi-class", list(SPECS[dataset].counts)
     if not multi and len(categories) > 1 and "data.category" not in told:
         raise ConfigError(f"give --category of {dataset} ({', '.join(categories)}), or --setting multi-class")
-    return load_config(config_file(dataset), told, category=None if multi else told.get("data.category"))
+    category = None if multi else told.get("data.category")
+    return load_config(config_file(dataset), told, category=None if category is None else str(category))
 
 
 def to_run(file: Path, name: str, config: Config, folder: Path) -> None:

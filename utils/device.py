@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
+def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
     """Turn auto into bf16 on GPUs that have it and on CPUs where a quick probe shows it faster, else fp32.
 
     Some CPUs emulate bf16 a hundred times slower than float32, so the probe looks at one small product first.

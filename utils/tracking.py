@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from utils.files import printable, write_text
 from utils.runs import Results
+from utils.yaml_io import Tree
 
 LOG = "log.jsonl"
 LOG_EVERY = 20  # steps between its lines
@@ -45,7 +46,7 @@ def _lines(folder: Path) -> list[str]:
     return [line for line in whole if line.endswith("}\n")]  # a kill may cut the last one
 
 
-def validation_curve(folder: Path) -> list[dict[str, object]]:
+def validation_curve(folder: Path) -> list[Tree]:
     """Evaluations during training from log.jsonl: iteration, split, and the mean results."""
     entries = [entry for entry in map(json.loads, _lines(folder)) if "split" in entry]
     return [{"iteration": e["iteration"], "split": e["split"], **e["results"]["mean"]} for e in entries]

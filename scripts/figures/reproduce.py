@@ -37,6 +37,7 @@ from evaluation.figures import (
 from evaluation.scoring import collect_scores
 from model import Detector, load_detector
 from model.inference import inputs_of, to_device
+from model.uninet import UniNet
 from scripts import ROOT
 from scripts.tables import reproduce as tables
 from utils.cli import new_parser, print_result, run_command, user_path, when_stopped
@@ -177,8 +178,8 @@ def grid(places: Sequence[Place], args: argparse.Namespace) -> Picture:
         folder, root = tables.folder_of(place.run, args), args.data / place.run.dataset
         detector, data = load_run(folder, root, args.device)
         labels = np.array([s.label for s in data.samples])
-        shown = evenly_spread(np.flatnonzero(labels == 1), args.images)
-        part = [*shown, *evenly_spread(np.flatnonzero(labels == 0), CALM)]
+        shown = evenly_spread(np.flatnonzero(labels == 1).tolist(), args.images)
+        part = [*shown, *evenly_spread(np.flatnonzero(labels == 0).tolist(), CALM)]
         images = ImageSet([data.samples[i] for i in part], data.decode, data.normalise)
         scores = collect_scores(detector.predictions(images, quiet=args.quiet), images)
         chosen = list(range(len(shown)))
@@ -211,16 +212,18 @@ def tsne(places: Sequence[Place], args: argparse.Namespace) -> Figure:
         chosen = evenly_spread(range(len(data)), POINTS)
         part = ImageSet([data.samples[i] for i in chosen], data.decode, data.normalise)
         labels = np.array([s.label for s in part.samples])
+        assert isinstance(detector.model, UniNet)  # features of others are no such pairs
         flat = embed(image_features(detector.model, part, detector.device))
         for label, name in enumerate(("normal images", "anomalous images")):
-            axes.scatter(*flat[labels == label].T, s=9, alpha=0.6, color=COLOURS[label], label=name)
+            x, y = flat[labels == label].T
+            axes.scatter(x, y, s=9, alpha=0.6, color=COLOURS[label], label=name)
         axes.set(title=f"{place.title}, {place.row}", xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
 @torch.inference_mode()
-def image_features(model: torch.nn.Module, data: ImageSet, device: torch.device) -> np.ndarray:
+def image_features(model: UniNet, data: ImageSet, device: torch.device) -> np.ndarray:
     """(N, sum of C_i), unit length: means over positions of what the student restores of the source."""
     vectors = []
     for batch in batches(data, 16):

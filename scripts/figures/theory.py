@@ -145,7 +145,8 @@ def simulate(dataset: str, raw: float, *, seed: int = 0) -> tuple[float, float, 
             smoothed = auroc(smooth_in_order(scores), labels)
             shuffled = auroc(smooth_in_order(scores[order]), labels[order])
             means.append((auroc(scores, labels), smoothed, shuffled))
-    return tuple(fmean(column) for column in zip(*means, strict=True))
+    unsmoothed, in_order, at_random = (fmean(column) for column in zip(*means, strict=True))
+    return unsmoothed, in_order, at_random
 
 
 def smoothing() -> tuple[list[str], list[Row], Figure]:

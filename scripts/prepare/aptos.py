@@ -83,7 +83,7 @@ def fundus_crop(image: np.ndarray) -> np.ndarray:
     right, bottom = int(x + half) + MARGIN, int(y + half) + MARGIN
     height, width = image.shape[:2]
     border = max(0, -left, -top, right - width, bottom - height)
-    padded = cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    padded = cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     square = padded[top + border : bottom + border, left + border : right + border]
     return cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 

@@ -104,7 +104,10 @@ def plan(release: Release, source: Source) -> list[Item]:
         raise DatasetError(f"no image in {source.folder}; did you mean --source {shlex.quote(str(folder))}?")
     if not pairs:
         masks = Masks(source.require(release.masks))
-        pairs = {path: masks.of(path)[0] for path in list_images(source.require(release.images))}
+        for path in list_images(source.require(release.images)):
+            mask, _ = masks.of(path)
+            assert mask is not None  # of a missing one it is the path where it should be
+            pairs[path] = mask
     if len(pairs) != release.number:
         raise DatasetError(
             f"found {len(pairs)} images in {source.folder}, expected {release.number}; complete the copy, or "
@@ -145,9 +148,8 @@ def read_sequences(release: Release, source: Source, images: list[Path]) -> dict
             source.folder / SEQUENCES,
         )
         return {}
-    starts = sorted(release.starts)
-    first = {path: max(n for n in starts if n <= int(path.stem)) for path in images}
-    return {path: str(release.starts[first[path]]) for path in images}
+    start_of = {path: max(n for n in release.starts if n <= int(path.stem)) for path in images}
+    return {path: str(release.starts[start]) for path, start in start_of.items()}
 
 
 def _names(number: int) -> list[str]:

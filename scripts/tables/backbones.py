@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import timm
 import torch
+from timm.models import FeatureInfo
 
 from model.backbone import build_backbone, fitted_state
 from utils.cli import new_parser, print_result, run_command
@@ -58,18 +60,24 @@ def available(name: str) -> tuple[int, ...]:
     """Those of the default strides that the backbone has; its own finest ones if that are less than two."""
     try:
         with torch.device("meta"):
-            strides = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+            strides = feature_info(name).reduction()
     except Exception:
         return WANTED  # building it will say why not
     both = tuple(s for s in WANTED if s in strides)
     return both if len(both) > 1 else tuple(sorted(set(strides)))[:3]
 
 
+def feature_info(name: str) -> FeatureInfo:
+    """What timm tells of a backbone's features."""
+    net = timm.create_model(name, features_only=True, pretrained=False)
+    return cast(FeatureInfo, net.feature_info)  # an attribute of a module has no type
+
+
 def own_weights(name: str, strides: tuple[int, ...]) -> str:
     """Whether the whole timm model's state dict, and no deeper one, is taken with --weights."""
     with torch.device("meta"):
         state = timm.create_model(name, pretrained=False).state_dict()
-    info = timm.create_model(name, features_only=True, pretrained=False).feature_info
+    info = feature_info(name)
     index = dict(zip(info.reduction(), info.out_indices, strict=True))
     options = {"features_only": True, "out_indices": tuple(index[s] for s in strides)}
     try:

@@ -61,8 +61,8 @@ def portable(command: str) -> str:
     words, portable_words = iter(shlex.split(command)), []
     for word in words:
         if word in WITH_VALUE:
-            value = next(words)
-            portable_words += [word, WITH_VALUE[word]] if WITH_VALUE[word] and value else []
+            value, shown = next(words), WITH_VALUE[word]
+            portable_words += [word, shown] if shown and value else []
         elif word not in DROPPED:
             portable_words.append(word)
     return shlex.join(portable_words)
@@ -87,8 +87,8 @@ def results(runs: dict[str, Tree]) -> str:
 def curves(runs: dict[str, Tree]) -> str:
     """Evaluations during training, one row each."""
     entries = [entry for tree in runs.values() for entry in tree.get("curve", [])]
-    names = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "dsc", "miou")
-    names = [n for n in names if any(entry.get(n) is not None for entry in entries)]
+    known = ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "dsc", "miou")
+    names = [n for n in known if any(entry.get(n) is not None for entry in entries)]
     lines = [["run", "step", *(COLUMNS[n] for n in names)]]
     for name, tree in runs.items():
         for entry in tree.get("curve", []):

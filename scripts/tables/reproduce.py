@@ -298,8 +298,8 @@ def filled(table: Table, args: argparse.Namespace) -> tuple[str, list[list[str]]
     about = [f"{table.published['title']} ({table.published['source_table']}). Percent. Ours: "]
     about[0] += f"{args.iterations} steps" if args.iterations else "length as in the configs"
     about[0] += f", {', '.join(args.set)}" if args.set else ""
-    others = [f"Reported by others: {table.others['source']}."] if table.others else []
-    notes = [f"- {note}" for note in [*others, *table.notes]]
+    sources = [f"Reported by others: {table.others['source']}."] if table.others else []
+    notes = [f"- {note}" for note in [*sources, *table.notes]]
     return "\n\n".join([*about, markdown(rows), "\n".join(notes)]), rows
 
 
@@ -326,7 +326,7 @@ def _cell(
         names = column.categories if run.category == "all" else (run.category,)
         for name in names:
             by_seed.setdefault(run.seed, []).append(None if tree is None else _value(tree, name, metric))
-    means = [statistics.fmean(v) for v in by_seed.values() if v and None not in v]
+    means = [statistics.fmean(x for x in v if x is not None) for v in by_seed.values() if None not in v]
     if not means:
         return ""
     missing = len(column.categories) - len(next(iter(by_seed.values())))

@@ -87,7 +87,7 @@ def printed(table: Table, name: object, column: int) -> list[float | None]:
     rows = table.published["rows"]
     if isinstance(rows, list):  # numbered rows, their values run over all columns
         before = sum(len(c.metrics) for c in table.columns[:column])
-        values = next((r["values"] for i, r in enumerate(rows, start=1) if i == name), [])
+        values: list[float | None] = next((r["values"] for i, r in enumerate(rows, start=1) if i == name), [])
         cells = values[before : before + len(metrics)]
     else:
         cells = (rows.get(name) or {}).get(table.columns[column].title) or []
