@@ -166,8 +166,8 @@ def load_detector(
 ) -> Detector:
     """The model of a run folder or of a checkpoint file, ready to predict.
 
-    device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16; by default the run's, in which its
-    held-out images were scored. change: of the run's configuration, but for the model's own settings.
+    device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16, else a ValueError; by default the run's,
+    in which its held-out images were scored. change: of its configuration, but for the model's own settings.
     """
     path, state = load_trained(run)
     config = state.config if change is None else change(state.config)
@@ -176,8 +176,7 @@ def load_detector(
     batch_size = config.run.eval_batch_size if batch_size is None else batch_size
     if batch_size < 1:
         raise ConfigError(f"--eval-batch-size is {batch_size}; it is at least 1")
-    options = replace(config.run, eval_precision=precision, eval_batch_size=batch_size)
-    config = replace(config, run=options)
+    config = replace(config, run=replace(config.run, eval_precision=precision, eval_batch_size=batch_size))
     model = build_model(config, pretrained=False).to(place).to(memory_format=torch.channels_last)
     restore_model(model, state.model, source=path)
     return Detector(
@@ -189,7 +188,7 @@ def load_detector(
         calibration=_calibration(state, config, precision),
         device=place,
         precision=precision,
-        batch_size=options.eval_batch_size,
+        batch_size=batch_size,
     )
 
 

@@ -79,9 +79,8 @@ class TimeBudget:
 def choose(config: Config, seconds: float, *, free: bool) -> tuple[int, tuple[int, int]]:
     """Length, and where it is `free` the image size, of a run that takes so long; said in one line."""
     start, device = time.perf_counter(), choose_device(config.run.device)
-    if config.train.precision == "auto":
-        precision = choose_precision("auto", device)
-        config = replace(config, train=replace(config.train, precision=precision))
+    precision = choose_precision(config.train.precision, device)
+    config = replace(config, train=replace(config.train, precision=precision))
     samples = split_samples(config).train
     multiple = 2 * config.model.strides[-1]  # so that a decoder restores each level at its size
     sizes = [shape_of(samples, side, multiple) for side in SIDES] if free else [config.data.image_size]

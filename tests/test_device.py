@@ -41,6 +41,8 @@ def test_auto_looks_before_it_chooses(monkeypatch, fp32, bf16, expected):
     if bf16 > 20:  # the small product was warning enough
         assert {size for _, size in probed} == {128}
     assert choose_precision("bf16", CPU) == "bf16" and choose_precision("fp32", CPU) == "fp32"
+    with pytest.raises(ValueError, match="precision 'fp16' is unknown; choose auto, fp32 or bf16"):
+        choose_precision("fp16", CPU)
 
 
 def test_results_name_the_device_that_computed(monkeypatch):

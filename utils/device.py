@@ -35,17 +35,18 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
     """Turn auto into bf16 on GPUs that have it and on CPUs where a quick probe shows it faster, else fp32.
 
-    Some CPUs emulate bf16 a hundred times slower than float32, so the probe looks at one small product first.
+    Some CPUs emulate bf16 a hundred times slower, so a small product comes first. ValueError: another name.
     """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision '{name}' is unknown; choose auto, fp32 or bf16")
     if name != "auto":
         return name
     if device.type == "cuda":
         faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        emulated = _product_seconds(torch.bfloat16, 128) > 20 * _product_seconds(torch.float32, 128)
-        faster = not emulated and _product_seconds(torch.float32, 768) > BF16_MARGIN * _product_seconds(
-            torch.bfloat16, 768
-        )
+        half, full = torch.bfloat16, torch.float32
+        emulated = _product_seconds(half, 128) > 20 * _product_seconds(full, 128)
+        faster = not emulated and _product_seconds(full, 768) > BF16_MARGIN * _product_seconds(half, 768)
     return "bf16" if faster else "fp32"
 
 
