@@ -142,8 +142,8 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
     if distributed.is_main_process():
         if args.overwrite:  # now that the new one can start
             clear_run(folder)
-        begins = f"; nothing to resume in {folder}, so it begins" if args.resume and state is None else ""
-        cli.log.info(describe(config, data, model) + begins)
+        others = args.resume and state is None and any(folder.parent.glob(f"{config.model.name}-*/{FILE}"))
+        cli.log.info(describe(config, data, model) + others * f"; beside {folder} lie other settings")
         write_skipped(folder, data.skipped, dataset_root(config))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     quiet = args.quiet or not distributed.is_main_process()
