@@ -29,7 +29,7 @@ from utils.config import Config
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
 BANK_SIZE = 1 << 10  # patches, chosen to cover all; 4096 gain nothing on validation (docs/LOG.md)
-RARE = 0.02  # of the candidates: more than defects are where a fifth of the images show one (docs/LOG.md)
+RARE = 0.02  # of the candidates; a defect has 0.1 to 2.4 % where a fifth of the images show one (docs/LOG.md)
 USUAL = 0.01  # share of the positions of a normal image whose distances are a bank's and a student's unit
 LEAST = 1e-3  # of the patches' length that the bank's unit is: cdist in fp32 has no more digits
 BEYOND = 2  # how much more a distance from the bank counts above that unit
