@@ -143,7 +143,7 @@ def train_run(config: Config, folder: Path, args: argparse.Namespace, *, command
         if args.overwrite:  # now that the new one can start
             clear_run(folder)
         others = args.resume and state is None and any(folder.parent.glob(f"{config.model.name}-*/{FILE}"))
-        cli.log.info(describe(config, data, model) + others * f"; beside {folder} lie other settings")
+        cli.log.info(describe(config, data, model) + others * f"; runs beside {folder} have other settings")
         write_skipped(folder, data.skipped, dataset_root(config))
         write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     quiet = args.quiet or not distributed.is_main_process()

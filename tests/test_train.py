@@ -363,7 +363,7 @@ class TestResume:
         monkeypatch.setattr(train_command.cli.log, "info", lambda text, *args: said.append(text % args))
         for steps, told in (("1", False), ("2", True), ("1", False)):
             assert run("--iterations", steps, "--resume")[0] == 0
-            about = [x for x in said if x.endswith("lie other settings")]
+            about = [x for x in said if x.endswith("have other settings")]
             assert bool(about) is told and all("one-class/part/uninet-" in x for x in about)
             said.clear()
 

@@ -14,15 +14,13 @@ from pathlib import Path
 import torch
 
 from utils.config import RunOptions
-from utils.device import keep_freed_memory
+from utils.device import PRECISIONS, keep_freed_memory
 from utils.errors import ConfigError, UserError
 from utils.layers import FLAVORS, MODELS, SETTINGS
 from utils.yaml_io import parse_override
 
 log = logging.getLogger("uninet")
 USER_ERRORS = (UserError, ValueError, OSError, FloatingPointError)
-
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 STATUS = Path("/proc/self/status")  # Linux
+PRECISIONS = ("auto", "fp32", "bf16")
 BF16_MARGIN = 1.2  # bf16 must be this much faster in a matrix product to be chosen on a CPU
 
 
@@ -37,7 +38,7 @@ def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device
 
     Some CPUs emulate bf16 a hundred times slower, so a small product comes first. ValueError: another name.
     """
-    if name not in ("auto", "fp32", "bf16"):
+    if name not in PRECISIONS:
         raise ValueError(f"precision '{name}' is unknown; choose auto, fp32 or bf16")
     if name != "auto":
         return name
