@@ -214,11 +214,6 @@ KOLEKTOR = DatasetSpec(
 )
 
 
-def list_folder_categories(root: Path) -> list[str]:
-    """Categories below `root`, or the folder's own name if `root` itself holds train/good."""
-    return [root.resolve().name] if (root / "train/good").is_dir() else list_categories(root)
-
-
 def list_folder(root: Path, category: str) -> list[Sample]:
     """As MVTec AD. Test images and masks are optional (pixel metrics need all masks)."""
     base = root if (root / "train/good").is_dir() else root / category
@@ -227,7 +222,8 @@ def list_folder(root: Path, category: str) -> list[Sample]:
 
 FOLDER = DatasetSpec(
     "folder",
-    list_folder_categories,
+    # the categories below a folder, or its own name if it holds train/good itself
+    lambda root: [root.resolve().name] if (root / "train/good").is_dir() else list_categories(root),
     list_folder,
     counts={},
     layout="train/good or <category>/train/good",

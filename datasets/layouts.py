@@ -39,11 +39,9 @@ class Tree:
 
 def categories_with(*inside: str, without: str = "") -> Callable[[Path], list[str]]:
     """A lister of categories: the folders of a root that hold all folders `inside`, and not `without`."""
-
-    def is_category(path: Path) -> bool:
-        return _holds(path, inside) and not (without and _holds(path, [without]))
-
-    return lambda root: [path.name for path in subfolders(root) if is_category(path)]
+    return lambda root: [
+        p.name for p in subfolders(root) if _holds(p, inside) and not (without and _holds(p, [without]))
+    ]
 
 
 def one_category(name: str, *folders: str) -> Callable[[Path], list[str]]:

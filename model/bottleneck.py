@@ -4,10 +4,13 @@ Legend: B images, C_i channels of level i of n, w width. Input: one (B, C_i, H_i
 coarse. Output: (B, 2 w C_n, H_n / 2, W_n / 2).
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.backbone import BackboneInfo
 from model.layers import conv_bn, folded_weights, init_weights
 
 Kernels = tuple[int, int] | None  # of MEM; None: the block of reverse distillation
@@ -96,19 +99,22 @@ class PlainBlock(nn.Module):
 class Bottleneck(nn.Module):
     """Bring all levels to the coarsest size, concatenate, and compress (2 C_n w channels at half the size).
 
-    Level i reaches level n by stride-2 3 x 3 convolutions, one per level in between (BN and ReLU after each).
+    Level i reaches level n by 3 x 3 convolutions (BN and ReLU after each), one per level in between, whose
+    stride is 2, or 1 to a level of the same size.
     """
 
     def __init__(
-        self, channels: tuple[int, ...], *, width: float = 1, kernels: Kernels = (3, 7), reparam: str = "none"
+        self, info: BackboneInfo, *, width: float = 1, kernels: Kernels = (3, 7), reparam: str = "none"
     ) -> None:
         super().__init__()
+        channels, ratios = info.channels, [b // a for a, b in pairwise(info.strides)]
         wide = [round(c * width) for c in channels]
         self.fuse = nn.ModuleList()
         for level, c in enumerate(channels[:-1]):
             steps: list[nn.Module] = []
-            for before, after in zip([c, *wide[level + 1 : -1]], wide[level + 1 :], strict=True):
-                steps += [conv_bn(before, after, 3, stride=2), nn.ReLU(inplace=True)]
+            for after, ratio in zip(wide[level + 1 :], ratios[level:], strict=True):
+                steps += [conv_bn(c, after, 3, stride=ratio), nn.ReLU(inplace=True)]
+                c = after
             self.fuse.append(nn.Sequential(*steps))
         fused, self.out_channels = wide[-1] * (len(channels) - 1) + channels[-1], 2 * wide[-1]
 

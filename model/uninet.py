@@ -100,14 +100,15 @@ class UniNet(AnomalyModel):
         """
         values: dict[str, float] = {}
         for level, stride in enumerate(self.info.strides):
+            at = f"stride{stride}" + f"-{level + 1}" * (self.info.strides.count(stride) > 1)
             if self.config.dfs != "none":
                 theta = self.dfs.theta[level].detach()
                 for name in ("min", "mean", "max"):
-                    values[f"theta/stride{stride}/{name}"] = float(getattr(theta, name)())
+                    values[f"theta/{at}/{name}"] = float(getattr(theta, name)())
             if self.diagonals:  # of the source teacher
                 d, normal = self.diagonals[level]
                 statistics = diagonal_statistics(d, normal, self.loss_config.temperature)
-                values |= {f"diagonal/stride{stride}/{name}": value for name, value in statistics.items()}
+                values |= {f"diagonal/{at}/{name}": value for name, value in statistics.items()}
         return values
 
     def head_outputs(self, pairs: Pairs) -> list[Tensor]:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared"
 
+from model.backbone import BackboneInfo  # noqa: E402
 from utils.layers import load_config  # noqa: E402
 
 LITE0 = "tf_efficientnet_lite0"
@@ -60,6 +61,11 @@ def copied_processes(monkeypatch):
 def _seeded():
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a test may have set more
+
+
+def levels(*channels: int, strides: tuple[int, ...] = (4, 8, 16), signed: bool = False) -> BackboneInfo:
+    """What a bottleneck and a student need to know of a backbone."""
+    return BackboneInfo("x", channels, strides, (0.5,) * 3, (0.5,) * 3, signed)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ EXAMPLE = ROOT / "examples/onnx_predict.py"
 def write_checkpoint(make_config, file, root, calibration=None, **settings):
     """A model that is not trained."""
     settings = {"run__data_root": str(root), "data__category": "part", "model__width": 0.25} | settings
-    config = make_config(model__backbone="resnet18", **settings)  # few layers: exporting takes a while
+    config = make_config(**{"model__backbone": "resnet18"} | settings)  # few layers: exporting takes a while
     torch.manual_seed(0)  # a fixture of the module is made before conftest's seed
     model = build_model(config)
     if model.fits or config.model.name == "memory-bank":
@@ -84,6 +84,7 @@ def by_training(path, raw):
 
 RELEASED = {"model__flavor": "released", "model__mem_reparam": "parallel", "model__mem_kernels": [3, 5]}
 BANK = {"model__name": "memory-bank"}
+VIT = {"model__backbone": "test_vit", "model__strides": [16, 16, 16]}  # levels of one stride
 HALF = np.array(0.5, np.float32)
 
 
@@ -304,6 +305,7 @@ def test_onnx_of_the_paper(paper, tmp_path):
     pytest.param("lanczos", RELEASED, id="released"),
     pytest.param("bilinear", {"model__name": "remind", "model__bank_fraction": 0}, id="remind"),
     pytest.param("bilinear", {"model__name": "remind"}, id="remind-bank"),
+    pytest.param("bilinear", {"model__name": "remind"} | VIT, id="remind-vit"),
     pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast"),
     pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles"),
 ])  # fmt: skip

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import levels
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -132,14 +133,14 @@ class TestShapesAndSizes:
     ])  # fmt: skip
     def test_bottleneck(self, options, expected):
         with torch.device("meta"):
-            bottleneck = Bottleneck(WRN, **options)
+            bottleneck = Bottleneck(levels(*WRN), **options)
             out = bottleneck([torch.empty(2, c, 64 // 2**i, 64 // 2**i) for i, c in enumerate(WRN)])
         assert parameters(bottleneck) == expected
         assert out.shape == (2, 2048, 8, 8)
 
     def test_student(self):
         with torch.device("meta"):
-            student = Student(WRN, 2048)
+            student = Student(levels(*WRN), 2048)
             shapes = [tuple(f.shape) for f in student(torch.empty(2, 2048, 8, 8), [])]
         assert parameters(student) == 24_917_504
         assert shapes == [(2, 256, 64, 64), (2, 512, 32, 32), (2, 1024, 16, 16)]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import levels
 
 from losses.kd import cosine_distance
 from model import build_model
@@ -52,7 +53,7 @@ class TestMining:
 class TestMultiClass:
     @torch.no_grad()
     def test_decoder_with_gelu(self):
-        student = Student((8, 16, 32), 64, outputs=2, activation="gelu").eval()
+        student = Student(levels(8, 16, 32), 64, outputs=2, activation="gelu").eval()
         assert not any(isinstance(m, torch.nn.ReLU) for m in student.modules())
         block = student.stages[0][1]
         x = torch.randn(2, 32, 4, 4)
@@ -88,7 +89,7 @@ class TestMultiClass:
 
 class TestModel:
     def test_two_heads_serve_their_halves(self):
-        student = Student((8, 16, 32), 64, outputs=2).eval()
+        student = Student(levels(8, 16, 32), 64, outputs=2).eval()
         embedding = torch.randn(4, 64, 2, 2)
         before = student(embedding, [])
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import levels
 
 from model import build_model
 from model.backbone import backbone_channels, build_backbone
@@ -19,9 +20,9 @@ def test_channels_are_those_of_the_features():
 
 def test_stages_have_the_other_backbones_channels_and_outputs_the_teachers():
     with torch.device("meta"):
-        student = Student((24, 40, 112), 224, own=(64, 128, 256))
+        student = Student(levels(24, 40, 112), 224, own=(64, 128, 256))
         outputs = student(torch.empty(2, 224, 2, 2), [])
-        same = Student((24, 40, 112), 224, own=(24, 40, 112))
+        same = Student(levels(24, 40, 112), 224, own=(24, 40, 112))
     assert [tuple(f.shape) for f in outputs] == [(2, 24, 16, 16), (2, 40, 8, 8), (2, 112, 4, 4)]
     assert [stage[-1].body[-1][0].out_channels for stage in student.stages] == [256, 128, 64]
     assert [tuple(head.weight.shape[:2]) for head in student.heads] == [(112, 256), (40, 128), (24, 64)]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import levels
 from torch import nn
 
 from datasets.transforms import flip, flip_rotate, rescale
@@ -111,7 +112,7 @@ class TestHeads:
     @pytest.mark.parametrize("width", [1.0, 2.0])
     def test_skips_reach_the_finer_levels_only(self, width):
         torch.manual_seed(0)
-        student = Student((8, 16, 32), 64, width=width, skips=True).eval()
+        student = Student(levels(8, 16, 32), 64, width=width, skips=True).eval()
         embedding = torch.randn(2, 64, 2, 2)
         teacher = [torch.randn(2, c, s, s) for c, s in ((8, 16), (16, 8), (32, 4))]
         before = student(embedding, teacher)
@@ -120,7 +121,7 @@ class TestHeads:
         assert same == [[True, True, True], [False, True, True], [False, False, True]]
 
     def test_no_skips_by_default(self):
-        assert len(Student((8, 16, 32), 64).skips) == 0
+        assert len(Student(levels(8, 16, 32), 64).skips) == 0
 
 
 def batch_of(kind):

@@ -238,8 +238,8 @@ def _problems(config: Config) -> Iterator[str]:
     if len(strides) < least:
         without = ", or model.bank_fraction=0" if model.name == "remind" and strides else ""
         yield f"model.strides is {strides}; {model.name} needs {least} at least, such as [8, 16]{without}"
-    if model.name in WITH_DECODER and any(b != 2 * a for a, b in pairwise(strides)):
-        yield f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16]"
+    if model.name in WITH_DECODER and any(b not in (a, 2 * a) for a, b in pairwise(strides)):
+        yield f"model.strides is {strides}; each is twice the one before, such as [4, 8, 16], or the same"
     if any(kernel % 2 == 0 for kernel in model.mem_kernels or ()):
         yield f"model.mem_kernels is {model.mem_kernels}; kernels have odd sides"
     if model.student_backbone and model.name not in WITH_DECODER:

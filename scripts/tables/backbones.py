@@ -6,6 +6,7 @@ python -m scripts.tables.backbones --table
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,7 +14,7 @@ import timm
 import torch
 from timm.models import FeatureInfo
 
-from model.backbone import build_backbone, fitted_state
+from model.backbone import build_backbone, fitted_state, out_indices
 from utils.cli import new_parser, print_result, run_command
 
 WANTED = (4, 8, 16)
@@ -25,7 +26,7 @@ NAMES = (
     "convnext_tiny", "convnextv2_atto", "edgenext_small", "efficientvit_b0", "mambaout_femto",
     "poolformer_s12", "pvt_v2_b0", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
     "maxvit_tiny_tf_224", "coatnet_0_rw_224", "hiera_tiny_224", "davit_tiny", "levit_128s",
-    "vit_tiny_patch16_224", "inception_v3", "mixer_s16_224",
+    "vit_tiny_patch16_224", "vit_small_patch16_dinov3", "inception_v3", "mixer_s16_224",
 )  # fmt: skip
 
 
@@ -51,20 +52,25 @@ def row(name: str, size: int) -> tuple[str, str, str, str]:
         _, info = build_backbone(name, strides, image_size=(size, size), random_weights=True)
     except ValueError as error:
         return f"`{name}`", f"no: {error}", "", ""
-    shown = ", ".join(f"{s}: {c}" for s, c in zip(info.strides, info.channels, strict=True))
+    levels = Counter(f"{s}: {c}" for s, c in zip(info.strides, info.channels, strict=True))
+    shown = ", ".join(f"{level} (x{n})" if n > 1 else level for level, n in levels.items())
     shown = shown if info.strides != WANTED else ", ".join(map(str, info.channels))
     return f"`{name}`", shown, "yes" if info.signed else "no", own_weights(name, strides)
 
 
 def available(name: str) -> tuple[int, ...]:
-    """Those of the default strides that the backbone has; its own finest ones if that are less than two."""
+    """Those of the default strides that the backbone has; its own finest ones if that are less than two.
+
+    Where it has one alone, as a ViT, three levels of it.
+    """
     try:
         with torch.device("meta"):
             strides = feature_info(name).reduction()
     except Exception:
         return WANTED  # building it will say why not
     both = tuple(s for s in WANTED if s in strides)
-    return both if len(both) > 1 else tuple(sorted(set(strides)))[:3]
+    own = tuple(sorted(set(strides)))[:3]
+    return both if len(both) > 1 else own if len(own) > 1 else own * 3
 
 
 def feature_info(name: str) -> FeatureInfo:
@@ -77,9 +83,7 @@ def own_weights(name: str, strides: tuple[int, ...]) -> str:
     """Whether the whole timm model's state dict, and no deeper one, is taken with --weights."""
     with torch.device("meta"):
         state = timm.create_model(name, pretrained=False).state_dict()
-    info = feature_info(name)
-    index = dict(zip(info.reduction(), info.out_indices, strict=True))
-    options = {"features_only": True, "out_indices": tuple(index[s] for s in strides)}
+    options = {"features_only": True, "out_indices": out_indices(name, strides)}
     try:
         fitted_state(name, state, options, source="it")
     except ValueError as error:
