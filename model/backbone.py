@@ -141,8 +141,8 @@ def out_indices(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
     for index, feature in enumerate(_feature_info(name).info):  # a ViT reports its last three blocks alone
         at.setdefault(feature["reduction"], []).append(index)
     if list(strides) != sorted(strides) or any(strides.count(s) > len(at.get(s, ())) for s in strides):
-        few = (f"; of stride {s} it has {len(at[s])}" for s in at if strides.count(s) > len(at[s]))
-        raise ValueError(f"backbone '{name}' has strides {list(at)}, asked for {list(strides)}{''.join(few)}")
+        own = [f"; model.strides may name {s} up to {len(i)} times" for s, i in at.items() if len(i) > 1]
+        raise ValueError(f"backbone '{name}' has strides {list(at)}, asked for {list(strides)}{''.join(own)}")
     counts = {s: strides.count(s) for s in strides}
     return tuple(at[s][len(at[s]) * k // n - 1] for s, n in counts.items() for k in range(1, n + 1))
 

@@ -36,9 +36,12 @@ def test_levels_are_blocks_spread_evenly(count, blocks):
 
 
 def test_more_levels_than_blocks_is_one_line():
-    with pytest.raises(ValueError, match=r"\[16\], asked for \[16, .*\]; of stride 16 it has 6$"):
-        build_backbone(VIT, (16,) * 7, random_weights=True)
-    with pytest.raises(ValueError, match=r"asked for \[8, 8\]; of stride 8 it has 1$"):
+    for strides in ((16,) * 7, (4, 8, 16)):
+        with pytest.raises(
+            ValueError, match=r"\[16\], asked for \[.*\]; model.strides may name 16 up to 6 times$"
+        ):
+            build_backbone(VIT, strides, random_weights=True)
+    with pytest.raises(ValueError, match=r"has strides \[2, 4, 8, 16, 32\], asked for \[8, 8\]$"):
         build_backbone(LITE0, (8, 8), random_weights=True)
 
 
