@@ -303,9 +303,8 @@ def test_onnx_of_the_paper(paper, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("resize", "settings"), [
     pytest.param("lanczos", RELEASED, id="released"),
-    pytest.param("bilinear", {"model__name": "remind", "model__bank_fraction": 0}, id="remind"),
+    pytest.param("bilinear", {"model__name": "remind", "model__bank_fraction": 0} | VIT, id="remind-vit"),
     pytest.param("bilinear", {"model__name": "remind"}, id="remind-bank"),
-    pytest.param("bilinear", {"model__name": "remind"} | VIT, id="remind-vit"),
     pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast"),
     pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles"),
 ])  # fmt: skip
