@@ -34,11 +34,8 @@ from utils.errors import ConfigError, DatasetError
 from utils.files import printable
 
 SCALE_PIXELS = 1 << 26  # of maps that make the colour scale of a model without calibration
-KINDS = {  # of --save: folder below --output, suffix
-    "overlay": ("heatmaps", ".png"),
-    "map": ("maps", ".tiff"),
-    "mask": ("masks", ".png"),
-}
+# of --save: folder below --output, suffix
+KINDS = {"overlay": ("heatmaps", ".png"), "map": ("maps", ".tiff"), "mask": ("masks", ".png")}
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -81,13 +81,8 @@ def main(argv: Sequence[str]) -> None:
     output = args.output or find_checkpoint(args.checkpoint).parent / "test"
     earlier = result_files.claim(output, overwrite=args.overwrite)
     change = partial(evaluated_config, args=args)
-    detector = load_detector(
-        args.checkpoint,
-        device=args.device,
-        precision=args.precision,
-        batch_size=args.eval_batch_size,
-        change=change,
-    )
+    where = {"device": args.device, "precision": args.precision, "batch_size": args.eval_batch_size}
+    detector = load_detector(args.checkpoint, change=change, **where)
     config, state = detector.config, detector.state
     data, defects, skipped = build_test(config, state.config, detector.normalise)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)

@@ -139,9 +139,7 @@ def split_samples(config: Config) -> Parts:
         keys = "data.train_limit, data.num_train_anomalies and --skip-unreadable"
         raise ConfigError(f"{keys} leave gaps between frames; they need data.frame_offset=0")
     if data.stack_frames and data.num_train_anomalies:
-        raise ConfigError(
-            "data.num_train_anomalies takes frames out of test clips; it needs data.stack_frames=0"
-        )
+        raise ConfigError("data.num_train_anomalies takes frames out of test clips: set data.stack_frames=0")
     if data.stack_frames and not spec.video:
         raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(config)
@@ -161,10 +159,8 @@ def split_samples(config: Config) -> Parts:
     if config.model.head == "speed":  # on frames of the training the maps' score spreads less
         normal, scale = splits.hold_out(normal, data.validation_fraction, seed=seed)
         if not scale:
-            way_out = (
-                "take two clips that share no frame, data.validation_fraction above 0, or model.head=none"
-            )
-            raise DatasetError(f"model.head=speed holds a clip out, and found none to spare; {way_out}")
+            way_out = "two clips that share no frame, data.validation_fraction above 0, or model.head=none"
+            raise DatasetError(f"model.head=speed holds a clip out, and found none to spare; take {way_out}")
     supervised = config.model.setting == "supervised"
     train = [*normal, *anomalous] if supervised else normal
     validation = [s for s in samples if s.split == "validation"]
@@ -280,6 +276,7 @@ def image_set(
             images, share=data.synthetic, kinds=data.synthetic_kinds, seed=config.train.seed
         )
         images.with_clean = "repair" in config.loss.terms
+        images.degrades = "adapt" in config.loss.terms  # its teacher would learn how defects are drawn
     if spec_of(data.name).video:
         images.kind = "video"
     elif config.model.head == "mask":

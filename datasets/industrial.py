@@ -229,10 +229,5 @@ FOLDER = DatasetSpec(
     layout="train/good or <category>/train/good",
     needs_test=False,
 )
-DEMO = DatasetSpec(
-    "demo",
-    list_categories,
-    list_mvtec,
-    counts={},
-    read_for_labels=("demo.json", "new/*/*.png"),  # of no split, and so on purpose
-)
+_READ = "demo.json", "new/*/*.png"  # of no split, and so on purpose
+DEMO = DatasetSpec("demo", list_categories, list_mvtec, counts={}, read_for_labels=_READ)

@@ -13,6 +13,7 @@ from numpy.random import Generator
 
 from datasets.loader import Batch, Drawn, ImageSet
 from datasets.samples import ANOMALOUS, NORMAL, Sample
+from datasets.transforms import degraded
 
 DEFECT_KINDS = ("texture", "scratch", "stain", "cut")
 MOTION_KINDS = ("speed", "zoom")  # of frames with earlier frames as channels (`data.stack_frames`)
@@ -182,9 +183,8 @@ def _stain(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair
 
 def _cut(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
     """A slightly turned rectangle from elsewhere, as in CutPaste: of two places the more alike, retoned."""
-    twin = min(
-        _pick_spot(scene, rng), _pick_spot(scene, rng), key=lambda o: abs(o.colour - spot.colour).sum()
-    )
+    two = _pick_spot(scene, rng), _pick_spot(scene, rng)
+    twin = min(two, key=lambda o: abs(o.colour - spot.colour).sum())
     turn, aspect = rng.uniform(-20, 20), 5 ** rng.uniform(-1, 1)
     target = _move(scene, spot, scene.image, (twin.x, twin.y), turn, 1)
     target += _tone(scene, spot, rng, strength) * rng.uniform(0, min(0.4 * strength, 1))
@@ -195,8 +195,7 @@ def _cut(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
 
 def _speed(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
     """What moves at the spot moves faster: its earlier places lie farther back."""
-    near = _blob(scene, spot, rng, 0.004, 0.03 * strength)
-    return scene.texture, np.minimum(6 * near, 1)
+    return scene.texture, np.minimum(6 * _blob(scene, spot, rng, 0.004, 0.03 * strength), 1)
 
 
 def _zoom(scene: _Scene, spot: _Spot, rng: Generator, strength: float) -> _Pair:
@@ -249,9 +248,8 @@ class SyntheticValidation(ImageSet):
 
     def __init__(self, held_out: ImageSet, *, seed: int, kinds: Sequence[str] = DEFECT_KINDS) -> None:
         normal = held_out.samples
-        defective = [
-            Sample(s.path, ANOMALOUS, None, s.category, "validation", "synthetic", s.group) for s in normal
-        ]
+        made = "validation", "synthetic"
+        defective = [Sample(s.path, ANOMALOUS, None, s.category, *made, s.group) for s in normal]
         super().__init__([*normal, *defective], held_out.decode, held_out.normalise)
         self.held_out, self.has_masks, self.kind = held_out, True, held_out.kind
         self.seed, self.kinds = seed, kinds
@@ -277,7 +275,7 @@ class SyntheticValidation(ImageSet):
         made = self._defects.get(place)
         if made is None:
             rng = np.random.default_rng([self.seed, place])
-            made = _sample_defect(self.held_out.pixels(place), rng, self.kinds)
+            made = _draw(self.held_out.pixels(place), rng, self.kinds)
             if place < self.kept:
                 self._defects[place] = made
         return *made, ANOMALOUS
@@ -288,9 +286,10 @@ class SyntheticTraining(ImageSet):
 
     Such a draw has the label of an anomaly and the defect's mask. The defect depends on the seed, the epoch
     and the image's place. with_clean: a batch holds the images without it, too: clean (B, 3, H, W).
+    degrades: all images are as of worse cameras, so that sharp edges do not tell what is drawn.
     """
 
-    with_clean = False
+    with_clean = degrades = False
 
     def __init__(self, images: ImageSet, *, share: float, kinds: Sequence[str], seed: int) -> None:
         super().__init__(images.samples, images.decode, images.normalise, cache_gb=images.budget / 2**30)
@@ -301,12 +300,15 @@ class SyntheticTraining(ImageSet):
         """Pixels, mask (None where masks are not known) and label of a draw."""
         return self._changed(draw, super().sample(draw))
 
+    def _taken(self, draw: int, image: np.ndarray) -> np.ndarray:
+        return degraded(image, np.random.default_rng([self.seed, draw, 1])) if self.degrades else image
+
     def __getitems__(self, draws: list[int]) -> Batch:
         """The batch of these draws."""
         clean = list(map(super().sample, draws))
         batch = self.batch(draws, list(map(self._changed, draws, clean)))
         if self.with_clean:
-            batch["clean"] = self.normalise(np.stack([image for image, _, _ in clean]))
+            batch["clean"] = self.normalise(np.stack([*map(self._taken, draws, (s[0] for s in clean))]))
         return batch
 
     def _changed(self, draw: int, sample: Drawn) -> Drawn:
@@ -315,9 +317,9 @@ class SyntheticTraining(ImageSet):
         rng = np.random.default_rng([self.seed, epoch, index])
         if label == NORMAL and rng.random() < self.share:
             faster = self._faster(index, rng) if "speed" in self.kinds else None
-            image, defect = _sample_defect(image, rng, self.kinds, faster)
+            image, defect = _draw(image, rng, self.kinds, faster)
             mask, label = None if mask is None else defect, ANOMALOUS
-        return image, mask, label
+        return self._taken(draw, image), mask, label
 
     def _faster(self, index: int, rng: Generator) -> np.ndarray:
         """The frame with its earlier channels two to five times as far back, as far as the clip goes.
@@ -338,9 +340,7 @@ class SyntheticTraining(ImageSet):
         return min(index, self._places.get(self.samples[index].earlier[-1], index))
 
 
-def _sample_defect(
-    image: np.ndarray, rng: Generator, kinds: Sequence[str], faster: np.ndarray | None = None
-) -> _Pair:
+def _draw(image: np.ndarray, rng: Generator, kinds: Sequence[str], faster: np.ndarray | None = None) -> _Pair:
     """A defect of a kind taken by chance; where nothing moves, a kind that needs no motion stands in."""
     kind = kinds[int(rng.integers(len(kinds)))]
     try:

@@ -18,12 +18,8 @@ from utils.config import Config, scaled_side
 from utils.distributed import rank, world_size
 from utils.errors import DatasetError
 
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}  # of these filters, in pixels on each side
+SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}  # of Pillow's filters, in pixels on each side
+FILTERS = {name: Image.Resampling[name.upper()] for name in SUPPORT}
 UNIT = 2.0**22  # of their weights in Pillow
 GREY = (9798, 19235, 3735)  # OpenCV's shares of red, green and blue, in units of 2^-15
 
@@ -222,6 +218,16 @@ class Normalise:
 Batch = dict[str, Tensor]
 CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
 IMAGES = ("image", "clean")  # keys of a batch that geometry changes like its mask
+
+
+def degraded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An image (H, W, 3) uint8 as a worse camera gives it: half are blurred, a third are JPEG-compressed."""
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
+    if rng.random() < 0.35:
+        how = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 96))]
+        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, how)[1], cv2.IMREAD_COLOR))
+    return image
 
 
 def flip(batch: Batch, rng: np.random.Generator) -> Batch:

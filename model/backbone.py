@@ -99,12 +99,8 @@ def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pre
     """Build timm's model with the weights of `state`, those that belong to its name, or random ones."""
     overlay = None if state is None else {"state_dict": state}
     try:
-        net = timm.create_model(
-            PINNED.get(name, name),
-            pretrained=pretrained or state is not None,
-            pretrained_cfg_overlay=overlay,
-            **options,
-        )
+        pinned, wanted = PINNED.get(name, name), pretrained or state is not None
+        net = timm.create_model(pinned, pretrained=wanted, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:
         if state is not None or not pretrained:
             raise

@@ -3,11 +3,13 @@
 One frozen teacher, UniNet's bottleneck and student (Sec. 4.2), and synthetic defects (docs/RECIPE.md): the
 student restores normal features, of which only the hardest positions teach; a head learns from the defects'
 masks where teacher and student differ as they do on defects. A bank of training patches and their places
-knows what a student restores although it was never there, as a part in the wrong place.
+knows what a student restores although it was never there, as a part in the wrong place. With `adapt` among
+`loss.terms` a second teacher learns with the head to show defects, and stays as the frozen one on normals.
 
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
 
+import copy
 import math
 from collections.abc import Iterable
 
@@ -25,7 +27,7 @@ from model.motion import SpeedHead
 from model.peers.memory_bank import coreset, nearest, patches_of, placed, sample_patches
 from model.student import build_bottleneck_and_student
 from model.teachers import Features, FeatureStandardizer
-from utils.config import Config
+from utils.config import Config, OptimConfig
 
 MINED_FROM = 0.3  # share of the training after which only `hard_ratio` of the positions teaches
 BANK_SIZE = 1 << 10  # patches, chosen to cover all; 4096 gain nothing on validation (docs/LOG.md)
@@ -49,6 +51,8 @@ class ReMIND(AnomalyModel):
         super().__init__()
         self.configure(info, config)
         self.teacher = backbone.eval().requires_grad_(False)
+        adapts = "adapt" in config.loss.terms
+        self.second = copy.deepcopy(self.teacher).requires_grad_(True) if adapts else None
         self.scale = FeatureStandardizer(info.channels, gain=config.model.feature_gain)
         self.bottleneck, self.student = build_bottleneck_and_student(info, config.model)
         with_defects = config.data.synthetic > 0 or config.model.setting == "supervised"
@@ -97,7 +101,7 @@ class ReMIND(AnomalyModel):
     def _highest_distances(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to (B, 2): mean of the largest 1 % of the distances from student and bank."""
         raw = self.teacher(images)
-        maps = [distance_map(t, s) for t, s in zip(*self.restored(raw), strict=True)]
+        maps = [distance_map(t, s) for t, s in zip(*self.restored(raw, images), strict=True)]
         both = added(maps, maps[0].shape[1:]), nearest(placed(patches_of(raw), self.place), self.bank)
         share = torch.full((len(images),), USUAL, device=images.device)
         return torch.stack([top_mean(m, share, limit=USUAL) for m in both], dim=1)
@@ -106,13 +110,13 @@ class ReMIND(AnomalyModel):
         """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
         with torch.no_grad():
             raw = self.teacher(images)
-        return self.restored(raw)
+        return self.restored(raw, images)
 
-    def restored(self, raw: Features) -> tuple[Features, Features]:
-        """The backbone's features to those of one scale, and what the student restores of them."""
-        with torch.no_grad():
-            teacher = self.scale(raw)
-        return teacher, self.student(self.bottleneck(teacher), teacher)
+    def restored(self, raw: Features, images: Tensor | None = None) -> tuple[Features, Features]:
+        """The second teacher's features of `images`, else `raw`, scaled, and what the student restores."""
+        teacher = self.scale(raw if self.second is None else self.second(images))
+        inputs = [t.detach() for t in teacher]
+        return teacher, self.student(self.bottleneck(inputs), inputs)
 
     def loss(self, batch: Batch, progress: float | Tensor) -> dict[str, Tensor]:
         """L_KD of the hardest normal positions, summed over levels, and the head's focal and Dice loss.
@@ -120,8 +124,12 @@ class ReMIND(AnomalyModel):
         batch: image (B, 3, H, W) and mask (B, 1, H, W) of its defects. The share of positions that counts
         falls in a line from 1 to `hard_ratio`. With clean (B, 3, H, W), the images without their synthetic
         defects, the student restores the normal features there: a tenth of their mean distance is added.
+        keep: the mean distance of the second teacher's features from the frozen one's on normal positions.
         """
-        (teacher, student), mask = self.features(batch["image"]), batch["mask"]
+        mask = batch["mask"]
+        with torch.no_grad():
+            raw = self.teacher(batch["image"])
+        (teacher, student), frozen = self.restored(raw, batch["image"]), self.scale(raw)
         if "clean" in batch:
             with torch.no_grad():
                 clean = self.scale(self.teacher(batch["clean"]))
@@ -129,7 +137,9 @@ class ReMIND(AnomalyModel):
         share = 1 - (1 - self.loss_config.hard_ratio) * mined
         with torch.autocast(batch["image"].device.type, enabled=False):
             normal = [unmasked_positions(t.shape[2:], mask) for t in teacher]
-            parts = {"kd": _summed_distance(teacher, student, normal, share)}
+            parts = {"kd": _summed_distance(frozen, student, normal, share)}
+            if self.second is not None:
+                parts["keep"] = _summed_distance(frozen, teacher, normal, 1)
             if "clean" in batch:
                 differs = (batch["image"] != batch["clean"]).any(dim=1, keepdim=True)
                 changed = [~unmasked_positions(t.shape[2:], differs) for t in clean]
@@ -147,7 +157,7 @@ class ReMIND(AnomalyModel):
         tripled. The head's probability of a defect multiplies the sum, speed the score alone.
         """
         raw = self.teacher(images)
-        teacher, student = self.restored(raw)
+        teacher, student = self.restored(raw, images)
         size, factor = images.shape[2:], None
         if self.head is not None:
             factor = upsample(self.head(teacher, student), size)[:, 0].sigmoid() + HEAD_FLOOR
@@ -160,9 +170,26 @@ class ReMIND(AnomalyModel):
             found.score = found.score * self.speed(images)
         return found
 
+    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
+        """All that learns at `lr`, but the second teacher at `lr_teacher`."""
+        if self.second is None:
+            return super().parameter_groups(optim)
+        second = {"name": "teacher", "params": list(self.second.parameters()), "lr": optim.lr_teacher}
+        parts = (self.bottleneck, self.student, self.head)
+        learning = [p for part in parts if part is not None for p in part.parameters() if p.requires_grad]
+        return [{"name": "model", "params": learning, "lr": optim.lr}, second]
+
+    def train(self, mode: bool = True) -> "ReMIND":
+        """As of any model; the second teacher's batch norms keep their statistics, else it drifts."""
+        super().train(mode)
+        if self.second is not None:
+            self.second.eval()
+        return self
+
     def parts_to_fold(self) -> list[nn.Module]:
         """All that has batch norms."""
-        return [self.teacher, self.bottleneck, self.student, *([self.head] if self.head else [])]
+        parts = (self.teacher, self.second, self.bottleneck, self.student, self.head)
+        return [part for part in parts if part is not None]
 
 
 def _summed_distance(a: Features, b: Features, where: list[Tensor], share: float | Tensor) -> Tensor:

@@ -27,6 +27,7 @@ CASES = {
     "uninet, dice": (SUPERVISED | {"model.head": "mask", "loss.supervised": "dice"}, ("label", "mask")),
     "uninet, tiles": (TILES | {"loss.anomaly_source": "mask"}, ("label", "mask")),
     "remind": ({"model.name": "remind"}, ("label", "mask")),
+    "remind, second teacher": ({"model.name": "remind", "loss.terms": ["adapt"]}, ("label", "mask")),
     "recontrast": ({"model.name": "recontrast"}, ()),
     "unias": ({"model.name": "unias"}, ()),
 }

@@ -327,8 +327,7 @@ class TestLoading:
         made, make, pixels = [], synthetic.add_defect, 64 * 64
         whole = ImageSet(train, Decode((64, 64)), NORMALISE)
         expected = [
-            synthetic._sample_defect(whole.pixels(i), np.random.default_rng([1, i]), DEFECT_KINDS)
-            for i in range(4)
+            synthetic._draw(whole.pixels(i), np.random.default_rng([1, i]), DEFECT_KINDS) for i in range(4)
         ]
         monkeypatch.setattr(synthetic, "add_defect", lambda *a, **k: (made.append(1), make(*a, **k))[1])
         budget = (7 * pairs + 3 * images) * pixels

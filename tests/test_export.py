@@ -85,6 +85,7 @@ def by_training(path, raw):
 RELEASED = {"model__flavor": "released", "model__mem_reparam": "parallel", "model__mem_kernels": [3, 5]}
 BANK = {"model__name": "memory-bank"}
 VIT = {"model__backbone": "test_vit", "model__strides": [16, 16, 16]}  # levels of one stride
+ADAPTED = {"model__name": "remind", "model__bank_fraction": 0, "loss__terms": ["adapt"]}
 HALF = np.array(0.5, np.float32)
 
 
@@ -303,7 +304,7 @@ def test_onnx_of_the_paper(paper, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("resize", "settings"), [
     pytest.param("lanczos", RELEASED, id="released"),
-    pytest.param("bilinear", {"model__name": "remind", "model__bank_fraction": 0} | VIT, id="remind-vit"),
+    pytest.param("bilinear", ADAPTED | VIT, id="remind-vit"),
     pytest.param("bilinear", {"model__name": "remind"}, id="remind-bank"),
     pytest.param("bilinear", {"model__name": "recontrast"}, id="recontrast"),
     pytest.param("bilinear", BANK | {"data__tile": 48}, id="tiles"),

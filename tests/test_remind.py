@@ -27,6 +27,7 @@ from model.step import TrainingStep
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
 from utils.errors import ConfigError
+from utils.optim import make_optimizer
 
 NORMALISE = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -163,6 +164,53 @@ class TestModel:
         assert all(p.grad is None for part in (model.teacher, model.head) for p in part.parameters())
         same = model.loss(changed | {"image": clean}, 0.5)  # real defects have no image without them
         assert same["repair"] == 0
+
+    def test_the_second_teacher_learns_with_the_head_and_is_kept_on_normals(self, make_config, batch):
+        """keep: the mean distance of its features from the frozen one's on normal positions."""
+        settings = {"model__name": "remind", "model__width": 0.5, "model__bank_fraction": 0}
+        torch.manual_seed(0)
+        plain = build_model(make_config(**settings), pretrained=False)
+        config = make_config(loss__terms=["adapt"], optim__lr_teacher=1e-2, **settings)
+        torch.manual_seed(0)
+        model = build_model(config, pretrained=False)
+        before, parts = plain.eval().loss(batch, 0.5), model.eval().loss(batch, 0.5)
+        assert parts["keep"].item() == pytest.approx(0, abs=1e-6)
+        torch.testing.assert_close((parts["kd"], parts["head"]), (before["kd"], before["head"]))
+        found, expected = model.predict(batch["image"]), plain.predict(batch["image"])
+        torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
+
+        groups = model.parameter_groups(config.optim)
+        assert [(g["name"], g["lr"]) for g in groups] == [("model", config.optim.lr), ("teacher", 1e-2)]
+        learning = [p for p in model.parameters() if p.requires_grad]
+        assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in learning}
+        optimizer, _ = make_optimizer(groups, config)
+        model.train()
+        statistics = {k: v.clone() for k, v in model.second.state_dict().items() if "running" in k}
+        for _ in range(12):
+            optimizer.zero_grad()
+            model.loss(batch, 0.5)["total"].backward()
+            optimizer.step()
+        assert all(torch.equal(v, model.second.state_dict()[k]) for k, v in statistics.items())
+        with torch.no_grad():
+            frozen, second = (model.scale(net(batch["image"])) for net in (model.teacher, model.second))
+        keep = shown = 0.0
+        for f, s in zip(frozen, second, strict=True):
+            masked = F.adaptive_max_pool2d(batch["mask"], f.shape[2:])[:, 0] == 1
+            distance = 1 - F.cosine_similarity(f.double(), s.double(), dim=1)
+            keep += distance[~masked].mean().item()
+            shown += distance[masked].mean().item()
+        parts = model.loss(batch, 0.5)
+        assert parts["keep"].item() == pytest.approx(keep, rel=1e-4, abs=1e-6)
+        assert parts["head"] < before["head"] and shown > 2 * keep > 0
+
+        reached = {"kd": {"student", "bottleneck"}, "head": {"head", "second"}, "keep": {"second"}}
+        for name, those in reached.items():
+            model.zero_grad()
+            model.loss(batch, 0.5)[name].backward()
+            moved = [key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+            assert {key.split(".")[0] for key in moved} == those, name
+        found, folded = model.eval().predict(batch["image"]), model.deploy().predict(batch["image"])
+        torch.testing.assert_close(folded.score, found.score, rtol=1e-3, atol=1e-4)
 
     def test_prediction(self, model, batch):
         images = batch["image"]
@@ -421,6 +469,27 @@ class TestSyntheticTraining:
         assert not (differs & ~wide).any()
         assert augment == "none" or not torch.equal(after["clean"], expected)
 
+    def test_worse_cameras(self, data):
+        """Normal draws vary, too; a draw is the same again; with and without a defect differ there alone."""
+        draws = list(range(10 * len(data)))
+        plain = data.__getitems__(draws)
+        data.degrades = data.with_clean = True
+        batch, again = data.__getitems__(draws), data.__getitems__(draws)
+        assert torch.equal(batch["image"], again["image"]) and torch.equal(batch["mask"], plain["mask"])
+        same = (batch["image"] == plain["image"]).flatten(1).all(dim=1).float()
+        assert abs(same.mean().item() - 0.5 * 0.65) < 3 * 0.47 / len(draws) ** 0.5
+        differs = (batch["image"] != batch["clean"]).any(dim=1, keepdim=True)
+        normal = batch["label"] == 0
+        assert normal.any() and not differs[normal].any() and differs[~normal].flatten(1).any(dim=1).all()
+        near = F.max_pool2d(batch["mask"].float(), 33, stride=1, padding=16) == 1  # JPEG spreads over blocks
+        assert not (differs & ~near).any()
+
+    @pytest.mark.parametrize("terms", [[], ["adapt"]])
+    def test_a_teacher_that_learns_is_shown_worse_cameras(self, make_config, mvtec_like, terms):
+        settings = {"run__data_root": str(mvtec_like), "data__category": "part", "loss__terms": terms}
+        data = build_data(make_config(model__name="remind", **settings), NORMALISE)
+        assert data.train.degrades == bool(terms)
+
     def test_a_draw_is_always_the_same_and_epochs_differ(self, data):
         n = len(data)
         once, again = data.__getitems__([3, n + 3, 5]), data.__getitems__([5, n + 3, 3])
@@ -466,7 +535,11 @@ class TestSyntheticTraining:
     [
         ({"model__flavor": "tuned"}, "--model remind in place of --flavor tuned"),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": []}, "kinds to draw from"),
-        ({"loss__terms": ["repair"]}, "loss.terms repair is for remind"),
+        ({"loss__terms": ["repair"]}, "loss.terms repair is for remind with defects"),
+        (
+            {"loss__terms": ["adapt"], "model__name": "remind", "data__synthetic": 0},
+            "terms adapt is for remind with",
+        ),
         ({"data__synthetic": 0.5, "data__synthetic_kinds": ["dent"]}, "choose one of texture"),
         ({"data__synthetic": 0.5, "path": "configs/ped2.yaml"}, "single images"),
     ],

@@ -14,13 +14,8 @@ from utils.yaml_io import Tree
 
 SMALLEST_CROP = 8  # pixels
 WITH_DECODER = ("uninet", "remind", "recontrast")  # their student mirrors the backbone's levels
-HEAD_LOSSES = {
-    "none": ("none",),
-    "label": ("bce",),
-    "mask": ("bce", "dice", "structure"),
-    "frame": ("mse",),
-    "speed": ("none",),
-}
+HEAD_LOSSES: dict[str, tuple[str, ...]] = {"none": ("none",), "label": ("bce",), "speed": ("none",)}
+HEAD_LOSSES |= {"mask": ("bce", "dice", "structure"), "frame": ("mse",)}
 
 
 def _number(low: float, high: float) -> dict[str, float]:
@@ -89,7 +84,7 @@ class LossConfig:
     hard_ratio: float = field(metadata=_number(1e-4, 1))
     stop_grad: Literal["kd", "all", "none"]
     reduction: Literal["paper", "released"]
-    terms: tuple[Literal["contrastive", "margin", "repair"], ...]
+    terms: tuple[Literal["contrastive", "margin", "repair", "adapt"], ...]
     temperature: float = field(metadata=_number(1e-3, 1e3))
     kd_weight: float = field(metadata=_number(0, 1))
     anomaly_source: Literal["label", "mask", "none"]
@@ -218,8 +213,9 @@ def _problems(config: Config) -> Iterator[str]:
         yield "data.stack_frames makes one image of three; model.head=frame needs data.stack_frames=0"
     if head == "speed" and (model.name != "remind" or not data.stack_frames):
         yield "model.head speed is for remind on several frames: --model remind and data.stack_frames"
-    if "repair" in config.loss.terms and model.name != "remind":
-        yield f"loss.terms repair is for remind, which learns from synthetic defects, not for {model.name}"
+    for term in {"adapt", "repair"} & {*config.loss.terms}:
+        if model.name != "remind" or not (data.synthetic or model.setting == "supervised"):
+            yield f"loss.terms {term} is for remind with defects in training, as of data.synthetic=0.5"
     if data.synthetic and not data.synthetic_kinds:
         yield "data.synthetic_kinds is empty; data.synthetic needs kinds to draw from"
     if model.setting == "supervised" and model.name not in ("uninet", "remind"):

@@ -21,11 +21,8 @@ FLAVORS = ("paper", "released")
 SETTINGS = ("one-class", "multi-class", "supervised")
 POLYP = ("kvasir", "clinicdb", "colondb")
 # in place of what a dataset's file says for uninet's heads, for another model
-NO_HEAD: Tree = {
-    "model": {"head": "none", "skip_connections": False},
-    "loss": {"supervised": "none"},
-    "data": {"frame_offset": 0},
-}
+NO_HEAD: Tree = {"model": {"head": "none", "skip_connections": False}, "loss": {"supervised": "none"}}
+NO_HEAD["data"] = {"frame_offset": 0}
 
 
 def load_config(path: str | Path, overrides: Mapping[str, object], *, category: str | None = None) -> Config:
@@ -80,11 +77,8 @@ def _layers(base: Tree, dataset: Tree, chosen: Tree, category: str | None) -> li
         chosen = merge([chosen, {"model": {"flavor": "default"}}])
         if names["name"] != "remind":  # no other model learns from defects
             chosen = merge([chosen, {"data": {"synthetic": 0}}])
-    blocks = {
-        "settings": merge([model.get("model") or {}, *given]).get("setting", names["setting"]),
-        "categories": category,
-        "flavors": variant,
-    }
+    setting = merge([model.get("model") or {}, *given]).get("setting", names["setting"])
+    blocks = {"settings": setting, "categories": category, "flavors": variant}
     backbone = _optional("backbones", names["backbone"])
     layers = [base, *(_resolved(layer, blocks) for layer in (backbone, model, dataset)), chosen]
     if names["name"] == "uninet":

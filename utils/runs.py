@@ -61,11 +61,8 @@ def differences(old: Tree, new: Tree) -> list[str]:
     A setting that is younger than `old` had base.yaml's value, which leaves things as they were.
     """
     before = _dotted(read_yaml(CONFIGS / "base.yaml")) | old["settings"]
-    found = [
-        f"{key} ({before.get(key)}, now {value})"
-        for key, value in new["settings"].items()
-        if before.get(key) != value
-    ]
+    pairs = ((key, before.get(key), value) for key, value in new["settings"].items())
+    found = [f"{key} ({old_value}, now {value})" for key, old_value, value in pairs if old_value != value]
     found += [f"{key} (no longer a setting)" for key in old["settings"] if key not in new["settings"]]
     ours, theirs = old["data"], new["data"]
     if str(Path(ours["root"]).resolve()) != theirs["root"]:  # a link to where the data went is the same root
