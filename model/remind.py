@@ -9,9 +9,9 @@ knows what a student restores although it was never there, as a part in the wron
 Legend: B images; a feature list holds one (B, C_i, H_i, W_i) per level, fine to coarse.
 """
 
-import copy
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ BANK_IMAGES = 1 << 9  # at most, from whose patches they are chosen
 CANDIDATES = 1 << 18  # patches at most from which they are chosen, fewer where one has more than 256 numbers
 PLACE = 6  # standard deviations of a patch's features that the side of an image counts (docs/LOG.md)
 REPAIR = 0.1  # weight of restoring what was there; with 1 screw loses 11 points of image AUROC (docs/LOG.md)
+SECOND_RATE = 0.2  # of the second teacher, in shares of `optim.lr`; screw has no more with 0.6 (docs/LOG.md)
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
 
@@ -51,8 +52,7 @@ class ReMIND(AnomalyModel):
         super().__init__()
         self.configure(info, config)
         self.teacher = backbone.eval().requires_grad_(False)
-        adapts = "adapt" in config.loss.terms
-        self.second = copy.deepcopy(self.teacher).requires_grad_(True) if adapts else None
+        self.second = deepcopy(self.teacher).requires_grad_(True) if "adapt" in config.loss.terms else None
         self.scale = FeatureStandardizer(info.channels, gain=config.model.feature_gain)
         self.bottleneck, self.student = build_bottleneck_and_student(info, config.model)
         with_defects = config.data.synthetic > 0 or config.model.setting == "supervised"
@@ -171,10 +171,10 @@ class ReMIND(AnomalyModel):
         return found
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict]:
-        """All that learns at `lr`, but the second teacher at `lr_teacher`."""
+        """All that learns at `lr`, but the second teacher at SECOND_RATE of it."""
         if self.second is None:
             return super().parameter_groups(optim)
-        second = {"name": "teacher", "params": list(self.second.parameters()), "lr": optim.lr_teacher}
+        second = {"name": "teacher", "params": list(self.second.parameters()), "lr": SECOND_RATE * optim.lr}
         parts = (self.bottleneck, self.student, self.head)
         learning = [p for part in parts if part is not None for p in part.parameters() if p.requires_grad]
         return [{"name": "model", "params": learning, "lr": optim.lr}, second]

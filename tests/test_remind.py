@@ -22,7 +22,7 @@ from model import build_model, remind
 from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
 from model.peers.memory_bank import nearest, patches_of, placed, sample_patches
-from model.remind import REPAIR
+from model.remind import REPAIR, SECOND_RATE
 from model.step import TrainingStep
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
@@ -170,7 +170,7 @@ class TestModel:
         settings = {"model__name": "remind", "model__width": 0.5, "model__bank_fraction": 0}
         torch.manual_seed(0)
         plain = build_model(make_config(**settings), pretrained=False)
-        config = make_config(loss__terms=["adapt"], optim__lr_teacher=1e-2, **settings)
+        config = make_config(loss__terms=["adapt"], optim__lr=5e-2, **settings)
         torch.manual_seed(0)
         model = build_model(config, pretrained=False)
         before, parts = plain.eval().loss(batch, 0.5), model.eval().loss(batch, 0.5)
@@ -180,7 +180,7 @@ class TestModel:
         torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
 
         groups = model.parameter_groups(config.optim)
-        assert [(g["name"], g["lr"]) for g in groups] == [("model", config.optim.lr), ("teacher", 1e-2)]
+        assert [(g["name"], g["lr"]) for g in groups] == [("model", 5e-2), ("teacher", SECOND_RATE * 5e-2)]
         learning = [p for p in model.parameters() if p.requires_grad]
         assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in learning}
         optimizer, _ = make_optimizer(groups, config)

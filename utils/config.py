@@ -213,7 +213,7 @@ def _problems(config: Config) -> Iterator[str]:
         yield "data.stack_frames makes one image of three; model.head=frame needs data.stack_frames=0"
     if head == "speed" and (model.name != "remind" or not data.stack_frames):
         yield "model.head speed is for remind on several frames: --model remind and data.stack_frames"
-    for term in {"adapt", "repair"} & {*config.loss.terms}:
+    for term in sorted({"adapt", "repair"} & {*config.loss.terms}):
         if model.name != "remind" or not (data.synthetic or model.setting == "supervised"):
             yield f"loss.terms {term} is for remind with defects in training, as of data.synthetic=0.5"
     if data.synthetic and not data.synthetic_kinds:
