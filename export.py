@@ -50,20 +50,14 @@ LARGEST_FILE = 2**31 - 2**24  # bytes of weights: an ONNX file is at most 2 GiB,
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__.split("\n")[0])
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file"
-    )
-    parser.add_argument(
-        "--output", type=user_path, metavar="FILE", help="file (default: model.onnx, beside the checkpoint)"
-    )
-    parser.add_argument(
-        "--images",
-        type=user_path,
-        metavar="DIR",
-        help="images to compare the outputs on (default: the run's test images, else the demo's)",
-    )
-    rate = "share of normal images that may be flagged, where the file's user gives none"
-    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="R", help=rate)
+    text = "a run folder or a checkpoint file"
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help=text)
+    text = "file (default: model.onnx, beside the checkpoint)"
+    parser.add_argument("--output", type=user_path, metavar="FILE", help=text)
+    text = "images to compare the outputs on (default: the run's test images, else the demo's)"
+    parser.add_argument("--images", type=user_path, metavar="DIR", help=text)
+    text = "share of normal images that may be flagged, where the file's user gives none"
+    parser.add_argument("--false-alarm-rate", type=float, default=0.01, metavar="R", help=text)
     return parser.parse_args(argv)
 
 

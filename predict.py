@@ -43,16 +43,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.new_parser(__doc__.split("\n")[0])
     add_flags(parser, "IMAGE_OR_FOLDER", "folders are searched below, too")
     cli.SKIP.add(parser, "skip-unreadable")
-    parser.add_argument(
-        "--output", type=cli.user_path, default=Path("predictions"), metavar="DIR", help="where results go"
-    )
+    place, text = Path("predictions"), "where results go"
+    parser.add_argument("--output", type=cli.user_path, default=place, metavar="DIR", help=text)
     cli.add_overwrite_flag(parser)
-    parser.add_argument(
-        "--save",
-        default="overlay",
-        metavar="KINDS",
-        help="overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none",
-    )
+    text = "overlay (picture), map (32-bit float TIFF), mask (PNG of 0 and 255), with commas; or none"
+    parser.add_argument("--save", default="overlay", metavar="KINDS", help=text)
     text = "score what arrives in the folder, until stopped; the same command goes on with its scores.csv"
     parser.add_argument("--watch", action="store_true", help=text)
     return parser.parse_args(argv)
@@ -71,9 +66,8 @@ def add_flags(parser: argparse.ArgumentParser, shown: str, text: str) -> None:
 def detector_of(args: argparse.Namespace) -> Detector:
     """The model that `add_flags` was given. Raises ConfigError for a wrong rate, or if it takes clips."""
     check_rate(args.false_alarm_rate)
-    detector = load_detector(
-        args.checkpoint, device=args.device, precision=args.precision, batch_size=args.eval_batch_size
-    )
+    where = {"device": args.device, "precision": args.precision, "batch_size": args.eval_batch_size}
+    detector = load_detector(args.checkpoint, **where)
     if detector.config.data.frame_offset:
         reads = "predict.py reads single images: train with data.frame_offset=0"
         raise ConfigError(f"this model predicts a frame from an earlier one; {reads}")
@@ -228,9 +222,8 @@ class Writer:
 def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool) -> str:
     """What a flag means here, in one sentence. finished: calibration is done at the end of the training."""
     if calibration is None:
-        lacks = (
-            "was trained without data.calibration_fraction" if finished else "has not finished its training"
-        )
+        lacks = "was trained without data.calibration_fraction"
+        lacks = lacks if finished else "has not finished its training"
         return f"the model {lacks}: no p-values, and the first images make the colour scale"
     held_out, smallest = len(calibration.scores), calibration.smallest_rate()
     if smallest > rate:

@@ -24,7 +24,7 @@ from evaluation.scoring import Scores, collect_scores, results_by_category
 from model import load_detector
 from utils import cli
 from utils.checkpoint import find_checkpoint
-from utils.config import Config, check_together
+from utils.config import Config, check_together, unread
 from utils.device import peak_memory_gb
 from utils.errors import ConfigError
 from utils.files import relative_to
@@ -42,36 +42,22 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder or a checkpoint file")
     what.add_argument("--data-root", metavar="DIR", help="folder of the dataset (default: the run's)")
     what.add_argument("--dataset", choices=sorted(SPECS), help="what to test on (default: the run's)")
-    what.add_argument(
-        "--category", metavar="NAME", help="one, or all (default: the run's; with --dataset all)"
-    )
+    text = "one, or all (default: the run's; with --dataset all)"
+    what.add_argument("--category", metavar="NAME", help=text)
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--protocol",
-        choices=("fair", APRIL),
-        default="fair",
-        help=f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}",
-    )
+    text = f"{APRIL}: also the numbers as the first public evaluation computed them, {UNFAIR}"
+    how.add_argument("--protocol", choices=("fair", APRIL), default="fair", help=text)
     cli.SKIP.add(how, "skip-unreadable", default="as the run did")
     cli.EXTRA.add(how, "extra-metrics", default="the run's")
-    how.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help=f"a setting that needs no training: score.* or {', '.join(CHANGEABLE)}",
-    )
+    text = f"a setting that needs no training: score.* or {', '.join(CHANGEABLE)}"
+    how.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=text)
     cli.add_device_flags(how)
     where = parser.add_argument_group("where results go")
-    where.add_argument(
-        "--output", type=cli.user_path, metavar="DIR", help="folder (default: test, beside the checkpoint)"
-    )
+    text = "folder (default: test, beside the checkpoint)"
+    where.add_argument("--output", type=cli.user_path, metavar="DIR", help=text)
     cli.add_overwrite_flag(where)
-    where.add_argument(
-        "--save-maps",
-        action="store_true",
-        help="write each map, a 32-bit float TIFF of data.image_size, under its image's path below maps/",
-    )
+    text = "write each map, a 32-bit float TIFF of data.image_size, under its image's path below maps/"
+    where.add_argument("--save-maps", action="store_true", help=text)
     return parser.parse_args(argv)
 
 
@@ -94,15 +80,9 @@ def main(argv: Sequence[str]) -> None:
     write_skipped(output, skipped, root)
     p_values = detector.calibration.p_values(scores.score) if detector.calibration else None
     result_files.write_scores(output / result_files.SCORES, scores, root, p_values=p_values)
-    write = partial(
-        result_files.write_results,
-        config=config,
-        command=command,
-        timing={"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(detector.device)},
-        model=detector.model,
-        identity=state.identity,
-        step=state.iteration,
-    )
+    timing = {"ms_per_image": scores.ms_per_image, "peak_memory_gb": peak_memory_gb(detector.device)}
+    write = partial(result_files.write_results, config=config, command=command, timing=timing)
+    write = partial(write, model=detector.model, identity=state.identity, step=state.iteration)
     write(output, results=results)
     write_pages(output, config, data, scores, results, command=command, step=state.iteration)
     if args.save_maps:
@@ -118,13 +98,8 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
     """The run's configuration with what the command line changes; always on the test set."""
-    flags = {
-        "run.data_root": args.data_root,
-        "run.device": args.device,
-        "data.category": args.category,
-        "run.skip_unreadable": args.skip_unreadable,
-        "run.extra_metrics": args.extra_metrics,
-    }
+    names = ("data_root", "device", "skip_unreadable", "extra_metrics")
+    flags = {f"run.{name}": getattr(args, name) for name in names} | {"data.category": args.category}
     chosen: dict[str, object] = {key: value for key, value in flags.items() if value is not None}
     for key, value in map(parse_override, args.set):
         if not key.startswith("score.") and key not in CHANGEABLE:
@@ -139,6 +114,8 @@ def evaluated_config(config: Config, args: argparse.Namespace) -> Config:
         config = replace(config, data=data, run=replace(config.run, data_root=None))  # it is of the other set
     changed = build(Config, merge([config.to_dict(), {"run": asdict(config.run)}, nested(chosen)]))
     check_together(changed)
+    for text in unread(changed, config, chosen):
+        cli.log.warning("%s", text)
     return changed
 
 

@@ -143,6 +143,11 @@ def split_samples(config: Config) -> Parts:
     if data.stack_frames and not spec.video:
         raise ConfigError(f"data.stack_frames needs the frames of a video; {spec.name} has single images")
     samples, skipped = list_samples(config)
+    known = {*spec.counts} | {s.category for s in samples}
+    odd = data.augment_by_category.keys() - known if spec.counts or data.category == "all" else ()
+    if odd:
+        names = f"{', '.join(sorted(odd))}, found: {', '.join(sorted(known))}"
+        raise ConfigError(f"data.augment_by_category names no category of {spec.name}: {names}")
     test, moved = splits.move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     normal = [s for s in samples if s.split == "train" and s.label == NORMAL]
     anomalous = [s for s in [*samples, *moved] if s.split == "train" and s.label == ANOMALOUS]

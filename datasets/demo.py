@@ -119,9 +119,8 @@ def _is_complete(root: Path, recipe: Tree, pictures: list[Picture]) -> bool:
 def main(argv: Sequence[str]) -> None:
     """Write the demo from the command line."""
     parser = new_parser("Write the demo data set.")
-    parser.add_argument(
-        "--output", type=user_path, required=True, metavar="DIR", help="a new or an empty folder"
-    )
+    text = "a new or an empty folder"
+    parser.add_argument("--output", type=user_path, required=True, metavar="DIR", help=text)
     root = write_demo(parser.parse_args(argv).output)
     number = sum(len(demo_pictures(category)) for category in DEMO_CATEGORIES)
     print_result(f"{root}: {len(DEMO_CATEGORIES)} categories, {number} images")

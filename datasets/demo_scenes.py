@@ -174,9 +174,8 @@ def blister(view: View, rng: Generator, flaw: Flaw) -> Surface:
     beyond = np.hypot(np.maximum(np.abs(x) - 0.76, 0), np.maximum(np.abs(y) - 0.48, 0)) - 0.1
     knurl = np.sin(70 * (x + y)) * np.sin(70 * (x - y))
     glint = 0.06 * knurl * (1 + 0.5 * smooth_noise(rng, len(x), 8))
-    colour = (0.58 + glint + 0.05 * smooth_noise(rng, len(x), 5))[..., None] * np.array(
-        [1, 0.99, 0.96], np.float32
-    )
+    grey = 0.58 + glint + 0.05 * smooth_noise(rng, len(x), 5)
+    colour = grey[..., None] * np.array([1, 0.99, 0.96], np.float32)
     height = 0.004 * knurl - 0.02 * inside(-beyond - 0.05, 0.03)
     # four by two pockets: each pixel belongs to the nearest
     column, row = np.clip(np.int32((x + 0.76) / 0.38), 0, 3), np.int32(y > 0)

@@ -68,9 +68,8 @@ class Tiff:
         names = (str(getattr(e, "name", e)) for e in (page.photometric, page.compression))
         kind = "/".join(FORMATS.get(k, "undefined") for k in sorted(self.formats))
         bits = "/".join(map(str, sorted(self.depths)))
-        return "a TIFF of photometric {}, compression {}, ".format(*names) + (
-            f"with {self.count} {kind} sample{'s' * (self.count > 1)} of {bits} bits per pixel"
-        )
+        samples = f"{self.count} {kind} sample{'s' * (self.count > 1)} of {bits} bits per pixel"
+        return "a TIFF of photometric {}, compression {}, with {}".format(*names, samples)
 
     def _suits_pillow(self) -> bool:
         """Of other layouts Pillow takes the first plane for the image, or scrambles the samples."""

@@ -150,10 +150,8 @@ def clip_page(scores: Scores) -> Picture:
     figure, panels = subplots(len(names), size=(3.2, 1.4))
     for axes, name in zip(panels, names, strict=True):
         values, labels = scores.score[groups == name], scores.labels[groups == name]
-        frames, full_height = np.arange(len(values)), axes.get_xaxis_transform()
-        axes.fill_between(
-            frames, labels == 1, step="mid", color="#ffd6cc", linewidth=0, transform=full_height
-        )
+        frames, full = np.arange(len(values)), axes.get_xaxis_transform()
+        axes.fill_between(frames, labels == 1, step="mid", color="#ffd6cc", linewidth=0, transform=full)
         axes.plot(values, linewidth=1)
         axes.set(title=f"{name}: {len(values)} frames", xlim=(-0.5, len(values) - 0.5), ylim=limits)
     return rgb(figure)

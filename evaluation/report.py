@@ -206,9 +206,8 @@ def _jpeg(pair: figures.Picture) -> str:
     factor = SIDE / max(height, width / 2)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     small = cv2.resize(pair, size, interpolation=cv2.INTER_AREA)
-    return _data_url(
-        "jpeg", cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-    )
+    encoded = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+    return _data_url("jpeg", encoded.tobytes())
 
 
 def _data_url(kind: str, content: bytes) -> str:

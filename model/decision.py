@@ -80,9 +80,8 @@ def gaussian_blur(maps: Tensor, sigma: float, size: int | None = None) -> Tensor
         out = F.conv2d(out, kernel.view(1, 1, -1, 1), padding=(radius, 0))
         return F.conv2d(out, kernel.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
     out = F.conv2d(out[:, :, _mirrored(out.shape[2], radius, maps.device)], kernel.view(1, 1, -1, 1))
-    return F.conv2d(out[:, :, :, _mirrored(out.shape[3], radius, maps.device)], kernel.view(1, 1, 1, -1))[
-        :, 0
-    ]
+    out = F.conv2d(out[:, :, :, _mirrored(out.shape[3], radius, maps.device)], kernel.view(1, 1, 1, -1))
+    return out[:, 0]
 
 
 def _mirrored(size: int, radius: int, device: torch.device) -> Tensor:

@@ -83,9 +83,8 @@ class UniNet(AnomalyModel):
             )
             if outputs:
                 truth = target if self.config.head == "frame" else batch[self.config.head]
-                parts["head"] = supervised_loss(
-                    [x.float() for x in outputs], truth, self.loss_config.supervised
-                )
+                outputs = [x.float() for x in outputs]
+                parts["head"] = supervised_loss(outputs, truth, self.loss_config.supervised)
                 parts["total"] = parts["total"] + parts["head"]
         return parts
 

@@ -4,22 +4,27 @@ import copy
 import json
 import math
 import random
+import re
 import shlex
 from dataclasses import asdict, fields
 from functools import cache
-from typing import get_type_hints
+from typing import ClassVar, get_type_hints
 
 import pytest
 import yaml
 from conftest import ROOT
+from fixtures import labelled_batch
 
 import train
 import utils.layers
 from datasets.registry import SPECS
+from model.build import build_model
+from model.step import TrainingStep
 from utils.cli import overrides
 from utils.config import Config
 from utils.errors import ConfigError
 from utils.layers import load_config
+from utils.optim import make_optimizer, rate_at
 from utils.runs import config_hash
 from utils.yaml_io import CONFIGS, build, merge, parse_override, read_yaml
 
@@ -145,6 +150,72 @@ def test_the_command_line_wins():
 def test_mistakes(settings, message):
     with pytest.raises(ConfigError, match=message):
         load(**settings)
+
+
+class TestUnreadSettings:
+    """`config.unread` knows which settings nothing reads; here is what each model reads."""
+
+    SECTIONS = ("model", "loss", "optim")
+    TAGGED: ClassVar[dict] = {
+        f"{section}.{spec.name}": spec.metadata["values"]
+        for section in SECTIONS
+        for spec in fields(get_type_hints(Config)[section])
+        if spec.metadata.get("key") == "model.name"
+    }
+
+    @pytest.mark.parametrize("name", utils.layers.MODELS)
+    def test_are_those_that_it_reads(self, make_config, monkeypatch, name):
+        config, read = make_config(model__name=name, data__image_size=64), set()
+        for section in self.SECTIONS:
+            part = type(getattr(config, section))
+
+            def reading(self, key, section=section):
+                read.add(f"{section}.{key}")
+                return object.__getattribute__(self, key)
+
+            monkeypatch.setattr(part, "__getattribute__", reading)
+        model, batch = build_model(config), labelled_batch()
+        if model.one_pass or model.fits:
+            model.fit([batch["image"]], seed=0)
+        model.fit_statistics([batch["image"]])
+        if not model.one_pass:
+            optimizer, _ = make_optimizer(model.parameter_groups(config.optim), config)
+            TrainingStep(model, optimizer, config)(batch)
+            rate_at(config.train.iterations - 1, config)
+        model.eval().predict(batch["image"])
+        assert read & {*self.TAGGED} == {key for key, models in self.TAGGED.items() if name in models}
+
+    @pytest.fixture(autouse=True)
+    def _anew(self):
+        utils.layers._warn.cache_clear()
+
+    @pytest.mark.parametrize(("settings", "message"), [
+        ({"loss__hard_ratio": 0.5}, "hard_ratio changes nothing with model.name uninet; it is for remind"),
+        ({"model__name": "unias", "loss__terms": []}, "loss.terms .* unias; it is for uninet or remind"),
+        ({"model__name": "memory-bank", "optim__lr": 0.1}, "optim.lr changes nothing with .* memory-bank"),
+        ({"score__decision": "max", "score__alpha": 0.5}, "score.alpha .* score.decision max; .* weighted"),
+        ({"data__augment_by_category": {"b": "hflip"}}, "by_category .* data.augment none; it is for by-cat"),
+        ({"score__head_weight": 1}, "score.head_weight .* model.head none; it is for label or frame"),
+        ({"model__head": "mask", "loss__supervised": "bce", "score__map_sigma": 1}, "map_sigma .*.head mask"),
+    ])  # fmt: skip
+    def test_are_told_once(self, caplog, settings, message):
+        load(**settings)
+        load("bottle", **settings)
+        assert re.search(message, caplog.text) and len(caplog.records) == 1
+
+    def test_not_where_the_value_is_the_same_or_of_a_file(self, caplog, tmp_path):
+        load(model__name="memory-bank", model__width=1.0, optim__lr=5e-3)
+        path = tmp_path / "parts.yaml"  # for several models
+        path.write_text("data: {name: folder}\nmodel: {name: remind}\nloss: {temperature: 3}")
+        assert load_config(path, {"loss.hard_ratio": 0.2}).loss.temperature == 3 and not caplog.records
+
+    def test_also_of_a_complete_file(self, caplog, tmp_path):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(load(model__name="remind").to_dict()))
+        load_config(path, {"loss.hard_ratio": 0.2, "loss.kd_weight": 0.7})
+        assert not caplog.records
+        load_config(path, {"loss.kd_weight": 0.5})
+        assert "loss.kd_weight changes nothing with model.name remind" in caplog.text
 
 
 # --- what a file may hold: it becomes a Config or a ConfigError, nothing else -------------------------------

@@ -24,7 +24,7 @@ from evaluation.metrics_by_task import frame_metrics, segmentation_metrics
 from evaluation.results import results_table
 from evaluation.scoring import Scores
 from utils.cli import run_command
-from utils.errors import DatasetError
+from utils.errors import ConfigError, DatasetError
 from utils.layers import config_file, load_config
 from utils.yaml_io import CONFIGS
 
@@ -63,6 +63,15 @@ def data_of(name, root, **settings):
     chosen = {"run.data_root": str(root), "data.image_size": 64, "model.backbone": TINY}
     config = load_config(config_file(name), chosen | {"data.name": name} | settings)
     return build_data(config, NORMALISE)
+
+
+@pytest.mark.parametrize(("category", "names"), [("01", ["001"]), ("all", ["01", "1", "2"])])
+def test_augmentation_of_a_category_that_is_none(masters, category, names):
+    settings = {"data.augment_by_category": {name: ["hflip"] for name in names}, "data.category": category}
+    with pytest.raises(ConfigError, match=r"names no category of btad: (001|1, 2), found: 01, "):
+        data_of("btad", masters["btad"], **settings, **{"data.augment": "by-category"})
+    settings["data.augment_by_category"] = {"01": ["hflip"]}
+    assert len(data_of("btad", masters["btad"], **settings, **{"data.augment": "by-category"}).train)
 
 
 class TestSupervised:
@@ -419,6 +428,8 @@ class TestTestCommand:
         assert self.command("--checkpoint", str(folder), "--set", "eval.select=last") == 2
         assert self.command("--checkpoint", str(folder), "--set", "score.blur_size=4") == 2
         assert "must be odd" in capfd.readouterr().err  # what train.py refuses
+        assert self.command("--checkpoint", str(folder), "--set", "score.head_weight=2") == 0
+        assert "score.head_weight changes nothing with model.head none" in capfd.readouterr().err
 
     @pytest.mark.slow
     def test_soft_dice_says_so(self, run, masters, tmp_path, capfd):

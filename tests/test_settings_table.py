@@ -53,7 +53,7 @@ def choices_of(kind):
 def cells_of(name, default, comment):
     """Name, default with range, and meaning."""
     bounds = spec_of(name)[0].metadata
-    limits = f" ({bounds['low']:g}..{bounds['high']:g})" if bounds else ""
+    limits = f" ({bounds['low']:g}..{bounds['high']:g})" if "low" in bounds else ""
     return [f"`{name}`", default + limits, comment.replace(" | ", " / ")]
 
 

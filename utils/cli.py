@@ -126,9 +126,8 @@ def user_path(text: str) -> Path:
 
 def add_overwrite_flag(parser: argparse._ActionsContainer) -> None:
     """--overwrite of an earlier call's files."""
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what an earlier call wrote to the output, all of it"
-    )
+    text = "replace what an earlier call wrote to the output, all of it"
+    parser.add_argument("--overwrite", action="store_true", help=text)
 
 
 def add_device_flags(parser: argparse._ActionsContainer) -> None:

@@ -4,25 +4,40 @@ How and where a run is computed (`RunOptions`) are flags of the command line and
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal
 
 from utils.errors import ConfigError
 from utils.yaml_io import Tree
 
 SMALLEST_CROP = 8  # pixels
+MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
 WITH_DECODER = ("uninet", "remind", "recontrast")  # their student mirrors the backbone's levels
 HEAD_LOSSES: dict[str, tuple[str, ...]] = {"none": ("none",), "label": ("bce",), "speed": ("none",)}
 HEAD_LOSSES |= {"mask": ("bce", "dice", "structure"), "frame": ("mse",)}
 
 
-def _number(low: float, high: float) -> dict[str, float]:
+def _number(low: float, high: float) -> dict[str, Any]:
     return {"low": low, "high": high}
 
 
+def _with(key: str, *values: str) -> dict[str, Any]:
+    """What has this is read only where the setting `key` has one of these values."""
+    return {"key": key, "values": values}
+
+
+UNINET = _with("model.name", "uninet")
+TWO_TEACHERS = _with("model.name", "uninet", "recontrast")
+DECODER = _with("model.name", *WITH_DECODER)
+TRAINED = _with("model.name", *WITH_DECODER, "unias")
+WEIGHTED = _with("score.decision", "weighted", "weighted-distance")
+BY_CATEGORY = _with("data.augment", "by-category")
 DefectKind = Literal["texture", "scratch", "stain", "cut", "moved", "speed", "zoom"]
+Operation = Literal["hflip", "vflip", "rot90"]
+Term = Literal["contrastive", "margin", "repair", "adapt"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +60,8 @@ class DataConfig:
     anomaly_oversampling: int = field(metadata=_number(1, 1000))
     synthetic: float = field(metadata=_number(0, 1))
     synthetic_kinds: tuple[DefectKind, ...]
-    augment: Literal["none", "flip", "flip-rotate", "by-category"]
-    augment_by_category: dict[str, tuple[Literal["hflip", "vflip", "rot90"], ...]]
+    augment: Literal["none", "flip", "flip-rotate", "by-category"] = field(metadata=TRAINED)
+    augment_by_category: dict[str, tuple[Operation, ...]] = field(metadata=BY_CATEGORY)
     frame_offset: int = field(metadata=_number(0, 1000))
     stack_frames: int = field(metadata=_number(0, 1000))
 
@@ -62,32 +77,32 @@ class ModelConfig:
     student_backbone: str | None
     weights: str | None
     strides: tuple[int, ...] = field(metadata=_number(1, 64))
-    feature_gain: float | None = field(metadata=_number(1e-3, 1e3))
-    width: float = field(metadata=_number(0.125, 32))
-    mem_kernels: tuple[int, int] | None = field(metadata=_number(1, 31))
-    mem_reparam: Literal["none", "parallel", "construct"]
-    dfs: Literal["none", "prior", "all"]
-    dfs_theta: Literal["learnable", "fixed"]
-    student_activation: Literal["relu", "gelu"]
-    teacher_bn: Literal["train", "eval"]
+    feature_gain: float | None = field(metadata=_number(1e-3, 1e3) | DECODER)
+    width: float = field(metadata=_number(0.125, 32) | DECODER)
+    mem_kernels: tuple[int, int] | None = field(metadata=_number(1, 31) | DECODER)
+    mem_reparam: Literal["none", "parallel", "construct"] = field(metadata=DECODER)
+    dfs: Literal["none", "prior", "all"] = field(metadata=TWO_TEACHERS)
+    dfs_theta: Literal["learnable", "fixed"] = field(metadata=TWO_TEACHERS)
+    student_activation: Literal["relu", "gelu"] = field(metadata=DECODER)
+    teacher_bn: Literal["train", "eval"] = field(metadata=TWO_TEACHERS)
     head: Literal["none", "label", "mask", "frame", "speed"]
-    head_levels: Literal["n-1", "finest"]
+    head_levels: Literal["n-1", "finest"] = field(metadata=_with("model.head", "label", "mask"))
     skip_connections: bool
-    bank_fraction: float = field(metadata=_number(0, 1))
+    bank_fraction: float = field(metadata=_number(0, 1) | _with("model.name", "remind", "memory-bank"))
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """Eqs. 7 to 13: which terms, how they are read, and their weights."""
 
-    kd: Literal["global", "pointwise"]
-    hard_ratio: float = field(metadata=_number(1e-4, 1))
-    stop_grad: Literal["kd", "all", "none"]
-    reduction: Literal["paper", "released"]
-    terms: tuple[Literal["contrastive", "margin", "repair", "adapt"], ...]
-    temperature: float = field(metadata=_number(1e-3, 1e3))
-    kd_weight: float = field(metadata=_number(0, 1))
-    anomaly_source: Literal["label", "mask", "none"]
+    kd: Literal["global", "pointwise"] = field(metadata=UNINET)
+    hard_ratio: float = field(metadata=_number(1e-4, 1) | _with("model.name", "remind"))
+    stop_grad: Literal["kd", "all", "none"] = field(metadata=UNINET)
+    reduction: Literal["paper", "released"] = field(metadata=UNINET)
+    terms: tuple[Term, ...] = field(metadata=_with("model.name", "uninet", "remind"))
+    temperature: float = field(metadata=_number(1e-3, 1e3) | UNINET)
+    kd_weight: float = field(metadata=_number(0, 1) | UNINET)
+    anomaly_source: Literal["label", "mask", "none"] = field(metadata=UNINET)
     supervised: Literal["none", "bce", "dice", "structure", "mse"]
 
 
@@ -96,25 +111,25 @@ class ScoreConfig:
     """From the 2n distance maps to one map and one number an image (Sec. 4.5, Alg. 1). Sigmas in pixels."""
 
     decision: Literal["weighted", "weighted-distance", "max", "top1", "top3", "top5", "top10", "mean"]
-    alpha: float = field(metadata=_number(0, 1))
-    beta: float = field(metadata=_number(0, 1))
+    alpha: float = field(metadata=_number(0, 1) | WEIGHTED)
+    beta: float = field(metadata=_number(0, 1) | WEIGHTED)
     score_sigma: float = field(metadata=_number(0, 100))
     map_sigma: float = field(metadata=_number(0, 100))
     blur_size: int | None = field(metadata=_number(1, 99))
-    head_weight: float = field(metadata=_number(0, 1e6))
+    head_weight: float = field(metadata=_number(0, 1e6) | _with("model.head", "label", "frame"))
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimiser and its schedule. `preset` one-class: plain AdamW; multi-class: eps 1e-10 and amsgrad."""
 
-    preset: Literal["one-class", "multi-class"]
-    lr: float = field(metadata=_number(0, 1))
-    lr_teacher: float = field(metadata=_number(0, 1))
-    weight_decay: float = field(metadata=_number(0, 1))
-    schedule: Literal["constant", "step", "tenth", "cosine"]
-    grad_clip: float | None = field(metadata=_number(1e-6, 1e6))
-    warmup: int = field(metadata=_number(0, 10**7))
+    preset: Literal["one-class", "multi-class"] = field(metadata=TRAINED)
+    lr: float = field(metadata=_number(0, 1) | TRAINED)
+    lr_teacher: float = field(metadata=_number(0, 1) | TWO_TEACHERS)
+    weight_decay: float = field(metadata=_number(0, 1) | TRAINED)
+    schedule: Literal["constant", "step", "tenth", "cosine"] = field(metadata=TRAINED)
+    grad_clip: float | None = field(metadata=_number(1e-6, 1e6) | TRAINED)
+    warmup: int = field(metadata=_number(0, 10**7) | TRAINED)
 
 
 @dataclass(frozen=True)
@@ -189,6 +204,19 @@ def check_evaluations(config: Config) -> None:
     if every > steps or (config.eval.select == "best" and every == 0):
         way_out = "take one within the steps, or 0 with --select last"
         raise ConfigError(f"eval.every {every} evaluates nothing in a training of {steps} steps; {way_out}")
+
+
+def unread(config: Config, before: Config, keys: Iterable[str]) -> Iterator[str]:
+    """In words, each setting among `keys` that is not as in `before` although nothing reads it."""
+    for section, _, name in (key.partition(".") for key in keys):
+        part, earlier = getattr(config, section), getattr(before, section)
+        spec = next(f for f in fields(part) if f.name == name).metadata
+        where, wanted = spec.get("key", "model.name"), spec.get("values", MODELS)
+        if section == "score" and config.model.head == "mask":  # map and score are its probability
+            where, wanted = "model.head", ("none", "label", "frame", "speed")
+        found = attrgetter(where)(config)
+        if found not in wanted and getattr(part, name) != getattr(earlier, name):
+            yield f"{section}.{name} changes nothing with {where} {found}; it is for {' or '.join(wanted)}"
 
 
 def check_together(config: Config) -> None:

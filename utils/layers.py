@@ -9,14 +9,16 @@ model for all categories has no category, so no block by category applies to it.
 A run's config.yaml holds every setting and stands alone: no other layer than base.yaml and the command line.
 """
 
+import logging
 from collections.abc import Mapping
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
-from utils.config import Config, check_together
+from utils.config import MODELS, Config, check_together, unread
 from utils.errors import ConfigError
 from utils.yaml_io import CONFIGS, Tree, build, mapping, merge, nested, read_yaml, shown
 
-MODELS = ("uninet", "remind", "recontrast", "unias", "memory-bank")
 FLAVORS = ("paper", "released")
 SETTINGS = ("one-class", "multi-class", "supervised")
 POLYP = ("kvasir", "clinicdb", "colondb")
@@ -38,17 +40,26 @@ def load_config(path: str | Path, overrides: Mapping[str, object], *, category: 
         raise ConfigError(f"'run' in {path} is no section of a config; flags say how a run is computed")
     if _is_complete(dataset, base):
         _check_same_layers(path, dataset, overrides)
-        layers = [base, dataset, chosen]
+        layers, files = [base, dataset, chosen], [base, dataset]
     else:
         layers = _layers(base, dataset, chosen, category)
-    config, asked = build(Config, merge(layers)), build(Config, merge([*layers, chosen]))
-    for section, _, name in (key.partition(".") for key in overrides):
-        here, there = (getattr(getattr(c, section), name, None) for c in (config, asked))
-        if here != there:
-            what = f"{section}.{name} of --model {config.model.name}"
-            raise ConfigError(f"{what} is {here}; it cannot be {there}")
+        network = nested({key: value for key, value in overrides.items() if key in LAYERS})
+        files = _layers(base, dataset, network, category)
+    config, asked, given = (build(Config, merge(trees)) for trees in (layers, [*layers, chosen], files))
     check_together(config)
+    for key in overrides:
+        here, there = (attrgetter(key)(c) for c in (config, asked))
+        if here != there:
+            raise ConfigError(f"{key} of --model {config.model.name} is {here}; it cannot be {there}")
+    for text in unread(config, given, overrides):
+        _warn(text)
     return config
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log a warning once, however many categories have it."""
+    logging.getLogger("uninet").warning("%s", text)
 
 
 def config_file(dataset: str) -> Path:

@@ -56,9 +56,8 @@ for _name, _pattern, _first in (
     ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
-    _PlainLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
-    )
+    _whole = re.compile(rf"(?:{_pattern})\Z")
+    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _whole, list(_first))
 
 
 def read_yaml(path: str | Path) -> Tree:
@@ -133,7 +132,7 @@ def build(cls: type[T], tree: Mapping[str, object], *, prefix: str = "") -> T:
     return cls(**values)
 
 
-def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, float]) -> object:
+def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, Any]) -> object:
     """Convert one value to its declared type, or say why not."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):  # X | None
@@ -158,7 +157,7 @@ def _checked(value: object, kind: object, *, key: str, bounds: Mapping[str, floa
     return _scalar(value, cast(type, kind), key=key, bounds=bounds)
 
 
-def _scalar(value: object, kind: type, *, key: str, bounds: Mapping[str, float]) -> object:
+def _scalar(value: object, kind: type, *, key: str, bounds: Mapping[str, Any]) -> object:
     name = {bool: "bool: true or false", str: "text, in quotes where YAML reads it otherwise"}.get(kind)
     wrong = ConfigError(f"{key} is {shown(value)}; expected {name or kind.__name__}")
     if kind is bool or isinstance(value, bool):
