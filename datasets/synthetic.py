@@ -46,10 +46,7 @@ def add_defect(
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind is {kind!r}; choose one of {', '.join(kinds)}, or None")
     kind = kind or DEFECT_KINDS[rng.integers(len(DEFECT_KINDS))]
-    make = {
-        "texture": _texture, "scratch": _scratch, "stain": _stain, "cut": _cut, "moved": _moved,
-        "speed": _speed, "zoom": _zoom,
-    }[kind]  # fmt: skip
+    make = (_texture, _scratch, _stain, _cut, _speed, _zoom, _moved)[kinds.index(kind)]
     scene = _look_at(image, image[..., ::-1] if texture is None else texture)
     if kind in MOTION_KINDS:
         # what moves is what the faster frame changes, or where the channels differ
@@ -274,8 +271,8 @@ class SyntheticValidation(ImageSet):
         place -= n
         made = self._defects.get(place)
         if made is None:
-            rng = np.random.default_rng([self.seed, place])
-            made = _draw(self.held_out.pixels(place), rng, self.kinds)
+            image, rng = self.held_out.pixels(place), np.random.default_rng([self.seed, place])
+            made = _draw(image, rng, self.kinds)
             if place < self.kept:
                 self._defects[place] = made
         return *made, ANOMALOUS
@@ -301,7 +298,8 @@ class SyntheticTraining(ImageSet):
         return self._changed(draw, super().sample(draw))
 
     def _taken(self, draw: int, image: np.ndarray) -> np.ndarray:
-        return degraded(image, np.random.default_rng([self.seed, draw, 1])) if self.degrades else image
+        rng, frames = np.random.default_rng([self.seed, draw, 1]), bool(self.samples[0].earlier)
+        return degraded(image, rng, frames=frames) if self.degrades else image
 
     def __getitems__(self, draws: list[int]) -> Batch:
         """The batch of these draws."""

@@ -220,13 +220,17 @@ CATEGORY_FLIP_CHANCE = 0.3  # of the public code of UniAS
 IMAGES = ("image", "clean")  # keys of a batch that geometry changes like its mask
 
 
-def degraded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An image (H, W, 3) uint8 as a worse camera gives it: half are blurred, a third are JPEG-compressed."""
+def degraded(image: np.ndarray, rng: np.random.Generator, *, frames: bool = False) -> np.ndarray:
+    """An image (H, W, 3) uint8 as a worse camera gives it: half are blurred, a third are JPEG-compressed.
+
+    frames: its channels are grey frames, each of which is compressed by itself.
+    """
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
     if rng.random() < 0.35:
         how = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 96))]
-        image = np.asarray(cv2.imdecode(cv2.imencode(".jpg", image, how)[1], cv2.IMREAD_COLOR))
+        parts = [cv2.imencode(".jpg", part, how)[1] for part in (cv2.split(image) if frames else (image,))]
+        image = np.dstack([np.asarray(cv2.imdecode(part, cv2.IMREAD_UNCHANGED)) for part in parts])
     return image
 
 

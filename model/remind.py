@@ -156,7 +156,7 @@ class ReMIND(AnomalyModel):
         Distances from student and bank, each over its largest on normals, are summed; above 1 the bank's is
         tripled. The head's probability of a defect multiplies the sum, speed the score alone.
         """
-        raw = self.teacher(images)
+        raw = self.teacher(images) if self.fits or self.second is None else []
         teacher, student = self.restored(raw, images)
         size, factor = images.shape[2:], None
         if self.head is not None:

@@ -1,6 +1,7 @@
 """ReMIND: hardest positions, focal loss, discrimination head, one teacher, synthetic sets."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from datasets.industrial import MVTEC
 from datasets.loader import ImageSet, TrainingOrder, training_batches
 from datasets.registry import collect
 from datasets.synthetic import SyntheticTraining
-from datasets.transforms import Decode, Normalise, augment_batch
+from datasets.transforms import Decode, Normalise, augment_batch, degraded
 from losses.kd import hardest_distance
 from losses.similarity import unmasked_positions
 from losses.supervised import focal_loss
@@ -483,6 +484,18 @@ class TestSyntheticTraining:
         assert normal.any() and not differs[normal].any() and differs[~normal].flatten(1).any(dim=1).all()
         near = F.max_pool2d(batch["mask"].float(), 33, stride=1, padding=16) == 1  # JPEG spreads over blocks
         assert not (differs & ~near).any()
+
+    def test_worse_cameras_of_frames(self, data):
+        """Each grey frame is compressed by itself: what one shows leaves no trace in the others."""
+        image = np.full((64, 64, 3), 128, np.uint8)
+        image[..., 0] = np.random.default_rng(0).integers(0, 256, (64, 64))
+        for seed in range(20):  # the other frames are even, so blurring and compressing keep them
+            assert (degraded(image, np.random.default_rng(seed), frames=True)[..., 1:] == 128).all()
+        assert any((degraded(image, np.random.default_rng(seed))[..., 1:] != 128).any() for seed in range(20))
+        data.samples = [replace(s, earlier=(s.path, s.path)) for s in data.samples]
+        data.degrades, draws = True, list(range(5 * len(data)))
+        grey = np.repeat(image[None, ..., :1], len(draws), axis=0).repeat(3, axis=3)
+        assert not any(np.ptp(data._taken(draw, picture), axis=2).any() for draw, picture in enumerate(grey))
 
     @pytest.mark.parametrize("terms", [[], ["adapt"]])
     def test_a_teacher_that_learns_is_shown_worse_cameras(self, make_config, mvtec_like, terms):
