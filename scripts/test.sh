@@ -7,4 +7,4 @@ ruff check .
 ruff format --check .
 python -m mypy .
 # worksteal: neighbours stay together, so what a file prepares is prepared once
-python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
+python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 20 "$@"
