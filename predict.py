@@ -222,8 +222,8 @@ class Writer:
 def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool) -> str:
     """What a flag means here, in one sentence. finished: calibration is done at the end of the training."""
     if calibration is None:
-        lacks = "was trained without data.calibration_fraction"
-        lacks = lacks if finished else "has not finished its training"
+        uncalibrated = "was trained without data.calibration_fraction"
+        lacks = uncalibrated if finished else "has not finished its training"
         return f"the model {lacks}: no p-values, and the first images make the colour scale"
     held_out, smallest = len(calibration.scores), calibration.smallest_rate()
     if smallest > rate:
