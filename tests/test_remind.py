@@ -23,7 +23,7 @@ from model import build_model, remind
 from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
 from model.peers.memory_bank import nearest, patches_of, placed, sample_patches
-from model.remind import REPAIR, SECOND_RATE
+from model.remind import KEEP, REPAIR, SECOND_RATE
 from model.step import TrainingStep
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
@@ -201,7 +201,7 @@ class TestModel:
             keep += distance[~masked].mean().item()
             shown += distance[masked].mean().item()
         parts = model.loss(batch, 0.5)
-        assert parts["keep"].item() == pytest.approx(keep, rel=1e-4, abs=1e-6)
+        assert parts["keep"].item() == pytest.approx(KEEP * keep, rel=1e-4, abs=1e-6)
         assert parts["head"] < before["head"] and shown > 2 * keep > 0
 
         reached = {"kd": {"student", "bottleneck"}, "head": {"head", "second"}, "keep": {"second"}}
