@@ -215,15 +215,9 @@ def optimise(run: Run) -> float:
 
     # --- data, curves, processes ----------------------------------------------------------------------------
     order = TrainingOrder(
-        len(samples),
-        train.batch_size,
-        seed=train.seed,
-        start=start,
-        stop=stop,
-        repeat=len(train.scales),
-        share=(distributed.rank(), distributed.world_size()),
-        last_batch=train.last_batch,
-    )
+        len(samples), train.batch_size, seed=train.seed, start=start, stop=stop, repeat=len(train.scales),
+        share=(distributed.rank(), distributed.world_size()), last_batch=train.last_batch,
+    )  # fmt: skip
     loader = training_batches(run.data.train, order, workers=config.run.workers, device=device)
     main = distributed.is_main_process()
     tracker = Tracker(run.folder, start=start, stop=stop, quiet=run.quiet) if main else NullTracker()

@@ -124,25 +124,13 @@ def write_scores(
 
 
 COLUMNS = {
-    "image_auroc": "I-AUROC",
-    "image_ap": "I-AP",
-    "image_f1": "I-F1*",
-    "pixel_auroc": "P-AUROC",
-    "pixel_ap": "P-AP",
-    "pixel_f1": "P-F1*",
-    "pro": "PRO",
-    "pro_05": "PRO@5%",
-    "aupimo": "AUPIMO",
-    "dsc_unias": "Dice (UniAS)*",
-    "dsc": "DSC",
-    "miou": "mIoU",
-    "dsc_soft": "DSC†",
-    "miou_soft": "mIoU†",
-    "frame_auroc_micro": "micro",
-    "frame_auroc_macro": "macro",
-    "frame_auroc_micro_smoothed": "micro~",
-    "frame_auroc_macro_smoothed": "macro~",
-}
+    "image_auroc": "I-AUROC", "image_ap": "I-AP", "image_f1": "I-F1*",
+    "pixel_auroc": "P-AUROC", "pixel_ap": "P-AP", "pixel_f1": "P-F1*",
+    "pro": "PRO", "pro_05": "PRO@5%", "aupimo": "AUPIMO", "dsc_unias": "Dice (UniAS)*",
+    "dsc": "DSC", "miou": "mIoU", "dsc_soft": "DSC†", "miou_soft": "mIoU†",
+    "frame_auroc_micro": "micro", "frame_auroc_macro": "macro",
+    "frame_auroc_micro_smoothed": "micro~", "frame_auroc_macro_smoothed": "macro~",
+}  # fmt: skip
 FOOTNOTES = {
     "*": "best threshold on these very images: an upper bound, not a working point",
     "~": "scores smoothed within each clip, which uses later frames",

@@ -118,12 +118,7 @@ def build_bottleneck_and_student(
     own = config.student_backbone and backbone_channels(config.student_backbone, config.strides)
     bottleneck = Bottleneck(info, width=config.width, kernels=config.mem_kernels, reparam=config.mem_reparam)
     student = Student(
-        info,
-        bottleneck.out_channels,
-        width=config.width,
-        own=own or None,
-        skips=config.skip_connections,
-        outputs=outputs,
-        activation=config.student_activation,
-    )
+        info, bottleneck.out_channels, width=config.width, own=own or None,
+        skips=config.skip_connections, outputs=outputs, activation=config.student_activation,
+    )  # fmt: skip
     return bottleneck, student

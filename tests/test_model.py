@@ -440,6 +440,22 @@ class TestBackbone:
         _, info = build_backbone("tf_efficientnet_lite0", (4, 8, 16), random_weights=True)
         assert info.channels == (24, 40, 112) and info.signed and info.std == (0.5, 0.5, 0.5)
 
+    @torch.no_grad()
+    def test_stages_that_no_feature_needs_are_gone(self):
+        """timm's EfficientNets compute them all; states of before hold them."""
+        torch.manual_seed(0)
+        whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3)).eval()
+        net, _ = build_backbone("tf_efficientnet_lite0", (4, 8, 16), random_weights=True)
+        sizes = [sum(p.numel() for p in each.parameters()) for each in (whole, net)]
+        assert len(whole.blocks) == 7 and len(net.blocks) == 5 and sizes[1] < 0.3 * sizes[0]
+        outer = copy.deepcopy(nn.ModuleDict({"teacher": net.eval()}))  # as a model holds it
+        outer.load_state_dict({f"teacher.{key}": value for key, value in whole.state_dict().items()})
+        image = torch.randn(1, 3, 64, 64)
+        for ours, theirs in zip(outer["teacher"](image), whole(image), strict=True):
+            assert torch.equal(ours, theirs)
+        with pytest.raises(RuntimeError, match="blocks.4.9.x"):
+            net.load_state_dict(whole.state_dict() | {"blocks.4.9.x": torch.ones(1)})
+
     def test_local_weights(self, tmp_path):
         net, _ = build_backbone("resnet18", (4,), random_weights=True)
         state = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()} | {

@@ -351,8 +351,13 @@ class TestResume:
         monkeypatch.setattr(train_command, "stop_if_not_finite", real)
         code, _, err = run(*flags, "--name", "broken")
         assert code == 1 and "--resume goes on" in err
-        assert run(*flags, "--name", "broken", "--resume")[0] == 0
         folder = tmp_path / "runs/mvtec/one-class/part"
+        if model == "uninet":  # an older version's backbones ended in stages that nothing reads
+            state = load_checkpoint(folder / "broken/last.pt")
+            state.model["teachers.target.blocks.9.0.conv.weight"] = torch.ones(1)
+            state.optimizer["param_groups"][-1]["params"] += [10**6, 10**6 + 1]
+            state.save(folder / "broken/last.pt")
+        assert run(*flags, "--name", "broken", "--resume")[0] == 0
         a, b = (load_checkpoint(folder / name / "last.pt").model for name in ("whole", "broken"))
         assert all(torch.equal(a[k], b[k]) for k in a)
         assert metrics(folder / "whole")["results"] == metrics(folder / "broken")["results"]

@@ -54,7 +54,9 @@ class Checkpoint:
         for saved, now in zip(self.optimizer["param_groups"], optimizer.param_groups, strict=True):
             lr = now["lr"]  # a tensor on a GPU
             lr = torch.full_like(lr, saved["lr"]) if isinstance(lr, Tensor) else saved["lr"]
-            groups.append({**saved, "lr": lr, "fused": now["fused"], "capturable": now["capturable"]})
+            params = saved["params"][: len(now["params"])]  # older backbones end in stages that nothing reads
+            own = {"lr": lr, "params": params, "fused": now["fused"], "capturable": now["capturable"]}
+            groups.append(saved | own)
         optimizer.load_state_dict(self.optimizer | {"param_groups": groups})
         schedule.load_state_dict(self.schedule)
         torch.set_rng_state(self.rng["cpu"])

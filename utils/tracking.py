@@ -116,9 +116,7 @@ class Tracker:
         self.lines.write(json.dumps(tree) + "\n")
         self.lines.flush()
 
-    def evaluation(
-        self, iteration: int, results: dict[str, Results], *, split: str, panel: np.ndarray
-    ) -> None:
+    def evaluation(self, iteration: int, results: dict[str, Results], *, split: str, panel: Panel) -> None:
         """Write an evaluation during training: metrics by category, and a picture (H, W, 3) uint8."""
         _show(self.writer, iteration, results, split=split, panel=panel)
         self.line({"iteration": iteration, "split": split, "results": results})
