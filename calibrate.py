@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 
 import predict
-from datasets.build import dataset_root, image_set, split_samples
+from datasets.build import image_set, trained_parts
 from datasets.check import filter_unreadable
 from datasets.samples import Sample
 from datasets.splits import first_copies, shared_images
 from evaluation.scoring import calibrate, collect_scores
-from model.detector import Calibration
+from model.detector import Calibration, Detector
 from utils import cli
 from utils.checkpoint import RECALIBRATED, load_checkpoint
-from utils.config import Config
 from utils.errors import DatasetError, RunError
 from utils.files import printable
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     path = detector.path.with_name(RECALIBRATED)
     if path.exists() and not args.overwrite:
         raise RunError(f"{path} is there already; rename it, or replace it with --overwrite")
-    samples = good_samples(args.images, detector.config, skip_unreadable=args.skip_unreadable)
+    samples = good_samples(args.images, detector, skip_unreadable=args.skip_unreadable)
     data = image_set(detector.config, detector.normalise, samples)
     calibration = calibrate(collect_scores(detector.predictions(data, quiet=args.quiet), data))
     state = load_checkpoint(detector.path)  # with the weights as they were trained
@@ -47,22 +46,19 @@ def main(argv: Sequence[str]) -> None:
     cli.print_result(f"written to {printable(path)}: give it as --checkpoint")
 
 
-def good_samples(where: Path, config: Config, *, skip_unreadable: bool) -> list[Sample]:
+def good_samples(where: Path, detector: Detector, *, skip_unreadable: bool) -> list[Sample]:
     """The images at or below `where`, each once. Raises DatasetError if there is none, or if the model was
     trained on one of them: it scores such images lower than new ones.
     """
-    samples = predict.samples_at(where, None, config)
+    samples = predict.samples_at(where, None, detector.config)
     samples = filter_unreadable(samples)[0] if skip_unreadable else samples
     if not samples:
         raise DatasetError(f"no image at {where} can be read")
     first = first_copies(s.path for s in samples)
     samples = [s for s in samples if first[s.path] == s.path]  # copies say nothing new
-    root = dataset_root(config)
-    if root is None or not root.is_dir():
-        cli.log.warning("the training images are not at %s: whether these are among them is unknown", root)
-        return samples
-    parts = split_samples(config)
-    for ours, theirs in shared_images([*parts.train, *parts.scale, *parts.validation], samples):
+    parts = trained_parts(detector.config, detector.state.identity)
+    trained = [*parts.train, *parts.scale, *parts.validation] if parts else []
+    for ours, theirs in shared_images(trained, samples):
         same = f"{printable(theirs.path)} is the same file as {printable(ours.path)}"
         raise DatasetError(f"{same}, which the model was trained on; give images that it has not seen")
     return samples

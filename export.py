@@ -71,33 +71,22 @@ def main(argv: Sequence[str]) -> None:
     if output.is_dir() or output.suffix == ".pt":
         raise ExportError(f"--output {output} is a folder or a checkpoint; name a file, such as {FILE}")
     check_size(detector.model)
+    calibration = detector.calibration
     data = comparison_images(args.images, detector)
     batches = comparison_batches(data)
     log.info("exporting (seconds to some minutes) ...")
     with torch.no_grad():
         deployed = Deployed(
-            detector.model.deploy(),
-            data.decode,
-            data.normalise,
-            stacked=detector.config.data.stack_frames > 0,
-            calibration=detector.calibration,
-        )
+            detector.model.deploy(), data.decode, data.normalise,
+            stacked=detector.config.data.stack_frames > 0, calibration=calibration,
+        )  # fmt: skip
         exported = to_onnx(deployed, batches[-1][0], describe(detector, rate), rate)
         print_result(compare(exported, detector, batches, rate))
         print_result(timing(exported, deployed, batches[0][0]))
-    say_what_is_decided(detector, rate)
+    say = log.info if calibration is None or calibration.smallest_rate() <= rate else log.warning
+    say("%s", about_decisions(calibration, rate, finished=detector.state.finished))
     write_atomically(output, lambda file: file.write(exported.content))
     print_result(f"{output} ({len(exported.content) / 2**20:.1f} MB)")
-
-
-def say_what_is_decided(detector: Detector, rate: float) -> None:
-    """Log what a flag means, or that there is none."""
-    calibration = detector.calibration
-    if calibration is None:
-        log.info("no held-out scores (data.calibration_fraction): the file gives a score and a map alone")
-        return
-    say = log.info if calibration.smallest_rate() <= rate else log.warning
-    say("%s", about_decisions(calibration, rate, finished=detector.state.finished))
 
 
 def check_size(model: AnomalyModel) -> None:

@@ -83,7 +83,8 @@ def main(argv: Sequence[str]) -> None:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--save {args.save}: '{unknown[0]}' is none of {', '.join(KINDS)}, none")
     if "mask" in kinds and calibration is None:
-        raise ConfigError("--save mask needs a level: train with data.calibration_fraction above 0")
+        way_out = "train on more images, or with a larger data.calibration_fraction"
+        raise ConfigError(f"--save mask needs a level of held-out images, and there are none: {way_out}")
     if args.watch:
         watch(args, detector, kinds)
         return
@@ -222,9 +223,9 @@ class Writer:
 def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool) -> str:
     """What a flag means here, in one sentence. finished: calibration is done at the end of the training."""
     if calibration is None:
-        uncalibrated = "was trained without data.calibration_fraction"
-        lacks = uncalibrated if finished else "has not finished its training"
-        return f"the model {lacks}: no p-values, and the first images make the colour scale"
+        none = "held no image out (data.calibration_fraction of its images is none)"
+        lacks = none if finished else "has not finished its training"
+        return f"the model {lacks}: no p-values, no fixed colour scale"
     held_out, smallest = len(calibration.scores), calibration.smallest_rate()
     if smallest > rate:
         return (

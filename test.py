@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     where = {"device": args.device, "precision": args.precision, "batch_size": args.eval_batch_size}
     detector = load_detector(args.checkpoint, change=change, **where)
     config, state = detector.config, detector.state
-    data, defects, skipped = build_test(config, state.config, detector.normalise)
+    data, defects, skipped = build_test(config, state.config, detector.normalise, identity=state.identity)
     scores = collect_scores(detector.predictions(data, quiet=args.quiet), data)
     results = results_by_category(scores, config.run, defects)
     notes = [*result_files.protocol_notes(config, state.iteration), str(detector.path)]

@@ -63,9 +63,10 @@ class Parts:
     test: list[Sample]
     skipped: Skipped
 
-    def check_apart(self, test: Sequence[Sample]) -> None:
-        """Stop if the model, its calibration or its settings depend on an image of `test`."""
-        splits.check_disjoint([*self.train, *self.scale, *self.calibration, *self.validation], test)
+    @property
+    def trained(self) -> list[Sample]:
+        """What the model, its calibration or its settings depend on."""
+        return [*self.train, *self.scale, *self.calibration, *self.validation]
 
     @property
     def defects(self) -> frozenset[str]:
@@ -154,6 +155,8 @@ def split_samples(config: Config) -> Parts:
     if spec.drops_copies:
         normal, anomalous = (splits.without_copies(part, test) for part in (normal, anomalous))
     normal, calibration = splits.hold_out(normal, data.calibration_fraction, seed=seed)
+    if data.calibration_fraction and normal and not calibration:
+        _log.warning("%d training images leave none to hold out: there will be no p-values", len(normal))
     if calibration:
         tied = splits.tied_groups([*calibration, *anomalous])
         apart = {tied[s.group] for s in calibration}
@@ -200,7 +203,7 @@ def build_data(config: Config, normalise: Normalise) -> RunData:
     cache_gb = 0.0 if once else config.run.cache_gb  # what is read once is not kept
     train = images(parts.train, cache_gb=cache_gb, training=True)
     _check_masks_are_there(config, train)
-    parts.check_apart(parts.test)
+    splits.check_disjoint(parts.trained, parts.test)
     left = cache_gb - train.cached * train.image_bytes / 2**30
     validation = images(parts.validation, cache_gb=left) if parts.validation else None
     if validation is not None and parts.synthetic:
@@ -228,8 +231,20 @@ def _check_masks_are_there(config: Config, train: ImageSet) -> None:
     raise DatasetError(f"{lacks}, which {use}; add them, or {way_out}")
 
 
+def trained_parts(config: Config, identity: Tree | None) -> Parts | None:
+    """What a model depends on, or None; a warning tells if it is gone, or is not as the run's `identity`."""
+    root, text = dataset_root(config), "the training images %s %s: overlap with them is not checked"
+    parts = split_samples(config) if root and root.is_dir() else None
+    then = (identity or {}).get("data", {}).get("trained")
+    if parts is None:
+        _log.warning(text, "are not at", root)
+    elif then and then != splits.names_and_sizes(parts.trained, root):
+        _log.warning(text, "are no longer those at", root)
+    return parts
+
+
 def build_test(
-    config: Config, trained: Config, normalise: Normalise
+    config: Config, trained: Config, normalise: Normalise, *, identity: Tree | None = None
 ) -> tuple[ImageSet, frozenset[str], Skipped]:
     """The test set of `config` for a model that was trained as `trained` says, the defects it has seen, and
     the unreadable files that were left out. Raises DatasetError if a test image was trained on.
@@ -240,9 +255,7 @@ def build_test(
     root, tested_root = dataset_root(trained), dataset_root(config)
     if trained.data.name == data.name and not (root and root.is_dir()):  # the dataset has moved
         trained, root = replace(trained, run=config.run), tested_root
-    parts = split_samples(trained) if root and root.is_dir() else None
-    if parts is None:
-        _log.warning("the training images are not at %s: overlap with them is not checked", root)
+    parts = trained_parts(trained, identity)
     if same and parts is not None and root == tested_root:
         test, skipped = parts.test, parts.skipped
         if config.run.skip_unreadable and not trained.run.skip_unreadable:
@@ -251,7 +264,7 @@ def build_test(
         samples, skipped = list_samples(config)
         test, _ = splits.move_anomalies([s for s in samples if s.split == "test"], data.num_train_anomalies)
     if parts is not None:
-        parts.check_apart(test)
+        splits.check_disjoint(parts.trained, test)
     images = image_set(config, normalise, test)
     _look_at_masks(data, test, images.decode)
     return images, parts.defects if same and parts is not None else frozenset(), skipped
@@ -332,5 +345,6 @@ def data_identity(config: Config, data: RunData) -> Tree:
         "root": str(root),
         "images": {name: len(part) for name, part in samples.items()},
         "fingerprint": digest.hexdigest()[:16],
+        "trained": splits.names_and_sizes((s for name in sets for s in samples[name]), root),
         "weights": splits.content_digest(Path(weights)) if weights not in (None, "random") else None,
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets.samples import ANOMALOUS, NORMAL, DatasetSpec, Sample
 from utils.errors import DatasetError
-from utils.files import printable
+from utils.files import printable, relative_to
 
 WHOLE = 1 << 16  # bytes: of a digest files up to this size are read in full
 PIECES, PIECE = 16, 1 << 12  # of a larger file: so many pieces, evenly spread, of so many bytes
@@ -154,6 +154,12 @@ def move_anomalies(test: list[Sample], number: int) -> tuple[list[Sample], list[
     if not any(s.label == ANOMALOUS for s in rest):
         raise DatasetError(f"data.num_train_anomalies {number} leaves no anomalous test image")
     return rest, list(moved.values())
+
+
+def names_and_sizes(samples: Iterable[Sample], root: Path | None) -> str:
+    """A digest that changes with the images' paths below `root` and with the sizes of their files."""
+    files = sorted({f"{relative_to(s.path, root)}|{_size(s.path)}" for s in samples})
+    return hashlib.sha256(os.fsencode("\n".join(files))).hexdigest()[:16]
 
 
 def content_digest(path: Path) -> str:

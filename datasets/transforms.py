@@ -229,8 +229,10 @@ def degraded(image: np.ndarray, rng: np.random.Generator, *, frames: bool = Fals
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3))
     if rng.random() < 0.35:
         how = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 96))]
-        parts = [cv2.imencode(".jpg", part, how)[1] for part in (cv2.split(image) if frames else (image,))]
-        image = np.dstack([np.asarray(cv2.imdecode(part, cv2.IMREAD_UNCHANGED)) for part in parts])
+        parts = cv2.split(image) if frames else (image[..., ::-1],)  # OpenCV's colours are BGR
+        files = [cv2.imencode(".jpg", part, how)[1] for part in parts]
+        read = np.dstack([np.asarray(cv2.imdecode(file, cv2.IMREAD_UNCHANGED)) for file in files])
+        image = read if frames else read[..., ::-1]
     return image
 
 

@@ -107,14 +107,8 @@ class ReMIND(AnomalyModel):
         share = torch.full((len(images),), USUAL, device=images.device)
         return torch.stack([top_mean(m, share, limit=USUAL) for m in both], dim=1)
 
-    def features(self, images: Tensor) -> tuple[Features, Features]:
-        """Images (B, 3, H, W) to the teacher's features and what the student restores of them."""
-        with torch.no_grad():
-            raw = self.teacher(images)
-        return self.restored(raw, images)
-
-    def restored(self, raw: Features, images: Tensor | None = None) -> tuple[Features, Features]:
-        """The second teacher's features of `images`, else `raw`, scaled, and what the student restores."""
+    def restored(self, raw: Features, images: Tensor) -> tuple[Features, Features]:
+        """The second teacher's features of `images`, else the frozen one's, `raw`, scaled; the student's."""
         teacher = self.scale(raw if self.second is None else self.second(images))
         inputs = [t.detach() for t in teacher]
         return teacher, self.student(self.bottleneck(inputs), inputs)

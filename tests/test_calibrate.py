@@ -2,11 +2,13 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_mvtec_like
+from PIL import Image
 from test_predict import RUN, fitted, run  # noqa: F401 (fixtures)
 
 import calibrate as calibrate_command
@@ -71,7 +73,27 @@ def test_images_that_were_trained_on_are_refused(recalibrate, run, tmp_path):  #
     shutil.move(root, root.with_name("moved"))
     code, _, err = recalibrate(root.with_name("moved") / "part/train/good")
     write_mvtec_like(root)  # other tests use it
-    assert code == 0 and "whether these are among them is unknown" in err
+    assert code == 0 and "are not at" in err and "overlap with them is not checked" in err
+
+
+@pytest.mark.parametrize("change", ["other images", "fewer", "none"])
+def test_images_that_are_no_longer_there_are_told(recalibrate, mvtec_like, tmp_path, change):
+    """What was trained on is known by its names and sizes: whether it is among new images no longer is."""
+    path = tmp_path / RUN / "last.pt"
+    state = load_checkpoint(path)
+    root = shutil.copytree(state.config.run.data_root, tmp_path / "copy")
+    replace(state, config=replace(state.config, run=replace(state.config.run, data_root=str(root)))).save(
+        path
+    )
+    for image in sorted((root / "part/train/good").iterdir()) if change != "none" else ():
+        if change == "fewer":
+            image.unlink()
+            break
+        Image.new("RGB", (40, 48), tuple(image.read_bytes()[-3:])).save(image)
+    new = shutil.copytree(mvtec_like / "part/test/good", tmp_path / "new")
+    code, _, err = recalibrate(new)
+    told = f"the training images are no longer those at {root}: overlap with them is not checked"
+    assert code == 0 and (told in err) == (change != "none")
 
 
 def test_what_is_there_is_kept(recalibrate, mvtec_like, tmp_path):

@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -241,6 +242,51 @@ def test_the_example_keeps_a_file_that_is_there(example, tmp_path):
     with pytest.raises(SystemExit, match=r"mine.csv is there already; choose another --output"):
         example.main(["model.onnx", str(tmp_path), "--output", str(tmp_path / "mine.csv")])
     assert (tmp_path / "mine.csv").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["none.onnx", "."], "none.onnx is no file of export.py that opens"),
+    (["last.pt", "."], "last.pt is no file of export.py that opens"),
+    (["model.onnx", ".", "--output", "none/x.csv"], "none/x.csv has no folder; choose another --output"),
+])  # fmt: skip
+def test_the_example_refuses_files_before_it_scores(example, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 a checkpoint")
+    with pytest.raises(SystemExit, match=f"^error: {said}"):
+        example.main(words)
+
+
+def test_the_example_keeps_what_it_has_scored(example, tmp_path, monkeypatch):
+    """A name whose bytes are no text, and what Pillow says of a picture that is too large."""
+
+    class Session:
+        def __init__(self, *_, **__):
+            pass
+
+        def get_modelmeta(self):
+            return SimpleNamespace(custom_metadata_map={"format_version": "1", "category": "part"})
+
+        def get_inputs(self):
+            return [SimpleNamespace(shape=(1, 2, 3, 4))]
+
+        def get_outputs(self):
+            return [SimpleNamespace(name="score")]
+
+        def run(self, *_):
+            return [np.ones(1, np.float32)]
+
+    monkeypatch.setattr(example.onnxruntime, "InferenceSession", Session)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()
+    for name in (b"new/a.png", b"new/\xff.png"):
+        Image.new("RGB", (9, 9)).save(os.fsdecode(name))
+    example.main(["model.onnx", "new"])
+    assert [row[0] for row in table(tmp_path / "scores.csv")[1:]] == ["a.png", "\\udcff.png"]
+    Image.new("RGB", (9, 7)).save(tmp_path / "small.png")
+    for name, said in (("small.png", "below 8 pixels"), ("new/a.png", "exceeds limit")):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80 if name == "small.png" else 40)
+        with pytest.raises(SystemExit, match=f"error: {name}: .*{said}"):
+            example.main(["model.onnx", name, "--output", "other.csv"])
 
 
 def test_the_example_refuses_what_predict_does(example, tmp_path):

@@ -11,9 +11,10 @@ import printed_commands
 import pytest
 from conftest import ROOT
 
+import predict as predict_command
 import test as test_command
 import train as train_command
-from utils.cli import SETTING_OF, overrides
+from utils.cli import SETTING_OF, overrides, run_command
 from utils.config import RunOptions
 
 PREPARE = ("aptos", "isic2018", "visa", "kolektor")  # their parser is in scripts/prepare/writer.py
@@ -110,3 +111,13 @@ def test_a_wrong_help_is_found(value, text):
     parser.add_argument("--size", default=value, help=text)
     with mock.patch(f"{__name__}.parser_of", lambda _: parser), pytest.raises(AssertionError, match="--size"):
         test_each_default_is_stated_once_and_true("")
+
+
+@pytest.mark.parametrize(("words", "at"), [
+    (["", "--checkpoint", "r"], 1), (["--checkpoint", ""], 2), (["new", "--output="], 2),
+])  # fmt: skip
+@pytest.mark.parametrize("command", [train_command, test_command, predict_command])
+def test_an_empty_argument_is_no_folder(capfd, command, words, at):
+    """As of a shell's variable that is not set: a path would be the folder where the command runs."""
+    assert run_command(command.main, words) == 2
+    assert re.fullmatch(f"error: argument {at} is empty: .*\n", capfd.readouterr().err)

@@ -1,5 +1,6 @@
 """ReMIND: hardest positions, focal loss, discrimination head, one teacher, synthetic sets."""
 
+import io
 import math
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from PIL import Image
 from torch.nn import functional as F
 
 import train as train_command
@@ -38,6 +40,11 @@ def batch():
     mask = torch.zeros(4, 1, 64, 64)
     mask[2:, :, 10:30, 20:40] = 1
     return {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([0, 0, 1, 1]), "mask": mask}
+
+
+def restored(model, images):
+    """What its head reads: a teacher's features, and what the student restores of them."""
+    return model.restored(model.teacher(images), images)
 
 
 class TestHardestPositions:
@@ -80,7 +87,7 @@ class TestHardestPositions:
     @pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.15, 0.55), (0.3, 0.1), (1.0, 0.1)])
     def test_share_falls_in_a_line(self, make_config, batch, progress, share):
         model = build_model(make_config(model__name="remind", model__width=0.5)).eval()
-        pairs = list(zip(*model.features(batch["image"]), strict=True))
+        pairs = list(zip(*restored(model, batch["image"]), strict=True))
         normal = [unmasked_positions(t.shape[2:], batch["mask"]) for t, _ in pairs]
         expected = sum(hardest_distance(t, s, n, share) for (t, s), n in zip(pairs, normal, strict=True))
         torch.testing.assert_close(model.loss(batch, progress)["kd"], expected)
@@ -132,7 +139,7 @@ class TestModel:
         return build_model(make_config(model__name="remind", **settings))
 
     def test_one_teacher(self, model, batch, make_config):
-        teacher, student = model.features(batch["image"])
+        teacher, student = restored(model, batch["image"])
         assert [t.shape for t in teacher] == [s.shape for s in student] and len(teacher) == 3
         (group,) = model.parameter_groups(make_config().optim)
         assert {id(p) for p in group["params"]}.isdisjoint(id(p) for p in model.teacher.parameters())
@@ -151,7 +158,7 @@ class TestModel:
         changed = batch | {"image": torch.where(batch["mask"] == 1, -clean, clean), "clean": clean}
         parts = model.train().loss(changed, 0.5)
         torch.testing.assert_close(parts["total"], parts["kd"] + parts["repair"] + parts["head"])
-        _, student = model.features(changed["image"])
+        _, student = restored(model, changed["image"])
         with torch.no_grad():
             target = model.scale(model.teacher(clean))
         expected = 0.0
@@ -169,11 +176,14 @@ class TestModel:
     def test_the_second_teacher_learns_with_the_head_and_is_kept_on_normals(self, make_config, batch):
         """keep: the mean distance of its features from the frozen one's on normal positions."""
         settings = {"model__name": "remind", "model__width": 0.5, "model__bank_fraction": 0}
+        settings["model__feature_gain"] = 0.2
         torch.manual_seed(0)
         plain = build_model(make_config(**settings), pretrained=False)
         config = make_config(loss__terms=["adapt"], optim__lr=5e-2, **settings)
         torch.manual_seed(0)
         model = build_model(config, pretrained=False)
+        for each in (plain, model):
+            each.fit_statistics([batch["image"]])
         before, parts = plain.eval().loss(batch, 0.5), model.eval().loss(batch, 0.5)
         assert parts["keep"].item() == pytest.approx(0, abs=1e-6)
         torch.testing.assert_close((parts["kd"], parts["head"]), (before["kd"], before["head"]))
@@ -200,9 +210,18 @@ class TestModel:
             distance = 1 - F.cosine_similarity(f.double(), s.double(), dim=1)
             keep += distance[~masked].mean().item()
             shown += distance[masked].mean().item()
-        parts = model.loss(batch, 0.5)
+        clean = torch.where(batch["mask"] == 1, -batch["image"], batch["image"])
+        parts, both = model.loss(batch, 0.5), model.loss(batch | {"clean": clean}, 0.5)
         assert parts["keep"].item() == pytest.approx(KEEP * keep, rel=1e-4, abs=1e-6)
         assert parts["head"] < before["head"] and shown > 2 * keep > 0
+        with torch.no_grad():  # the student restores the frozen teacher's features, of what was there
+            student = model.restored([], batch["image"])[1]
+            normal = [unmasked_positions(f.shape[2:], batch["mask"]) for f in frozen]
+            there = model.scale(model.teacher(clean))
+            kd = sum(hardest_distance(*x, 0.1) for x in zip(frozen, student, normal, strict=True))
+            kept = zip(there, student, [~n for n in normal], strict=True)
+            repair = REPAIR * sum(hardest_distance(*x, 1) for x in kept)
+        torch.testing.assert_close((parts["kd"].detach(), both["repair"].detach()), (kd, repair))
 
         reached = {"kd": {"student", "bottleneck"}, "head": {"head", "second"}, "keep": {"second"}}
         for name, those in reached.items():
@@ -217,7 +236,7 @@ class TestModel:
         images = batch["image"]
         with torch.no_grad():
             for _ in range(3):
-                model.train().features(images)  # batch norms that know these images
+                restored(model.train(), images)  # batch norms that know these images
             found, alone = model.eval().predict(images), model.predict(images[2:3])
             folded = model.deploy().predict(images)
         assert found.anomaly_map.shape == (4, 64, 64) and found.score.shape == (4,)
@@ -234,7 +253,7 @@ class TestModel:
     def test_map_is_multiplied_by_the_probability(self, model, batch):
         model.eval().decision = Decision("max", 0, 0, 0.0, 0.0)
         found = model.predict(batch["image"])
-        logits = model.head(*model.features(batch["image"]))
+        logits = model.head(*restored(model, batch["image"]))
         torch.nn.init.constant_(model.head.out.bias, -100)  # a head that knows nothing leaves a twentieth
         nothing = model.predict(batch["image"])
         probability = F.interpolate(logits, (64, 64), mode="bilinear")[:, 0].sigmoid()
@@ -247,14 +266,22 @@ class TestModel:
 
 class TestWithBank:
     @pytest.fixture
-    def model(self, make_config):
+    def model(self, make_config, request):
         settings = {"model__name": "remind", "model__width": 0.5, "model__bank_fraction": 0.25}
-        return build_model(make_config(**settings)).eval()
+        model = build_model(make_config(loss__terms=getattr(request, "param", []), **settings)).eval()
+        if model.second is not None:
+            with torch.no_grad():
+                for weights in model.second.parameters():  # it has learnt
+                    weights.mul_(1.1 + 0.1 * torch.rand_like(weights))
+        return model
 
+    @pytest.mark.parametrize("model", [[], ["adapt"]], indirect=True, ids=["one teacher", "adapt"])
     @torch.no_grad()
     def test_both_distances_over_their_units_times_the_head(self, model, batch):
         images = batch["image"]
         model.fit([images[:3], images[3:]], seed=0)
+        kept = placed(patches_of(model.teacher(images)), model.place).flatten(0, 2)  # the frozen teacher's
+        assert torch.cdist(model.bank, kept).amin(1).max() < 0.02
         model.train().fit_score([images[:1], images[1:]])
         assert model.training and model.eval().usual.shape == (2,)
         model.decision = Decision("max", 0, 0, 0.0, 0.0)
@@ -264,7 +291,7 @@ class TestWithBank:
 
         def distances(images):
             raw = model.teacher(images)
-            teacher, student = model.restored(raw)
+            teacher, student = model.restored(raw, images)
             own = sum(
                 F.interpolate(distance_map(t, s)[:, None], (64, 64), mode="bilinear", align_corners=True)[
                     :, 0
@@ -288,7 +315,7 @@ class TestWithBank:
         torch.testing.assert_close(model.predict(images + 0.5).anomaly_map, expected, rtol=1e-4, atol=1e-5)
         # the unit of each distance is the mean of its largest hundredth on normals
         raw = model.teacher(images)
-        teacher, student = model.restored(raw)
+        teacher, student = model.restored(raw, images)
         maps = [distance_map(t, s)[:, None] for t, s in zip(teacher, student, strict=True)]
         size = maps[0].shape[2:]
         own = sum(F.interpolate(m, size, mode="bilinear", align_corners=True)[:, 0] for m in maps)
@@ -492,6 +519,16 @@ class TestSyntheticTraining:
         for seed in range(20):  # the other frames are even, so blurring and compressing keep them
             assert (degraded(image, np.random.default_rng(seed), frames=True)[..., 1:] == 128).all()
         assert any((degraded(image, np.random.default_rng(seed))[..., 1:] != 128).any() for seed in range(20))
+        image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        seen = 0
+        for seed in range(40):  # the colours are those of a JPEG, of which blue is the least exact
+            rng = np.random.default_rng(seed)
+            if rng.random() >= 0.5 and rng.random() < 0.35:
+                found = degraded(image, np.random.default_rng(seed))
+                Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=int(rng.integers(40, 96)))
+                assert np.abs(found.astype(int) - np.asarray(Image.open(file))).mean() < 2
+                seen += 1
+        assert seen > 3
         data.samples = [replace(s, earlier=(s.path, s.path)) for s in data.samples]
         data.degrades, draws = True, list(range(5 * len(data)))
         grey = np.repeat(image[None, ..., :1], len(draws), axis=0).repeat(3, axis=3)

@@ -418,6 +418,18 @@ class TestTestCommand:
         assert self.command("--checkpoint", str(folder), "--category", "sequence") == 1
         assert "is the same file as" in capfd.readouterr().err
 
+    def test_training_images_that_moved_to_the_test_set_are_told(self, mvtec_like, tmp_path, capfd):
+        root = shutil.copytree(mvtec_like, tmp_path / "copy")
+        flags = ["--dataset", "folder", "--data-root", str(root), *SMALL, "--model", "memory-bank"]
+        assert run_command(train.main, [*flags, "--output", str(tmp_path / "r"), "--name", "r"]) == 0
+        (folder,) = (tmp_path / "r").glob("*/*/*/r")
+        assert self.command("--checkpoint", str(folder)) == 0
+        assert "no longer" not in capfd.readouterr().err
+        for path in sorted((root / "part/train/good").iterdir())[:4]:
+            path.rename(root / "part/test/good" / f"new-{path.name}")
+        assert self.command("--checkpoint", str(folder)) == 0
+        assert f"the training images are no longer those at {root}" in capfd.readouterr().err
+
     def test_unfair_numbers_stay_unfair(self, run, masters, tmp_path, capfd):
         best = ("--select", "best", "--set", "eval.every=1")
         assert run("btad", "--category", "01", "--iterations", "1", *best)[0] == 0

@@ -214,6 +214,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
+        if empty := [a for a in argv if not a or re.fullmatch("--[^=]*=", a)]:
+            raise ConfigError(f"argument {argv.index(empty[0]) + 1} is empty: '{empty[0]}'; . is this folder")
         main(argv)
     except Exception as error:
         line = _one_line(error) if isinstance(error, USER_ERRORS) else _out_of_memory(error)
