@@ -40,7 +40,6 @@ CANDIDATES = 1 << 18  # patches at most from which they are chosen, fewer where 
 PLACE = 6  # standard deviations of a patch's features that the side of an image counts (docs/LOG.md)
 REPAIR = 0.1  # weight of restoring what was there; with 1 screw loses 11 points of image AUROC (docs/LOG.md)
 SECOND_RATE = 0.2  # of the second teacher, in shares of `optim.lr`; screw has no more with 0.6 (docs/LOG.md)
-KEEP = 0.3  # weight of staying as the frozen teacher; with 1 KolektorSDD loses 3 points of PRO (docs/LOG.md)
 HEAD_FLOOR = 0.05  # added to the head's probability, so that a defect which it does not know still shows
 
 
@@ -119,7 +118,7 @@ class ReMIND(AnomalyModel):
         batch: image (B, 3, H, W) and mask (B, 1, H, W) of its defects. The share of positions that counts
         falls in a line from 1 to `hard_ratio`. With clean (B, 3, H, W), the images without their synthetic
         defects, the student restores the normal features there: a tenth of their mean distance is added.
-        keep: 0.3 of the second teacher's mean distance from the frozen one's features on normal positions.
+        keep: the mean distance of the second teacher's features from the frozen one's on normal positions.
         """
         mask = batch["mask"]
         with torch.no_grad():
@@ -134,7 +133,7 @@ class ReMIND(AnomalyModel):
             normal = [unmasked_positions(t.shape[2:], mask) for t in teacher]
             parts = {"kd": _summed_distance(frozen, student, normal, share)}
             if self.second is not None:
-                parts["keep"] = KEEP * _summed_distance(frozen, teacher, normal, 1)
+                parts["keep"] = _summed_distance(frozen, teacher, normal, 1)
             if "clean" in batch:
                 differs = (batch["image"] != batch["clean"]).any(dim=1, keepdim=True)
                 changed = [~unmasked_positions(t.shape[2:], differs) for t in clean]

@@ -25,7 +25,7 @@ from model import build_model, remind
 from model.decision import Decision, distance_map
 from model.heads import DiscriminationHead
 from model.peers.memory_bank import nearest, patches_of, placed, sample_patches
-from model.remind import KEEP, REPAIR, SECOND_RATE
+from model.remind import REPAIR, SECOND_RATE
 from model.step import TrainingStep
 from utils.checkpoint import load_checkpoint
 from utils.cli import run_command
@@ -212,7 +212,7 @@ class TestModel:
             shown += distance[masked].mean().item()
         clean = torch.where(batch["mask"] == 1, -batch["image"], batch["image"])
         parts, both = model.loss(batch, 0.5), model.loss(batch | {"clean": clean}, 0.5)
-        assert parts["keep"].item() == pytest.approx(KEEP * keep, rel=1e-4, abs=1e-6)
+        assert parts["keep"].item() == pytest.approx(keep, rel=1e-4, abs=1e-6)
         assert parts["head"] < before["head"] and shown > 2 * keep > 0
         with torch.no_grad():  # the student restores the frozen teacher's features, of what was there
             student = model.restored([], batch["image"])[1]
