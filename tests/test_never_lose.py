@@ -99,7 +99,7 @@ checkpoint.Checkpoint.save = saved
 
         monkeypatch.setattr(os, "fsync", full)
         code, err = run("--iterations", "1")
-        assert code == 1 and one_line(err) and "No space left" in err
+        assert code == 1 and one_line(err) and f"No space left on device: '{folder}/" in err
         assert not list(folder.glob(f".*{PARTIAL}"))
 
     def test_output_cannot_be_written(self, run, tmp_path):

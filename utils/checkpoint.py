@@ -101,7 +101,7 @@ def _write(tree: Tree, path: str) -> None:
         room = f"{shutil.disk_usage(folder).free / 2**20:.0f} MB are free"
         found = f"a checkpoint could not be written to {folder} ({str(error).splitlines()[0]})"
         way_out = "make room and --resume, or choose another --output"
-        raise OSError(f"{found}; the one before is kept. There {room}; {way_out}") from error
+        raise OSError(f"{found}; an earlier one stays. There {room}; {way_out}") from error
 
 
 def find_checkpoint(run: str | Path) -> Path:

@@ -39,8 +39,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, flush: 
                 os.fsync(file.fileno())
         partial.chmod(0o644)  # mkstemp makes private files
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno:  # as of a disk that is full
+            error.filename = str(path)
         raise
 
 
