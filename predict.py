@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"--save {args.save}: '{unknown[0]}' is none of {', '.join(KINDS)}, none")
     if "mask" in kinds and calibration is None:
-        way_out = "train on more images, or with a larger data.calibration_fraction"
+        way_out = "train with data.calibration_fraction above 0, or on more images"
         raise ConfigError(f"--save mask needs a level of held-out images, and there are none: {way_out}")
     if args.watch:
         watch(args, detector, kinds)

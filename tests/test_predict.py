@@ -284,6 +284,19 @@ class TestStreaming:
             assert np.array_equal(normalise.pixels(normalise(every)), every)
 
 
+def test_too_few_images_to_hold_out(mvtec_like, tmp_path, capfd):
+    """The run says so, and predict.py does not say that the setting was left out."""
+    for path in sorted((mvtec_like / "part/train/good").iterdir())[1:]:
+        path.unlink()
+    where = ["--data-root", str(mvtec_like), "--output", str(tmp_path / "few"), "--name", "r"]
+    assert run_command(train_command.main, [*where, *FLAGS]) == 0
+    assert "the training images (1) leave none to hold out: there will be no p-values" in capfd.readouterr().err
+    (folder,) = (tmp_path / "few").glob("*/*/*/r")
+    words = ["--checkpoint", str(folder), str(mvtec_like / "part/test"), "--device", "cpu", "--save", "none"]
+    assert run_command(predict_command.main, [*words, "--output", str(tmp_path / "out")]) == 0
+    assert "held no image out" in capfd.readouterr().err
+
+
 def test_decisions_are_explained(run, mvtec_like, tmp_path):
     _, _, err = run(str(mvtec_like / "part/test"), "--false-alarm-rate", "0.2")
     assert "like the 5 held-out ones" in err and "at most a share of 0.2" in err
