@@ -156,7 +156,7 @@ def split_samples(config: Config) -> Parts:
         normal, anomalous = (splits.without_copies(part, test) for part in (normal, anomalous))
     normal, calibration = splits.hold_out(normal, data.calibration_fraction, seed=seed)
     if data.calibration_fraction and normal and not calibration:
-        _log.warning("the training images (%d) leave none to hold out: there will be no p-values", len(normal))
+        _log.warning("the training images (%d) leave none to hold out, so there are no p-values", len(normal))
     if calibration:
         tied = splits.tied_groups([*calibration, *anomalous])
         apart = {tied[s.group] for s in calibration}
