@@ -172,3 +172,10 @@ def test_mistakes(capfd):
     assert run_command(accuracy.main, ["--data", "nosuch=x"]) == 2
     assert run_command(accuracy.main, ["--dry-run", "--models", "nosuch"]) == 2
     assert "no model 'nosuch' in the file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["kolektor=", "kolektor", "nothing=/data"])
+def test_a_dataset_needs_its_folder(text, tmp_path, capfd):
+    """An empty one would be the folder where the command runs."""
+    assert run_command(accuracy.main, ["--data", text, "--csv", str(tmp_path / "x.csv")]) == 2
+    assert "takes NAME=DIR with a name of" in capfd.readouterr().err

@@ -133,8 +133,8 @@ def _check_precision(planned: Sequence[Cell], rows: Sequence[Row], path: Path) -
 
 
 def _root(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not equals or name not in SPECS:
+    name, _, folder = text.partition("=")
+    if not folder or name not in SPECS:
         raise ConfigError(f"--data takes NAME=DIR with a name of {', '.join(SPECS)}; found '{text}'")
     return name, Path(folder).expanduser().resolve()
 
