@@ -114,10 +114,11 @@ def test_a_wrong_help_is_found(value, text):
 
 
 @pytest.mark.parametrize(("words", "at"), [
-    (["", "--checkpoint", "r"], 1), (["--checkpoint", ""], 2), (["new", "--output="], 2),
+    (["", "--checkpoint", "r"], "the first argument"), (["--checkpoint", ""], "--checkpoint"),
+    (["new", "--output=", "--name", "x"], "--output"),
 ])  # fmt: skip
 @pytest.mark.parametrize("command", [train_command, test_command, predict_command])
 def test_an_empty_argument_is_no_folder(capfd, command, words, at):
     """As of a shell's variable that is not set: a path would be the folder where the command runs."""
     assert run_command(command.main, words) == 2
-    assert re.fullmatch(f"error: argument {at} is empty: .*\n", capfd.readouterr().err)
+    assert re.fullmatch(f"error: {at} is ''; expected a value, .*\n", capfd.readouterr().err)

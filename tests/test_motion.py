@@ -162,8 +162,9 @@ class TestStackedFrames:
     def test_calibration_takes_no_clip_that_the_speed_was_measured_on(self, config, ped2):
         fitted = config(model__head="speed")
         (held,) = {s.group for s in build_data(fitted, NORMALISE).scale.samples}
+        detector = SimpleNamespace(config=fitted, state=SimpleNamespace(identity=None))
         with pytest.raises(DatasetError, match=f"{held}.* which the model was trained on"):
-            good_samples(ped2 / "Train" / held, fitted, skip_unreadable=False)
+            good_samples(ped2 / "Train" / held, detector, skip_unreadable=False)
 
     def test_one_clip_is_too_few_to_scale_the_speed_on(self, config, ped2):
         shutil.rmtree(ped2 / "Train/Train002")

@@ -6,12 +6,13 @@ numbers n. Matrices and kernels are n / sqrt(fan-in), running variances 1 + 0.1 
 all else 0.1 n. Theta and the feature scale are not drawn: they stay 1, as UniNet's authors have them. The
 images are normal numbers of seed 1. All is in eval mode: no number depends on a batch.
 `python scripts/convert_weights.py RUN --to uninet` writes such a state for the authors' code. v0.1.0 (commit
-4a74ab6) gives the same.
+4a74ab6) gives the same. UniAS's backbone is drawn with the stages that its features do not need.
 """
 
 import math
 
 import pytest
+import timm
 import torch
 
 from model import build_model
@@ -22,7 +23,11 @@ def fill(model):
     """Weights by the rule."""
     generator = torch.Generator().manual_seed(0)
     norms = {name for name, m in model.named_modules() if "Norm" in type(m).__name__}
-    for name, tensor in sorted(model.state_dict().items()):
+    state = model.state_dict()
+    if hasattr(model, "backbone"):
+        whole = timm.create_model("tf_efficientnet_b4", features_only=True).state_dict()
+        state = {f"backbone.{key}": value for key, value in whole.items()} | state
+    for name, tensor in sorted(state.items()):
         if not tensor.is_floating_point() or name.startswith(("dfs.theta", "teachers.scale")):
             continue
         n = torch.randn(tensor.shape, generator=generator)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -214,8 +215,9 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
-        if empty := [a for a in argv if not a or re.fullmatch("--[^=]*=", a)]:
-            raise ConfigError(f"argument {argv.index(empty[0]) + 1} is empty: '{empty[0]}'; . is this folder")
+        for before, word in pairwise(["the first argument", *argv]):
+            if word == "" or re.fullmatch("--[^=]*=", word):
+                raise ConfigError(f"{word[:-1] or before} is ''; expected a value, such as . for this folder")
         main(argv)
     except Exception as error:
         line = _one_line(error) if isinstance(error, USER_ERRORS) else _out_of_memory(error)
