@@ -141,8 +141,11 @@ def test_a_bank_of_all_images_counts(make_config, mvtec_like, monkeypatch):
         time.sleep(1)
         plain(model, images, seed=seed)
 
-    step, rest = time_budget.measure(config, cpu)
+    def measured():  # the lower of two: a process's first calls take longer, and others take its core
+        return min(time_budget.measure(config, cpu)[::-1] for _ in range(2))
+
+    rest, step = measured()
     monkeypatch.setattr(ReMIND, "fit", slow)
-    longer = time_budget.measure(config, cpu)[1] - rest
+    longer = measured()[0] - rest
     whole = len(time_budget.split_samples(config).train) / time_budget.PROBE
     assert step > 0 and longer == pytest.approx(whole, rel=0.5)
