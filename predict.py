@@ -223,7 +223,7 @@ class Writer:
 def about_decisions(calibration: Calibration | None, rate: float, *, finished: bool) -> str:
     """What a flag means here, in one sentence. finished: calibration is done at the end of the training."""
     if calibration is None:
-        none = "held no image out (data.calibration_fraction of its images is none)"
+        none = "held no image out (data.calibration_fraction is 0, or its images are too few)"
         lacks = none if finished else "has not finished its training"
         return f"the model {lacks}: no p-values, no fixed colour scale"
     held_out, smallest = len(calibration.scores), calibration.smallest_rate()

@@ -119,7 +119,7 @@ def _create(name: str, state: dict[str, Tensor] | None, options: Options, *, pre
 
 
 def _first(stages: nn.Sequential, count: int) -> nn.Sequential:
-    """Up to the last feature, as timm's EfficientNets run all, 76 % of lite0's weights; states of all fit."""
+    """The stages up to the last feature; timm's EfficientNets compute all. States that hold all fit."""
 
     def drop(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
         for key in [k for k in state if int(k.removeprefix(prefix).split(".")[0]) >= count]:

@@ -82,9 +82,8 @@ def test_images_that_are_no_longer_there_are_told(recalibrate, mvtec_like, tmp_p
     path = tmp_path / RUN / "last.pt"
     state = load_checkpoint(path)
     root = shutil.copytree(state.config.run.data_root, tmp_path / "copy")
-    replace(state, config=replace(state.config, run=replace(state.config.run, data_root=str(root)))).save(
-        path
-    )
+    here = replace(state.config.run, data_root=str(root))
+    replace(state, config=replace(state.config, run=here)).save(path)
     for image in sorted((root / "part/train/good").iterdir()) if change != "none" else ():
         if change == "fewer":
             image.unlink()

@@ -36,7 +36,7 @@ def contents(name, chosen, root):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_they_are_known_again(masters, tmp_path, caplog, monkeypatch, layout):
-    """Of each dataset, also where the data has moved; and no longer where one was renamed."""
+    """Of each dataset, also where the data has moved; a run that recorded others is told so."""
     name, root = layout.partition("-")[0], masters[layout]
     moved = shutil.copytree(root, tmp_path / "moved")
     for key in SPECS.keys() & COUNTS.keys():
